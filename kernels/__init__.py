@@ -1,0 +1,149 @@
+"""The ops: a CUDA tensor goes to Triton, any other to the torch twin. Decided here and nowhere else.
+
+The functions below own the contract (shapes, dtypes, errors); `reference.py` says in torch what each one computes.
+Triton is imported on first use, so that a machine without it can still run the twins.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+
+from kernels import reference
+from kernels.reference import FP8_MAX, INVARIANT_ROWS
+from kernels.sampling import draw_gumbel, draw_multinomial, gumbel_noise, process_logits, uniform_noise
+
+__all__ = [
+    "FP8_MAX",
+    "INVARIANT_ROWS",
+    "act_dequant",
+    "act_quant",
+    "draw_gumbel",
+    "draw_multinomial",
+    "fp8_gemm",
+    "gemm",
+    "gumbel_noise",
+    "mla_decode",
+    "process_logits",
+    "rms_norm",
+    "uniform_noise",
+    "weight_dequant",
+    "weight_quant",
+]
+
+_SCALE_FORMATS = (None, "ue8m0")
+
+
+def _implementation(room: str, tensor: torch.Tensor):
+    """The module that computes on this tensor's device: `kernels.<room>` in Triton, or the twins."""
+    return importlib.import_module(f"kernels.{room}") if tensor.is_cuda else reference
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _check_quantiser(x: torch.Tensor, block_size: int, scale_fmt: str | None) -> None:
+    _require(x.is_floating_point() and x.element_size() >= 2, f"can't quantise {x.dtype}: float32, bfloat16 or float16")
+    _require(block_size == 128, f"block_size must be 128, not {block_size}")
+    _require(scale_fmt in _SCALE_FORMATS, f"scale_fmt must be None or 'ue8m0', not {scale_fmt!r}")
+
+
+def act_quant(
+    x: torch.Tensor, block_size: int = 128, scale_fmt: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantises finite activations to E4M3, one scale per row and 128 values.
+
+    `x [..., K]` float32, bfloat16 or float16, K a multiple of 128. Returns `q [..., K]` float8_e4m3fn and
+    `s [..., K/128]` float32 with `x ~ q * s`: `s = max(amax, 1e-4) / 448`, and for `scale_fmt="ue8m0"` the next power
+    of two. Raises ValueError for any other shape, dtype or format.
+    """
+    _check_quantiser(x, block_size, scale_fmt)
+    _require(x.ndim >= 1 and x.shape[-1] % 128 == 0, f"the last dimension must be a multiple of 128: {tuple(x.shape)}")
+    return _implementation("quant", x).act_quant(x, block_size, scale_fmt)
+
+
+def act_dequant(q: torch.Tensor, scale: torch.Tensor, block_size: int = 128) -> torch.Tensor:
+    """Restores `q [..., K]` with scales `[..., K/128]` to float32. On the GPU the products restore on the fly."""
+    return reference.act_dequant(q, scale, block_size)
+
+
+def weight_quant(
+    w: torch.Tensor, block_size: int = 128, scale_fmt: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantises a finite weight `[N, K]` to E4M3, one scale per 128x128 tile; ragged edges are tiles too.
+
+    Returns `q [N, K]` float8_e4m3fn and `s [ceil(N/128), ceil(K/128)]` float32, scaled as in `act_quant`.
+    """
+    _check_quantiser(w, block_size, scale_fmt)
+    _require(w.ndim == 2, f"a weight has two dimensions: {tuple(w.shape)}")
+    return _implementation("quant", w).weight_quant(w, block_size, scale_fmt)
+
+
+def _tiles(shape: torch.Size) -> tuple[int, int]:
+    return -(-shape[0] // 128), -(-shape[1] // 128)
+
+
+def weight_dequant(
+    q: torch.Tensor, scale: torch.Tensor, block_size: int = 128, *, dtype: torch.dtype
+) -> torch.Tensor:
+    """Restores `q [N, K]` float8_e4m3fn with tile scales `[ceil(N/128), ceil(K/128)]` float32 to `dtype`."""
+    _require(block_size == 128, f"block_size must be 128, not {block_size}")
+    _require(q.ndim == 2 and q.dtype == torch.float8_e4m3fn, f"not an FP8 weight: {q.dtype} {tuple(q.shape)}")
+    _require(tuple(scale.shape) == _tiles(q.shape), f"scales {tuple(scale.shape)} do not tile {tuple(q.shape)}")
+    return _implementation("quant", q).weight_dequant(q, scale, block_size, dtype)
+
+
+def fp8_gemm(
+    a: torch.Tensor, a_s: torch.Tensor, b: torch.Tensor, b_s: torch.Tensor, *, out_dtype: torch.dtype
+) -> torch.Tensor:
+    """Block-scaled FP8 product `c[m, n] = sum over K-blocks of (a_blk . b_blk) * a_s * b_s`, summed in float32.
+
+    `a [M, K]` float8_e4m3fn with `a_s [M, K/128]`, `b [N, K]` float8_e4m3fn with `b_s [ceil(N/128), K/128]`, scales
+    float32; any M and N, K a multiple of 128. Returns `[M, N]` in `out_dtype`. For M <= `INVARIANT_ROWS` a row of the
+    result depends, bit by bit, on that row of `a` alone. Raises ValueError for operands that don't fit together.
+    """
+    fp8 = torch.float8_e4m3fn
+    _require(a.dtype == fp8 and b.dtype == fp8, f"operands must be float8_e4m3fn, not {a.dtype} and {b.dtype}")
+    _require(a.ndim == b.ndim == 2 and a.shape[1] == b.shape[1], f"can't multiply {tuple(a.shape)} by {tuple(b.shape)}")
+    _require(a.shape[1] % 128 == 0, f"K must be a multiple of 128, not {a.shape[1]}")
+    _require(tuple(a_s.shape) == (a.shape[0], a.shape[1] // 128), f"a_s {tuple(a_s.shape)} does not fit a")
+    _require(tuple(b_s.shape) == _tiles(b.shape), f"b_s {tuple(b_s.shape)} does not fit b {tuple(b.shape)}")
+    return _implementation("gemm", a).fp8_gemm(a, a_s, b, b_s, out_dtype)
+
+
+def gemm(a: torch.Tensor, b: torch.Tensor, *, out_dtype: torch.dtype) -> torch.Tensor:
+    """Plain product `a [M, K] @ b [N, K]^T`, or a batch of them `[H, M, K]`, `[H, N, K]`, summed in float32.
+
+    For what the format keeps out of FP8: head, gate, and MLA's absorbed projections. Same row invariance as `fp8_gemm`.
+    """
+    _require(
+        a.ndim == b.ndim and a.ndim in (2, 3) and a.shape[-1] == b.shape[-1] and a.shape[:-2] == b.shape[:-2],
+        f"can't multiply {tuple(a.shape)} by {tuple(b.shape)}",
+    )
+    _require(a.dtype == b.dtype, f"operands must share a dtype, not {a.dtype} and {b.dtype}")
+    return _implementation("gemm", a).gemm(a, b, out_dtype)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """`x * rsqrt(mean(x^2) + eps) * weight` over the last dimension, in float32, returned in the dtype of `x`."""
+    _require(weight.shape == x.shape[-1:], f"weight {tuple(weight.shape)} does not fit x {tuple(x.shape)}")
+    return _implementation("norm", x).rms_norm(x, weight, eps)
+
+
+def mla_decode(
+    q: torch.Tensor, cache: torch.Tensor, pages: torch.Tensor, lengths: torch.Tensor, *, scale: float, value_dim: int
+) -> torch.Tensor:
+    """One decode step of absorbed multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1).
+
+    `q [R, H, value_dim + rope]` holds each head's query against the latent, then its rotary part; `cache [pages,
+    page_size, value_dim + rope]` the latents and rotary keys; `pages [R, P]` int32 each row's pages in order;
+    `lengths [R]` int32 >= 1 how many tokens each row sees. Returns `[R, H, value_dim]`: still latent, to be expanded
+    by the caller. A row's result depends on that row alone.
+    """
+    _require(q.ndim == 3 and q.shape[-1] == cache.shape[-1], f"q {tuple(q.shape)} does not fit {tuple(cache.shape)}")
+    _require(q.dtype == cache.dtype, f"q and cache must share a dtype, not {q.dtype} and {cache.dtype}")
+    _require(pages.shape[0] == lengths.shape[0] == q.shape[0], "pages, lengths and q must have the same rows")
+    return _implementation("attention", q).mla_decode(q, cache, pages, lengths, scale, value_dim)

@@ -1,0 +1,119 @@
+"""Block quantisation to E4M3 in Triton.
+
+The E4M3 code is computed in integer arithmetic and stored as a byte: the same bits on every card (T4 and A100 have no
+FP8 type in Triton) and in Triton's interpreter, whose own cast to FP8 rounds wrongly. Scales use IEEE division
+(`div_rn`): `/` may be an approximation on a GPU, and the twins are matched bit by bit.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.reference import AMAX_FLOOR, FP8_MAX
+
+_FP8_MAX = tl.constexpr(FP8_MAX)
+_AMAX_FLOOR = tl.constexpr(AMAX_FLOOR)
+
+
+@triton.jit
+def encode_e4m3(x):
+    """Finite float32 to E4M3 codes (uint8): round to nearest even, saturating at 448."""
+    sign = (x.to(tl.int32, bitcast=True) >> 24) & 0x80
+    magnitude = tl.minimum(tl.abs(x), _FP8_MAX)
+    bits = magnitude.to(tl.int32, bitcast=True)
+    # normal: keep 3 mantissa bits; the carry of the rounding runs into the exponent by itself; rebias 127 -> 7
+    normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - (120 << 3)
+    # subnormal: a multiple of 2^-9; adding 2^23 rounds to an integer that stands in the low mantissa bits
+    subnormal = (magnitude * 512.0 + 8388608.0).to(tl.int32, bitcast=True) & 0xF
+    code = tl.where(magnitude >= 0.015625, normal, subnormal)
+    return (code | sign).to(tl.uint8)
+
+
+@triton.jit
+def decode_e4m3(code):
+    """E4M3 codes (uint8) to float16, exactly: shift into float16's fields, then correct the exponent bias by 2^8."""
+    wide = code.to(tl.int16)
+    bits = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
+    return bits.to(tl.float16, bitcast=True) * 256.0
+
+
+@triton.jit
+def block_scale(amax, UE8M0: tl.constexpr):
+    """`max(amax, 1e-4) / 448`; ue8m0 rounds up to a power of two by adding one ulp short of a binade and masking."""
+    scale = tl.div_rn(tl.maximum(amax, _AMAX_FLOOR), _FP8_MAX)
+    if UE8M0:
+        bits = (scale.to(tl.int32, bitcast=True) + 0x7FFFFF) & 0x7F800000
+        scale = bits.to(tl.float32, bitcast=True)
+    return scale
+
+
+@triton.jit
+def act_quant_kernel(x_ptr, q_ptr, s_ptr, num_blocks, UE8M0: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    offsets = rows[:, None].to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    inside = rows < num_blocks
+    x = tl.load(x_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
+    scale = block_scale(tl.max(tl.abs(x), axis=1), UE8M0)
+    y = tl.div_rn(x, tl.broadcast_to(scale[:, None], (ROWS, BLOCK)))
+    tl.store(q_ptr + offsets, encode_e4m3(y), mask=inside[:, None])
+    tl.store(s_ptr + rows, scale, mask=inside)
+
+
+def act_quant(x: torch.Tensor, block_size: int, scale_fmt: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+    x = x.contiguous()
+    q = torch.empty_like(x, dtype=torch.float8_e4m3fn)
+    s = x.new_empty(*x.shape[:-1], x.shape[-1] // block_size, dtype=torch.float32)
+    rows = 1 if s.numel() < 1024 else 16  # few blocks: spread them over the card; many: amortise the launch
+    if s.numel():
+        act_quant_kernel[(triton.cdiv(s.numel(), rows),)](
+            x, q.view(torch.uint8), s, s.numel(), UE8M0=scale_fmt == "ue8m0", ROWS=rows, BLOCK=block_size, num_warps=4
+        )
+    return q, s
+
+
+@triton.jit
+def weight_quant_kernel(w_ptr, q_ptr, s_ptr, rows, cols, UE8M0: tl.constexpr, BLOCK: tl.constexpr):
+    tile_n, tile_k = tl.program_id(0), tl.program_id(1)
+    n = tile_n * BLOCK + tl.arange(0, BLOCK)
+    k = tile_k * BLOCK + tl.arange(0, BLOCK)
+    offsets = n[:, None].to(tl.int64) * cols + k[None, :]
+    inside = (n < rows)[:, None] & (k < cols)[None, :]
+    w = tl.load(w_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+    scale = block_scale(tl.max(tl.max(tl.abs(w), axis=1), axis=0), UE8M0)
+    y = tl.div_rn(w, tl.broadcast_to(scale, (BLOCK, BLOCK)))
+    tl.store(q_ptr + offsets, encode_e4m3(y), mask=inside)
+    tl.store(s_ptr + tile_n * tl.num_programs(1) + tile_k, scale)
+
+
+def weight_quant(w: torch.Tensor, block_size: int, scale_fmt: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+    w = w.contiguous()
+    grid = (triton.cdiv(w.shape[0], block_size), triton.cdiv(w.shape[1], block_size))
+    q = torch.empty_like(w, dtype=torch.float8_e4m3fn)
+    s = w.new_empty(grid, dtype=torch.float32)
+    weight_quant_kernel[grid](
+        w, q.view(torch.uint8), s, *w.shape, UE8M0=scale_fmt == "ue8m0", BLOCK=block_size, num_warps=8
+    )
+    return q, s
+
+
+@triton.jit
+def weight_dequant_kernel(q_ptr, s_ptr, w_ptr, rows, cols, BLOCK: tl.constexpr):
+    tile_n, tile_k = tl.program_id(0), tl.program_id(1)
+    n = tile_n * BLOCK + tl.arange(0, BLOCK)
+    k = tile_k * BLOCK + tl.arange(0, BLOCK)
+    offsets = n[:, None].to(tl.int64) * cols + k[None, :]
+    inside = (n < rows)[:, None] & (k < cols)[None, :]
+    scale = tl.load(s_ptr + tile_n * tl.num_programs(1) + tile_k)
+    w = decode_e4m3(tl.load(q_ptr + offsets, mask=inside, other=0)).to(tl.float32) * scale
+    tl.store(w_ptr + offsets, w, mask=inside)
+
+
+def weight_dequant(q: torch.Tensor, scale: torch.Tensor, block_size: int, dtype: torch.dtype) -> torch.Tensor:
+    q = q.contiguous()
+    w = torch.empty_like(q, dtype=dtype)
+    weight_dequant_kernel[tuple(scale.shape)](
+        q.view(torch.uint8), scale.contiguous(), w, *q.shape, BLOCK=block_size, num_warps=8
+    )
+    return w

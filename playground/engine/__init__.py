@@ -1,0 +1,1 @@
+"""The engine: rows that share steps. It yields events and never prints; callers present."""

@@ -1,0 +1,53 @@
+"""The paged KV cache: latents of all layers in pages of 64 tokens, handed out to rows and shared by forks."""
+
+from __future__ import annotations
+
+import torch
+
+from playground.config import ModelConfig
+
+PAGE_SIZE = 64
+
+
+class PagedCache:
+    """`data [layers, pages, PAGE_SIZE, latent]`, a free list, and how many rows hold each page."""
+
+    def __init__(self, config: ModelConfig, tokens: int, device: torch.device, dtype: torch.dtype):
+        pages = -(-tokens // PAGE_SIZE)
+        shape = (config.num_hidden_layers, pages, PAGE_SIZE, config.latent_dim)
+        self.data = torch.zeros(shape, device=device, dtype=dtype)
+        self.holders = [0] * pages
+        self.free = list(range(pages))[::-1]  # lowest page first: a lone row stays in the same memory
+
+    @property
+    def total_tokens(self) -> int:
+        return len(self.holders) * PAGE_SIZE
+
+    @property
+    def used_pages(self) -> int:
+        return len(self.holders) - len(self.free)
+
+    def take(self, count: int) -> list[int]:
+        """`count` free pages; the caller has made sure that there are that many."""
+        pages = [self.free.pop() for _ in range(count)]
+        for page in pages:
+            self.holders[page] = 1
+        return pages
+
+    def share(self, pages: list[int]) -> list[int]:
+        for page in pages:
+            self.holders[page] += 1
+        return list(pages)
+
+    def release(self, pages: list[int]) -> None:
+        for page in pages:
+            self.holders[page] -= 1
+            if self.holders[page] == 0:
+                self.free.append(page)
+
+    def copy(self, source: int, target: int) -> None:
+        self.data[:, target] = self.data[:, source]
+
+
+def pages_for(tokens: int) -> int:
+    return -(-tokens // PAGE_SIZE)

@@ -1,0 +1,118 @@
+"""The engine on a thread of its own: streams for the callers, one step after another for the device."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+
+from playground.engine.engine import Engine, Row
+from playground.engine.request import Event, FinishEvent, Request, TokenEvent
+
+
+class EngineError(RuntimeError):
+    """A step failed. The rows of that step ended; the engine goes on with the next request."""
+
+
+class Stream:
+    """The events of one row. Iterate it; `close` (or leaving the `with` block) cancels a row that still runs."""
+
+    def __init__(self, service: Service):
+        self.service = service
+        self.events: queue.SimpleQueue[Event | EngineError] = queue.SimpleQueue()
+        self.ended = False
+
+    def get(self, timeout: float | None = None) -> Event | None:
+        """The next event, or None when `timeout` seconds pass without one. Raises `EngineError`."""
+        try:
+            event = self.events.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        self.ended = not isinstance(event, TokenEvent)
+        if isinstance(event, EngineError):
+            raise event
+        return event
+
+    def __iter__(self) -> Iterator[Event]:
+        while not self.ended:
+            yield self.get()
+
+    def close(self) -> None:
+        if not self.ended:
+            self.service.cancel(self)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+class Service:
+    """Owns the engine: only its thread touches the model and the cache. Callers never block on the device."""
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self.rows: dict[Row, Stream] = {}
+        self.cancelled: set[Stream] = set()
+        self.changed = threading.Condition()
+        self.closed = False
+        self.thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.thread.start()
+
+    def submit(self, requests: list[Request]) -> list[Stream]:
+        """Starts rows that share a prompt. Raises `RequestError` before anything is queued."""
+        with self.changed:
+            if self.closed:
+                raise EngineError("The engine is closed.")
+            rows = self.engine.add(requests)
+            streams = [Stream(self) for _ in rows]
+            self.rows.update(zip(rows, streams, strict=True))
+            self.changed.notify()
+        return streams
+
+    def cancel(self, stream: Stream) -> None:
+        """Returns at once; the row and its cache are freed before the next step."""
+        with self.changed:
+            self.cancelled.add(stream)
+            self.changed.notify()
+
+    def close(self) -> None:
+        """Cancels everything and ends the thread."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify()
+        self.thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.closed or self.cancelled or self.engine.busy)
+                ended = list(self.rows) if self.closed else [r for r, s in self.rows.items() if s in self.cancelled]
+                self.cancelled.clear()
+                events = [event for row in ended for event in self.engine.cancel(row)]
+                self._deliver(events)
+                if self.closed:
+                    return
+            try:
+                events = self.engine.step()
+            except Exception as error:  # whatever a step can raise (out of memory, a kernel's error) ends its rows only
+                self._fail(error)
+            else:
+                with self.changed:
+                    self._deliver(events)
+
+    def _deliver(self, events: list[tuple[Row, Event]]) -> None:
+        for row, event in events:
+            stream = self.rows.get(row)
+            if stream:
+                stream.events.put(event)
+            if isinstance(event, FinishEvent):
+                self.rows.pop(row, None)
+
+    def _fail(self, error: Exception) -> None:
+        with self.changed:
+            for row, stream in list(self.rows.items()):
+                self.engine.cancel(row)
+                stream.events.put(EngineError(f"The engine failed: {error}. Run again; the next request starts afresh."))
+            self.rows.clear()

@@ -1,0 +1,81 @@
+"""`tokenizer.json`: text to ids at the boundary, and ids to text one token at a time without breaking UTF-8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tokenizers
+from tokenizers.decoders import DecodeStream
+
+from playground.config import CheckpointError
+
+
+class Tokenizer:
+    """A tokenizer whose special tokens can't be typed: text that looks like one is encoded as plain text."""
+
+    def __init__(self, folder: Path, vocab_size: int):
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise CheckpointError(f"{folder} has no tokenizer.json.")
+        try:
+            self.inner = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception for a damaged file
+            raise CheckpointError(f"{path} can't be read: {error}") from None
+        if self.inner.get_vocab_size() > vocab_size:
+            raise CheckpointError(f"{path} has {self.inner.get_vocab_size()} tokens, the model only {vocab_size}.")
+        self.inner.encode_special_tokens = True
+
+    def encode(self, text: str) -> list[int]:
+        """Ids with the special tokens that the tokenizer itself puts around a text. ValueError for lone surrogates."""
+        try:
+            return self.inner.encode(text).ids
+        except UnicodeEncodeError as error:
+            raise ValueError(f"character {error.start + 1} is half of a surrogate pair, not a character") from None
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of a whole sequence, special tokens left out."""
+        return self.inner.decode(ids, skip_special_tokens=True)
+
+    def token(self, token_id: int) -> str:
+        """How the vocabulary writes one token, for display."""
+        return self.inner.id_to_token(token_id) or ""
+
+
+class TextStream:
+    """Text of a growing sequence: complete characters only, and nothing of a stop string.
+
+    `push` returns the text that became certain; what might still turn into a stop string is held back. Once `stopped`
+    is true, `flush` returns nothing more.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()):
+        self.tokenizer, self.stop = tokenizer, stop
+        self.decoder = DecodeStream(skip_special_tokens=True)
+        self.ids: list[int] = []
+        self.decoded = 0  # characters that the decoder has given out
+        self.held = ""
+        self.stopped = False
+
+    def push(self, token_id: int) -> str:
+        self.ids.append(token_id)
+        piece = self.decoder.step(self.tokenizer.inner, token_id) or ""
+        self.decoded += len(piece)
+        return self._release(piece)
+
+    def flush(self) -> str:
+        """The rest at the end of a sequence: held text, and U+FFFD for bytes that never became a character."""
+        if self.stopped:
+            return ""
+        rest = self._release(self.tokenizer.decode(self.ids)[self.decoded :])
+        rest, self.held = rest + self.held, ""
+        return rest
+
+    def _release(self, piece: str) -> str:
+        text = self.held + piece
+        cuts = [at for s in self.stop if (at := text.find(s)) >= 0]
+        if cuts:
+            self.stopped, self.held = True, ""
+            return text[: min(cuts)]
+        keep = max((n for s in self.stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+        self.held = text[len(text) - keep :]
+        return text[: len(text) - keep]
