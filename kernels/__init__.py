@@ -40,15 +40,13 @@ def _implementation(room: str, tensor: torch.Tensor):
     return importlib.import_module(f"kernels.{room}") if tensor.is_cuda else reference
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
 def _check_quantiser(x: torch.Tensor, block_size: int, scale_fmt: str | None) -> None:
-    _require(x.is_floating_point() and x.element_size() >= 2, f"can't quantise {x.dtype}: float32, bfloat16 or float16")
-    _require(block_size == 128, f"block_size must be 128, not {block_size}")
-    _require(scale_fmt in _SCALE_FORMATS, f"scale_fmt must be None or 'ue8m0', not {scale_fmt!r}")
+    if not (x.is_floating_point() and x.element_size() >= 2):
+        raise ValueError(f"can't quantise {x.dtype}: float32, bfloat16 or float16")
+    if not (block_size == 128):
+        raise ValueError(f"block_size must be 128, not {block_size}")
+    if not (scale_fmt in _SCALE_FORMATS):
+        raise ValueError(f"scale_fmt must be None or 'ue8m0', not {scale_fmt!r}")
 
 
 def act_quant(
@@ -61,7 +59,8 @@ def act_quant(
     of two. Raises ValueError for any other shape, dtype or format.
     """
     _check_quantiser(x, block_size, scale_fmt)
-    _require(x.ndim >= 1 and x.shape[-1] % 128 == 0, f"the last dimension must be a multiple of 128: {tuple(x.shape)}")
+    if not (x.ndim >= 1 and x.shape[-1] % 128 == 0):
+        raise ValueError(f"the last dimension must be a multiple of 128: {tuple(x.shape)}")
     return _implementation("quant", x).act_quant(x, block_size, scale_fmt)
 
 
@@ -78,7 +77,8 @@ def weight_quant(
     Returns `q [N, K]` float8_e4m3fn and `s [ceil(N/128), ceil(K/128)]` float32, scaled as in `act_quant`.
     """
     _check_quantiser(w, block_size, scale_fmt)
-    _require(w.ndim == 2, f"a weight has two dimensions: {tuple(w.shape)}")
+    if not (w.ndim == 2):
+        raise ValueError(f"a weight has two dimensions: {tuple(w.shape)}")
     return _implementation("quant", w).weight_quant(w, block_size, scale_fmt)
 
 
@@ -90,9 +90,12 @@ def weight_dequant(
     q: torch.Tensor, scale: torch.Tensor, block_size: int = 128, *, dtype: torch.dtype
 ) -> torch.Tensor:
     """Restores `q [N, K]` float8_e4m3fn with tile scales `[ceil(N/128), ceil(K/128)]` float32 to `dtype`."""
-    _require(block_size == 128, f"block_size must be 128, not {block_size}")
-    _require(q.ndim == 2 and q.dtype == torch.float8_e4m3fn, f"not an FP8 weight: {q.dtype} {tuple(q.shape)}")
-    _require(tuple(scale.shape) == _tiles(q.shape), f"scales {tuple(scale.shape)} do not tile {tuple(q.shape)}")
+    if not (block_size == 128):
+        raise ValueError(f"block_size must be 128, not {block_size}")
+    if not (q.ndim == 2 and q.dtype == torch.float8_e4m3fn):
+        raise ValueError(f"not an FP8 weight: {q.dtype} {tuple(q.shape)}")
+    if not (tuple(scale.shape) == _tiles(q.shape)):
+        raise ValueError(f"scales {tuple(scale.shape)} do not tile {tuple(q.shape)}")
     return _implementation("quant", q).weight_dequant(q, scale, block_size, dtype)
 
 
@@ -106,11 +109,16 @@ def fp8_gemm(
     result depends, bit by bit, on that row of `a` alone. Raises ValueError for operands that don't fit together.
     """
     fp8 = torch.float8_e4m3fn
-    _require(a.dtype == fp8 and b.dtype == fp8, f"operands must be float8_e4m3fn, not {a.dtype} and {b.dtype}")
-    _require(a.ndim == b.ndim == 2 and a.shape[1] == b.shape[1], f"can't multiply {tuple(a.shape)} by {tuple(b.shape)}")
-    _require(a.shape[1] % 128 == 0, f"K must be a multiple of 128, not {a.shape[1]}")
-    _require(tuple(a_s.shape) == (a.shape[0], a.shape[1] // 128), f"a_s {tuple(a_s.shape)} does not fit a")
-    _require(tuple(b_s.shape) == _tiles(b.shape), f"b_s {tuple(b_s.shape)} does not fit b {tuple(b.shape)}")
+    if not (a.dtype == fp8 and b.dtype == fp8):
+        raise ValueError(f"operands must be float8_e4m3fn, not {a.dtype} and {b.dtype}")
+    if not (a.ndim == b.ndim == 2 and a.shape[1] == b.shape[1]):
+        raise ValueError(f"can't multiply {tuple(a.shape)} by {tuple(b.shape)}")
+    if not (a.shape[1] % 128 == 0):
+        raise ValueError(f"K must be a multiple of 128, not {a.shape[1]}")
+    if not (tuple(a_s.shape) == (a.shape[0], a.shape[1] // 128)):
+        raise ValueError(f"a_s {tuple(a_s.shape)} does not fit a")
+    if not (tuple(b_s.shape) == _tiles(b.shape)):
+        raise ValueError(f"b_s {tuple(b_s.shape)} does not fit b {tuple(b.shape)}")
     return _implementation("gemm", a).fp8_gemm(a, a_s, b, b_s, out_dtype)
 
 
@@ -119,17 +127,17 @@ def gemm(a: torch.Tensor, b: torch.Tensor, *, out_dtype: torch.dtype) -> torch.T
 
     For what the format keeps out of FP8: head, gate, and MLA's absorbed projections. Same row invariance as `fp8_gemm`.
     """
-    _require(
-        a.ndim == b.ndim and a.ndim in (2, 3) and a.shape[-1] == b.shape[-1] and a.shape[:-2] == b.shape[:-2],
-        f"can't multiply {tuple(a.shape)} by {tuple(b.shape)}",
-    )
-    _require(a.dtype == b.dtype, f"operands must share a dtype, not {a.dtype} and {b.dtype}")
+    if not (a.ndim == b.ndim and a.ndim in (2, 3) and a.shape[-1] == b.shape[-1] and a.shape[:-2] == b.shape[:-2]):
+        raise ValueError(f"can't multiply {tuple(a.shape)} by {tuple(b.shape)}")
+    if not (a.dtype == b.dtype):
+        raise ValueError(f"operands must share a dtype, not {a.dtype} and {b.dtype}")
     return _implementation("gemm", a).gemm(a, b, out_dtype)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """`x * rsqrt(mean(x^2) + eps) * weight` over the last dimension, in float32, returned in the dtype of `x`."""
-    _require(weight.shape == x.shape[-1:], f"weight {tuple(weight.shape)} does not fit x {tuple(x.shape)}")
+    if not (weight.shape == x.shape[-1:]):
+        raise ValueError(f"weight {tuple(weight.shape)} does not fit x {tuple(x.shape)}")
     return _implementation("norm", x).rms_norm(x, weight, eps)
 
 
@@ -143,7 +151,10 @@ def mla_decode(
     `lengths [R]` int32 >= 1 how many tokens each row sees. Returns `[R, H, value_dim]`: still latent, to be expanded
     by the caller. A row's result depends on that row alone.
     """
-    _require(q.ndim == 3 and q.shape[-1] == cache.shape[-1], f"q {tuple(q.shape)} does not fit {tuple(cache.shape)}")
-    _require(q.dtype == cache.dtype, f"q and cache must share a dtype, not {q.dtype} and {cache.dtype}")
-    _require(pages.shape[0] == lengths.shape[0] == q.shape[0], "pages, lengths and q must have the same rows")
+    if not (q.ndim == 3 and q.shape[-1] == cache.shape[-1]):
+        raise ValueError(f"q {tuple(q.shape)} does not fit {tuple(cache.shape)}")
+    if not (q.dtype == cache.dtype):
+        raise ValueError(f"q and cache must share a dtype, not {q.dtype} and {cache.dtype}")
+    if not (pages.shape[0] == lengths.shape[0] == q.shape[0]):
+        raise ValueError("pages, lengths and q must have the same rows")
     return _implementation("attention", q).mla_decode(q, cache, pages, lengths, scale, value_dim)

@@ -16,7 +16,7 @@ INVARIANT_ROWS = 16  # up to this many rows, a product's row depends on that row
 
 
 def _scale_of(amax: torch.Tensor, scale_fmt: str | None) -> torch.Tensor:
-    """`max(amax, 1e-4) / 448`; for ue8m0 rounded up to a power of two, exactly, by taking the float apart."""
+    """`max(amax, 1e-4) / 448`, for ue8m0 rounded up to a power of two, exactly, by taking the float apart."""
     scale = amax.clamp(min=AMAX_FLOOR) / FP8_MAX
     if scale_fmt == "ue8m0":
         mantissa, exponent = torch.frexp(scale)  # scale = mantissa * 2^exponent, mantissa in [0.5, 1)
@@ -76,8 +76,7 @@ def gemm(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tens
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    x32 = x.float()
-    return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)
+    return F.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
 
 
 def mla_decode(

@@ -30,13 +30,12 @@ SHORT, LONG = 512, 2048
 CONFIG = {
     "architectures": ["DeepseekV3ForCausalLM"],
     "model_type": "deepseek_v3",
-    "vocab_size": 4096,
-    "hidden_size": 384,
+    "hidden_size": 512,
     "intermediate_size": 1024,
     "moe_intermediate_size": 256,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 6,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
     "n_routed_experts": 8,
     "n_shared_experts": 1,
     "num_experts_per_tok": 2,
@@ -80,12 +79,13 @@ CONFIG = {
 class Recipe:
     """Everything that the result depends on, besides the corpus."""
 
-    steps: int = 1900
-    batch_tokens: int = 65536
-    muon_lr: float = 0.004
+    vocab_size: int = 4096
+    steps: int = 1400
+    batch_tokens: int = 32768
+    muon_lr: float = 0.006
     adam_lr: float = 0.003
-    weight_decay: float = 0.1
-    dropout: float = 0.1
+    weight_decay: float = 0.3
+    dropout: float = 0.2
     long_share: float = 0.2
     story_share: float = 0.1
     balance_rate: float = 0.001
@@ -191,7 +191,7 @@ def stages(recipe: Recipe, data: Data):
 
 
 def train(recipe: Recipe, data: Data, device: str, log_every: int) -> tuple[ReferenceModel, list[dict]]:
-    config = parse_config(CONFIG)
+    config = parse_config(CONFIG | {"vocab_size": recipe.vocab_size})
     short = replace(config, yarn=None)
     model = build_model(config, recipe, device)
     optimizers = build_optimizers(model, recipe)
@@ -236,13 +236,14 @@ def main() -> None:
     args = parser.parse_args()
     recipe = Recipe(**{name: getattr(args, name) for name in asdict(Recipe())})
     torch.set_float32_matmul_precision("high")
-    data = Data(args.corpus, CONFIG["vocab_size"])
+    data = Data(args.corpus, recipe.vocab_size)
     print(f"a pass is {data.pass_tokens / 1e6:.1f} M tokens", flush=True)
     model, log = train(recipe, data, args.device, args.log_every)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "log.json").write_text(json.dumps({"recipe": asdict(recipe), "log": log}, indent=1))
+    config = CONFIG | {"vocab_size": recipe.vocab_size}
     for form in ("bf16", "fp8"):
-        save_checkpoint(args.out / form, CONFIG, model.state_dict(), data.tokenizer, fp8=form == "fp8")
+        save_checkpoint(args.out / form, config, model.state_dict(), data.tokenizer, fp8=form == "fp8")
     for name, docs in data.held_out.items():
         text = f"\n{corpus.END_OF_TEXT}\n".join(docs)
         (args.out / f"held-out-{name}.txt").write_text(text, encoding="utf-8")

@@ -157,6 +157,7 @@ class Body(nn.Module):
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
         self.layers = nn.ModuleList(Layer(c, i, dropout) for i in range(c.num_hidden_layers))
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.dropout = nn.Dropout(dropout)
 
 
 class ReferenceModel(nn.Module):
@@ -179,7 +180,7 @@ class ReferenceModel(nn.Module):
         self, tokens: torch.Tensor, rope: torch.Tensor, mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """`rope [S, 2, R/2]` from `rope_table`; `mask` defaults to causal. Returns logits and each MoE layer's load."""
-        x, loads = self.model.embed_tokens(tokens), []
+        x, loads = self.model.dropout(self.model.embed_tokens(tokens)), []
         for layer in self.model.layers:
             x, load = layer(x, rope, mask)
             loads += [] if load is None else [load]
