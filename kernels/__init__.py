@@ -127,7 +127,7 @@ def gemm(a: torch.Tensor, b: torch.Tensor, *, out_dtype: torch.dtype) -> torch.T
 
     For what the format keeps out of FP8: head, gate, and MLA's absorbed projections. Same row invariance as `fp8_gemm`.
     """
-    if not (a.ndim == b.ndim and a.ndim in (2, 3) and a.shape[-1] == b.shape[-1] and a.shape[:-2] == b.shape[:-2]):
+    if a.ndim != b.ndim or a.ndim not in (2, 3) or a.shape[-1] != b.shape[-1] or (a.ndim == 3 and len(a) != len(b)):
         raise ValueError(f"can't multiply {tuple(a.shape)} by {tuple(b.shape)}")
     if not (a.dtype == b.dtype):
         raise ValueError(f"operands must share a dtype, not {a.dtype} and {b.dtype}")

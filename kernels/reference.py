@@ -17,26 +17,22 @@ INVARIANT_ROWS = 16  # up to this many rows, a product's row depends on that row
 
 def _scale_of(amax: torch.Tensor, scale_fmt: str | None) -> torch.Tensor:
     """`max(amax, 1e-4) / 448`, for ue8m0 rounded up to a power of two, exactly, by taking the float apart."""
-    scale = amax.clamp(min=AMAX_FLOOR) / FP8_MAX
+    scale = amax.clamp_(min=AMAX_FLOOR).div_(FP8_MAX)
     if scale_fmt == "ue8m0":
         mantissa, exponent = torch.frexp(scale)  # scale = mantissa * 2^exponent, mantissa in [0.5, 1)
         scale = torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).to(exponent.dtype))
     return scale
 
 
-def _to_fp8(x: torch.Tensor) -> torch.Tensor:
-    """Round to nearest even, saturating."""
-    return x.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
-
-
 def act_quant(x: torch.Tensor, block_size: int, scale_fmt: str | None) -> tuple[torch.Tensor, torch.Tensor]:
-    blocks = x.float().unflatten(-1, (-1, block_size))
-    scale = _scale_of(blocks.abs().amax(-1), scale_fmt)
-    return _to_fp8(blocks / scale[..., None]).flatten(-2), scale
+    blocks = x.float().reshape(*x.shape[:-1], -1, block_size)
+    scale = _scale_of(blocks.abs().amax(-1, keepdim=True), scale_fmt)
+    # |x / s| exceeds 448 by rounding at most: the cast, to nearest even, needs no clamp
+    return (blocks / scale).to(torch.float8_e4m3fn).view(x.shape), scale.squeeze(-1)
 
 
 def act_dequant(q: torch.Tensor, scale: torch.Tensor, block_size: int) -> torch.Tensor:
-    return (q.float().unflatten(-1, (-1, block_size)) * scale[..., None]).flatten(-2)
+    return q.float().view(*scale.shape, block_size).mul_(scale.unsqueeze(-1)).view(q.shape)
 
 
 def _spread(scale: torch.Tensor, shape: torch.Size, block_size: int) -> torch.Tensor:
@@ -50,7 +46,7 @@ def weight_quant(w: torch.Tensor, block_size: int, scale_fmt: str | None) -> tup
     padded = F.pad(w.float(), (0, -cols % block_size, 0, -rows % block_size))
     tiles = padded.unflatten(1, (-1, block_size)).unflatten(0, (-1, block_size))  # [N/128, 128, K/128, 128]
     scale = _scale_of(tiles.abs().amax(dim=(1, 3)), scale_fmt)
-    return _to_fp8(w.float() / _spread(scale, w.shape, block_size)), scale
+    return (w.float() / _spread(scale, w.shape, block_size)).to(torch.float8_e4m3fn), scale
 
 
 def weight_dequant(q: torch.Tensor, scale: torch.Tensor, block_size: int, dtype: torch.dtype) -> torch.Tensor:
@@ -72,7 +68,8 @@ def gemm(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tens
     must not depend on how many others share its step."""
     if 1 < a.shape[-2] <= INVARIANT_ROWS:
         return torch.cat([gemm(row, b, out_dtype) for row in a.split(1, -2)], dim=-2)
-    return (a.float() @ b.float().mT).to(out_dtype)
+    a, b = a.float(), b.float()
+    return (F.linear(a, b) if b.ndim == 2 else a @ b.mT).to(out_dtype)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -15,22 +15,27 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 GUMBEL_STREAM, UNIFORM_STREAM = 0, 1  # third counter word: the two kinds of noise never share a number
 
 
-def philox(counter: list[torch.Tensor], key: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Philox4x32-10: four counter words and two key words (int64 tensors holding uint32) to four random words."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
+def philox(counter: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Philox4x32-10 on int64 tensors that hold uint32 words: `counter [4, ...]` and `key [2, ...]` to `[4, ...]`.
+
+    The words are kept as the pairs (c0, c2) and (c1, c3), so that one operation does both halves of a round.
+    """
+    even, odd = counter[0::2], counter[1::2]
+    constants = torch.tensor([_MULTIPLIERS, _WEYL], device=key.device).reshape(2, 2, *[1] * (key.ndim - 1))
     for _ in range(10):
         # the 64-bit product wraps in int64, but its low 64 bits, and so both halves, are right
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return [c0, c1, c2, c3]
+        product = even * constants[0]
+        even, odd = ((product >> 32) & _MASK).flip(0) ^ odd ^ key, (product & _MASK).flip(0)
+        key = (key + constants[1]) & _MASK
+    return torch.stack([even, odd], dim=1).flatten(0, 1)
 
 
-def _words(seeds: torch.Tensor, positions: torch.Tensor, counters: torch.Tensor, stream: int) -> list[torch.Tensor]:
-    seeds, positions = seeds[:, None], positions[:, None]
-    counter = [counters[None, :], positions & _MASK, torch.full_like(positions, stream), torch.zeros_like(positions)]
-    return philox(counter, [seeds & _MASK, (seeds >> 32) & _MASK])
+def _words(seeds: torch.Tensor, positions: torch.Tensor, counters: torch.Tensor, stream: int) -> torch.Tensor:
+    """Words `[4, R, C]` at the addresses (seed, position) of R rows and C counters."""
+    shape = (len(seeds), len(counters))
+    words = [counters[None, :], positions[:, None], torch.full_like(positions, stream)[:, None], seeds[:, None] * 0]
+    key = torch.stack([seeds & _MASK, (seeds >> 32) & _MASK])[..., None]
+    return philox(torch.stack([w.expand(shape) for w in words]), key)
 
 
 def gumbel_noise(seeds: torch.Tensor, positions: torch.Tensor, vocab_size: int) -> torch.Tensor:
@@ -40,7 +45,7 @@ def gumbel_noise(seeds: torch.Tensor, positions: torch.Tensor, vocab_size: int) 
     upper tail, where a float32 uniform loses its bits, reaches 22.9 nats.
     """
     groups = torch.arange(-(-vocab_size // 4), device=seeds.device)
-    words = torch.stack(_words(seeds, positions, groups, GUMBEL_STREAM), dim=-1).flatten(1)[:, :vocab_size]
+    words = _words(seeds, positions, groups, GUMBEL_STREAM).permute(1, 2, 0).flatten(1)[:, :vocab_size]
     # w is mirrored so that the largest noise comes from the smallest uniform, where log1p is exact
     exponential = -torch.log1p(-(words.double() + 0.5) * 2.0**-32)
     return -torch.log(exponential)
@@ -49,7 +54,7 @@ def gumbel_noise(seeds: torch.Tensor, positions: torch.Tensor, vocab_size: int) 
 def uniform_noise(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """One uniform in (0, 1) per row, `[R]` float64, from 52 random bits: the multinomial draw's only number."""
     one = torch.zeros(1, dtype=torch.int64, device=seeds.device)
-    high, low, _, _ = (w[:, 0] for w in _words(seeds, positions, one, UNIFORM_STREAM))
+    high, low, _, _ = _words(seeds, positions, one, UNIFORM_STREAM)[..., 0]
     return ((high << 20 | low >> 12).double() + 0.5) * 2.0**-52
 
 

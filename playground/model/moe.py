@@ -26,10 +26,10 @@ class Gate(PlainLinear):
         scores = logits.sigmoid() if c.scoring_func == "sigmoid" else logits.softmax(-1)
         choice = scores + self.e_score_correction_bias if corrected else scores
         if c.n_group > 1:
-            groups = choice.unflatten(-1, (c.n_group, -1))
+            groups = choice.view(len(choice), c.n_group, -1)
             best = groups.topk(min(2, groups.shape[-1]), dim=-1).values.sum(-1) if corrected else groups.amax(-1)
             dropped = torch.ones_like(best, dtype=torch.bool).scatter(-1, best.topk(c.topk_group, dim=-1).indices, False)
-            choice = groups.masked_fill(dropped[..., None], float("-inf")).flatten(-2)
+            choice = groups.masked_fill(dropped[..., None], float("-inf")).view_as(scores)
         chosen = choice.topk(c.num_experts_per_tok, dim=-1).indices
         weights = scores.gather(-1, chosen)  # the bias chooses, the plain score weighs
         if c.norm_topk_prob and c.num_experts_per_tok > 1:
@@ -58,8 +58,12 @@ class MoE(nn.Module):
         out = self.shared_experts(act, step) if self.config.n_shared_experts else torch.zeros_like(x)
         picks = chosen.tolist()  # the only point where the host waits for the device
         for number in sorted({expert for row in picks for expert in row}):
-            places = [(row, rank) for row, experts in enumerate(picks) for rank, e in enumerate(experts) if e == number]
-            rows, ranks = torch.tensor(places, device=x.device).unbind(1)
-            part = self.experts[number](act[rows], step, rows)
-            out.index_add_(0, rows, (part * weights[rows, ranks, None]).to(x.dtype))
+            rows = [row for row, experts in enumerate(picks) if number in experts]
+            weight = weights[chosen == number]  # in the order of the rows: an expert is chosen once per row
+            if len(rows) == len(picks):
+                out += (self.experts[number](act, step) * weight[:, None]).to(x.dtype)
+            else:
+                index = torch.tensor(rows, device=x.device)
+                part = self.experts[number](act[index], step, index)
+                out.index_add_(0, index, (part * weight[:, None]).to(x.dtype))
         return out

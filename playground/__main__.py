@@ -1,0 +1,80 @@
+"""`python -m playground "Once upon a time"`: writes to the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+
+from playground import CheckpointError, FinishEvent, RequestError, SamplingParams, load
+from playground.arguments import add_model_arguments
+
+EPILOG = """examples:
+  python -m playground "Once upon a time"
+  python -m playground "The old clock" --sampler multinomial --temperature 0.7 --top-p 0.9 --seed 3
+  python -m playground "A fox met a hen." --sampler greedy --max-new-tokens 100 --json | jq .
+"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m playground",
+        description="Continue a prompt with a block-scaled FP8 language model, streaming the text.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("prompt", help="the text to continue")
+    parser.add_argument("--sampler", default="gumbel", help="greedy, multinomial or gumbel (default)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy; default 0.8")
+    parser.add_argument("--top-k", type=int, default=0, help="keep the k likeliest tokens; 0 keeps all (default)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="keep the likeliest tokens up to this sum; default 1")
+    parser.add_argument("--min-p", type=float, default=0.0, help="drop tokens under this share of the best; default 0")
+    parser.add_argument("--seed", type=int, default=-1, help="replays a text exactly; -1 (default) draws one")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="default 256")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    parser.add_argument("--ignore-eos", action="store_true", help="write on past the end of a story")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line per token; the last holds stats")
+    add_model_arguments(parser)
+    return parser.parse_args()
+
+
+def show_text(event) -> None:
+    print(event.text, end="", flush=True)
+    if isinstance(event, FinishEvent):
+        s = event.stats
+        summary = (
+            f"\n[{s.new_tokens} tokens, {s.finish_reason}; seed {s.seed}; prefill {s.prefill_rate:.0f} tokens/s, "
+            f"decode {s.decode_rate:.1f} tokens/s, first token {s.ttft * 1000:.0f} ms]"
+        )
+        print(flush=True)
+        print(summary.strip(), file=sys.stderr)
+
+
+def show_json(event) -> None:
+    if isinstance(event, FinishEvent):
+        print(json.dumps({"text": event.text, "stats": asdict(event.stats)}), flush=True)
+    else:
+        line = {"index": event.index, "id": event.id, "text": event.text, "logprob": event.logprob}
+        print(json.dumps(line), flush=True)
+
+
+def main() -> int:
+    args = parse_arguments()
+    try:
+        params = SamplingParams(args.sampler, args.temperature, args.top_k, args.top_p, args.min_p, args.seed)
+        with load(args.model, args.device) as playground:
+            options = {"stop": tuple(args.stop), "ignore_eos": args.ignore_eos}
+            with playground.stream(args.prompt, params, args.max_new_tokens, **options) as stream:
+                for event in stream:
+                    (show_json if args.json else show_text)(event)
+    except (RequestError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
