@@ -167,7 +167,8 @@ class Engine:
             at_end = token in self.model.config.eos_token_ids and not row.request.ignore_eos
             text = row.text.push(token) if row.text else ""
             seen = scales[number] if scales and row.request.trace_scales else None
-            events.append((row, TokenEvent(len(row.new_ids) - 1, token, text, logprob, seen)))
+            prefill = row.prefill_seconds if len(row.new_ids) == 1 else None
+            events.append((row, TokenEvent(len(row.new_ids) - 1, token, text, logprob, prefill, seen)))
             if at_end:
                 events.append((row, self._finish(row, "eos")))
             elif row.text and row.text.stopped:

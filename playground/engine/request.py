@@ -105,12 +105,14 @@ class Request:
 @dataclass(frozen=True)
 class TokenEvent:
     """One drawn token. `text` is what became certain with it (possibly nothing yet, never half a character);
-    `logprob` the natural logarithm of its raw probability (softmax at T=1)."""
+    `logprob` the natural logarithm of its raw probability (softmax at T=1); `prefill_seconds` comes with the first
+    token; `scales`, where the request asked for them, are the token's 1x128 activation scales per projection."""
 
     index: int
     id: int
     text: str
     logprob: float
+    prefill_seconds: float | None = None
     scales: dict[str, list[float]] | None = field(default=None, repr=False)
 
 

@@ -1,0 +1,1 @@
+"""What the page explains, as plain data: no torch objects leave this room."""

@@ -1,0 +1,40 @@
+const REASONS = {
+  eos: "end of the story",
+  stop: "stop text",
+  length: "token limit",
+  cancelled: "stopped",
+};
+
+function number(value, digits = 0) {
+  return value == null ? "–" : value.toLocaleString("en", { maximumFractionDigits: digits });
+}
+
+function paint() {
+  const s = props.value;
+  const items = s
+    ? [
+        ["State", s.finish_reason ? REASONS[s.finish_reason] || s.finish_reason : s.new_tokens ? "writing" : "prefill"],
+        ["Tokens", `${number(s.prompt_tokens)} + ${number(s.new_tokens)}`],
+        ["First token", s.ttft == null ? "–" : `${number(s.ttft * 1000)} ms`],
+        ["Prefill", s.prefill_rate == null ? "–" : `${number(s.prefill_rate)} tokens/s`],
+        ["Decode", s.decode_rate == null ? "–" : `${number(s.decode_rate, 1)} tokens/s`],
+        ["KV cache", `${number(s.cache_used)} of ${number(s.cache_total)} tokens`],
+        ["Seed", s.seed == null ? "not used" : String(s.seed)],
+      ]
+    : [["State", "ready"]];
+  const list = element.querySelector(".stats");
+  list.replaceChildren(
+    ...items.map(([name, text]) => {
+      const pair = document.createElement("div");
+      const term = document.createElement("dt");
+      const detail = document.createElement("dd");
+      term.textContent = name;
+      detail.textContent = text;
+      pair.append(term, detail);
+      return pair;
+    }),
+  );
+}
+
+watch("value", paint);
+paint();

@@ -1,0 +1,182 @@
+"""The layout: prompt and output in the middle, settings beside them, the scales panel always in reach."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio as gr
+
+from playground import Playground
+from playground.ui.components import Heatmap, StatsBar, TextView
+from playground.ui.controls import Number, Radio, Slider
+from playground.ui.handlers import COMPARED, Handlers, Session, stopped
+
+CSS = (Path(__file__).parent / "page.css").read_text()
+THEME = gr.themes.Default(
+    primary_hue="indigo",
+    neutral_hue="slate",
+    font=["system-ui", "sans-serif"],
+    font_mono=["ui-monospace", "monospace"],
+)
+SUBMIT_KEY = """
+() => document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.closest("#prompt")) {
+    const visible = (id) => { const b = document.getElementById(id); return b && b.offsetParent ? b : null; };
+    (visible("run") || visible("run-compare"))?.click();
+  }
+})
+"""
+EXAMPLES = [
+    "Once upon a time",
+    "One day, a little girl named Lily found a",
+    "The fox looked at the old clock and said,",
+    "Tom and his grandmother went to the sea. There",
+]
+GREEDY_INFO = "Greedy takes the likeliest token: temperature, filters and seed have nothing to decide."
+SAMPLER_INFO = "How a token is drawn from the model's probabilities."
+
+
+def build_page(playground: Playground) -> gr.Blocks:
+    handlers = Handlers(playground)
+    with gr.Blocks(title="FP8 Playground") as page:
+        session = gr.State(Session)
+        _header(playground)
+        with gr.Row():
+            with gr.Column(scale=6, min_width=330):
+                prompt = gr.Textbox(EXAMPLES[0], label="Prompt", lines=2, max_lines=8, elem_id="prompt")
+                gr.Examples([[e] for e in EXAMPLES], inputs=[prompt], label="Examples", api_visibility="private")
+                with gr.Tab("Generate", id="generate") as generate_tab:
+                    run, stop = _run_row("")
+                    output = TextView("Output", elem_id="output")
+                    stats = StatsBar(elem_id="stats")
+                with gr.Tab("Compare", id="compare") as compare_tab:
+                    gr.Markdown("One prompt, prefilled once; three rows of one batch, on the same seed.")
+                    run_compare, stop_compare = _run_row("-compare")
+                    columns = _columns()
+            with gr.Column(scale=3, min_width=260):
+                settings = _settings(playground.config.max_position_embeddings, session)
+            with gr.Column(scale=4, min_width=300, elem_id="panel") as panel:
+                strip = _panel(handlers, session)
+        generate = run.click(
+            handlers.generate,
+            [prompt, *settings, session],
+            [output, stats, strip],
+            api_name="generate",
+            show_progress="hidden",
+            concurrency_limit=8,
+            trigger_mode="multiple",
+        )
+        compare = run_compare.click(
+            handlers.compare,
+            [prompt, *settings[1:], session],
+            columns,
+            api_name="compare",
+            show_progress="hidden",
+            concurrency_limit=4,
+            trigger_mode="multiple",
+        )
+        _stop(stop, [stats], generate)
+        _stop(stop_compare, columns[1::2], compare)
+        for tab, shown in ((generate_tab, True), (compare_tab, False)):  # three columns need the panel's room
+            tab.select(None, None, [panel], js=f"() => ({{__type__: 'update', visible: {str(shown).lower()}}})")
+        page.load(None, js=SUBMIT_KEY)
+    return page
+
+
+def _stop(button: gr.Button, figures: list[StatsBar], event) -> None:
+    button.click(
+        lambda *values: [stopped(v) for v in values] if len(values) > 1 else stopped(values[0]),
+        figures,
+        figures,
+        cancels=[event],
+        api_visibility="private",
+        show_progress="hidden",
+        queue=False,
+    )
+
+
+def _header(playground: Playground) -> None:
+    config = playground.config
+    form = "FP8 E4M3 in 128x128 tiles" if config.quantization else "unquantised"
+    where = "Triton kernels on the GPU" if playground.device.type == "cuda" else "torch twins on the CPU"
+    gr.Markdown(
+        f"# FP8 Playground\nModel **{playground.name}**, {config.num_hidden_layers} layers, {form}; {where}.",
+        elem_id="title",
+    )
+
+
+def _run_row(suffix: str) -> tuple[gr.Button, gr.Button]:
+    with gr.Row(elem_classes="run-row"):
+        run = gr.Button("Run", variant="primary", elem_id=f"run{suffix}")
+        stop = gr.Button("Stop", variant="stop", elem_id=f"stop{suffix}")
+    return run, stop
+
+
+def _columns() -> list:
+    parts = []
+    with gr.Row():
+        for sampler in COMPARED:
+            with gr.Column(min_width=200):
+                gr.Markdown(f"### {sampler.value.capitalize()}{'-max' if sampler == 'gumbel' else ''}")
+                parts.append(TextView(sampler.value, elem_id=f"output-{sampler.value}"))
+                parts.append(StatsBar(elem_id=f"stats-{sampler.value}"))
+    return parts
+
+
+def _settings(context: int, session: gr.State) -> list:
+    """Sampler first, then the rest in the order of the `/generate` API."""
+    samplers = [("Greedy", "greedy"), ("Multinomial", "multinomial"), ("Gumbel-max", "gumbel")]
+    sampler = Radio(samplers, value="gumbel", label="Sampler", info=SAMPLER_INFO, elem_id="sampler")
+    temperature = Slider(0, 2, value=0.8, step=0.05, label="Temperature", info="0 is greedy", elem_id="temperature")
+    tokens = Slider(1, context, value=256, step=1, label="Max new tokens", elem_id="max-new-tokens")
+    seed = Number(-1, label="Seed", precision=0, info="-1 draws one; the footer shows it", elem_id="seed")
+    reuse = gr.Button("Reuse the last seed", size="sm", elem_id="reuse")
+    reuse.click(
+        lambda session: gr.skip() if session.seed is None else session.seed,
+        [session],
+        [seed],
+        api_visibility="private",
+        show_progress="hidden",
+    )
+    with gr.Accordion("Filters", open=False):
+        top_k = Slider(0, 200, value=0, step=1, label="Top-k", info="0 keeps all")
+        top_p = Slider(0.05, 1, value=1, step=0.01, label="Top-p", info="1 keeps all")
+        min_p = Slider(0, 0.5, value=0, step=0.01, label="Min-p", info="0 keeps all")
+    past_end = gr.Checkbox(False, label="Write past the end of the story", elem_id="past-end")
+
+    def explain(chosen: str) -> list:
+        greedy = chosen == "greedy"
+        changed = gr.update(interactive=not greedy)
+        return [gr.update(info=GREEDY_INFO if greedy else SAMPLER_INFO)] + [changed] * 5
+
+    sampler.change(
+        explain,
+        [sampler],
+        [sampler, temperature, seed, top_k, top_p, min_p],
+        api_visibility="private",
+        show_progress="hidden",
+    )
+    return [sampler, temperature, tokens, seed, top_k, top_p, min_p, past_end]
+
+
+def _panel(handlers: Handlers, session: gr.State) -> Heatmap:
+    """The scales: returns the strip that a run keeps up to date."""
+    gr.Markdown("### Scales")
+    layers = [(f"Layer {i}", i) for i in range(len(handlers.projections))]
+    if not any(handlers.projections):
+        return Heatmap(Heatmap.empty("Scales", "This checkpoint is not quantised: there are none."))
+    names = handlers.projections[0]
+    layer = gr.Dropdown(layers, value=0, label="Layer", elem_id="layer")
+    projection = gr.Dropdown(names, value=names[0], label="Projection", elem_id="projection")
+    weights = Heatmap(handlers.weight_view(0, names[0]), elem_id="weight-scales")
+    strip = Heatmap(Heatmap.empty("Activation scales of the newest token", "They appear here while the model writes."))
+    strip.elem_id = "activation-scales"
+    for event in (layer.input, projection.input):
+        event(
+            handlers.choose,
+            [layer, projection, session],
+            [projection, weights, strip],
+            api_visibility="private",
+            show_progress="hidden",
+        )
+    return strip
