@@ -35,6 +35,6 @@ def sample(
             )
             seeds = column([p.seed for p in chosen], torch.int64)
             ids[rows] = draw(log_probs, seeds, column([positions[r] for r in rows], torch.int64))
-    raw = logits.double().log_softmax(-1).gather(-1, ids[:, None])
-    both = torch.cat([ids[:, None].double(), raw], dim=-1).tolist()  # one read-back
+    raw = logits.gather(-1, ids[:, None]) - logits.logsumexp(-1, keepdim=True)
+    both = torch.cat([ids[:, None].double(), raw.double()], dim=-1).tolist()  # one read-back
     return [int(i) for i, _ in both], [logprob for _, logprob in both]

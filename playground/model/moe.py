@@ -59,11 +59,11 @@ class MoE(nn.Module):
         picks = chosen.tolist()  # the only point where the host waits for the device
         for number in sorted({expert for row in picks for expert in row}):
             rows = [row for row, experts in enumerate(picks) if number in experts]
-            weight = weights[chosen == number]  # in the order of the rows: an expert is chosen once per row
-            if len(rows) == len(picks):
-                out += (self.experts[number](act, step) * weight[:, None]).to(x.dtype)
+            weight = weights[chosen == number, None]  # in the order of the rows: each chose an expert once at most
+            if len(rows) == len(picks):  # all of them: nothing to gather
+                out += (self.experts[number](act, step) * weight).to(x.dtype)
             else:
                 index = torch.tensor(rows, device=x.device)
                 part = self.experts[number](act[index], step, index)
-                out.index_add_(0, index, (part * weight[:, None]).to(x.dtype))
+                out.index_add_(0, index, (part * weight).to(x.dtype))
         return out

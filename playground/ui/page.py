@@ -39,7 +39,7 @@ SAMPLER_INFO = "How a token is drawn from the model's probabilities."
 def build_page(playground: Playground) -> gr.Blocks:
     handlers = Handlers(playground)
     with gr.Blocks(title="FP8 Playground") as page:
-        session = gr.State(Session)
+        session = gr.State(Session())
         _header(playground)
         with gr.Row():
             with gr.Column(scale=6, min_width=330):
