@@ -12,7 +12,8 @@ from playground.arguments import add_model_arguments
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python app.py", description="FP8 Playground: watch a block-scaled FP8 language model write, in the browser."
+        prog="python app.py",
+        description="FP8 Playground: watch a block-scaled FP8 language model write, in the browser.",
     )
     add_model_arguments(parser)
     in_space = "SPACE_ID" in os.environ

@@ -45,7 +45,7 @@ def _check_quantiser(x: torch.Tensor, block_size: int, scale_fmt: str | None) ->
         raise ValueError(f"can't quantise {x.dtype}: float32, bfloat16 or float16")
     if not (block_size == 128):
         raise ValueError(f"block_size must be 128, not {block_size}")
-    if not (scale_fmt in _SCALE_FORMATS):
+    if scale_fmt not in _SCALE_FORMATS:
         raise ValueError(f"scale_fmt must be None or 'ue8m0', not {scale_fmt!r}")
 
 
@@ -86,9 +86,7 @@ def _tiles(shape: torch.Size) -> tuple[int, int]:
     return -(-shape[0] // 128), -(-shape[1] // 128)
 
 
-def weight_dequant(
-    q: torch.Tensor, scale: torch.Tensor, block_size: int = 128, *, dtype: torch.dtype
-) -> torch.Tensor:
+def weight_dequant(q: torch.Tensor, scale: torch.Tensor, block_size: int = 128, *, dtype: torch.dtype) -> torch.Tensor:
     """Restores `q [N, K]` float8_e4m3fn with tile scales `[ceil(N/128), ceil(K/128)]` float32 to `dtype`."""
     if not (block_size == 128):
         raise ValueError(f"block_size must be 128, not {block_size}")

@@ -144,9 +144,7 @@ class Engine:
         positions = torch.tensor([row.length for row in rows])
         slots = table.long()[torch.arange(len(rows)), positions // PAGE_SIZE] * PAGE_SIZE + positions % PAGE_SIZE
         trace = ScaleTrace() if any(row.request.trace_scales for row in rows) else None
-        step = Step(
-            positions.to(device), slots.to(device), table.to(device), (positions + 1).int().to(device), trace
-        )
+        step = Step(positions.to(device), slots.to(device), table.to(device), (positions + 1).int().to(device), trace)
         tokens = torch.tensor([row.new_ids[-1] for row in rows], device=device)
         logits = self.model.logits(self.model(tokens, step, self.cache.data))
         for row in rows:

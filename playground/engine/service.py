@@ -111,8 +111,9 @@ class Service:
                 self.rows.pop(row, None)
 
     def _fail(self, error: Exception) -> None:
+        failure = EngineError(f"The engine failed: {error}. Run again: the next request starts afresh.")
         with self.changed:
             for row, stream in list(self.rows.items()):
                 self.engine.cancel(row)
-                stream.events.put(EngineError(f"The engine failed: {error}. Run again; the next request starts afresh."))
+                stream.events.put(failure)
             self.rows.clear()

@@ -28,7 +28,8 @@ class Gate(PlainLinear):
         if c.n_group > 1:
             groups = choice.view(len(choice), c.n_group, -1)
             best = groups.topk(min(2, groups.shape[-1]), dim=-1).values.sum(-1) if corrected else groups.amax(-1)
-            dropped = torch.ones_like(best, dtype=torch.bool).scatter(-1, best.topk(c.topk_group, dim=-1).indices, False)
+            kept = best.topk(c.topk_group, dim=-1).indices
+            dropped = torch.ones_like(best, dtype=torch.bool).scatter(-1, kept, False)
             choice = groups.masked_fill(dropped[..., None], float("-inf")).view_as(scores)
         chosen = choice.topk(c.num_experts_per_tok, dim=-1).indices
         weights = scores.gather(-1, chosen)  # the bias chooses, the plain score weighs

@@ -91,7 +91,8 @@ class Transformer(nn.Module):
             raise CheckpointError(f"tensor {name} has shape {list(tensor.shape)}, not {list(slot.shape)}.")
         fp8 = torch.float8_e4m3fn
         if (tensor.dtype == fp8) != (slot.dtype == fp8) or not tensor.is_floating_point():
-            raise CheckpointError(f"tensor {name} is {tensor.dtype}, not {'float8_e4m3fn' if slot.dtype == fp8 else 'BF16'}.")
+            wanted = "float8_e4m3fn" if slot.dtype == fp8 else "bfloat16 or float32"
+            raise CheckpointError(f"tensor {name} is {tensor.dtype}, not {wanted}.")
         fixed = slot.dtype == fp8 or name.endswith(("weight_scale_inv", "e_score_correction_bias"))
         owner, _, leaf = name.rpartition(".")
         tensor = tensor.to(device, None if fixed else dtype)
