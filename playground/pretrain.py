@@ -80,12 +80,12 @@ class Recipe:
     """Everything that the result depends on, besides the corpus."""
 
     vocab_size: int = 4096
-    steps: int = 1400
+    steps: int = 2400
     batch_tokens: int = 32768
     muon_lr: float = 0.006
     adam_lr: float = 0.003
-    weight_decay: float = 0.3
-    dropout: float = 0.2
+    weight_decay: float = 0.5
+    dropout: float = 0.3
     long_share: float = 0.2
     story_share: float = 0.1
     balance_rate: float = 0.001
