@@ -22,7 +22,7 @@ __all__ = [
     "draw_gumbel",
     "draw_multinomial",
     "fp8_gemm",
-    "gemm",
+    "plain_gemm",
     "gumbel_noise",
     "mla_decode",
     "process_logits",
@@ -120,7 +120,7 @@ def fp8_gemm(
     return _implementation("gemm", a).fp8_gemm(a, a_s, b, b_s, out_dtype)
 
 
-def gemm(a: torch.Tensor, b: torch.Tensor, *, out_dtype: torch.dtype) -> torch.Tensor:
+def plain_gemm(a: torch.Tensor, b: torch.Tensor, *, out_dtype: torch.dtype) -> torch.Tensor:
     """Plain product `a [M, K] @ b [N, K]^T`, or a batch of them `[H, M, K]`, `[H, N, K]`, summed in float32.
 
     For what the format keeps out of FP8: head, gate, and MLA's absorbed projections. Same row invariance as `fp8_gemm`.
@@ -129,7 +129,7 @@ def gemm(a: torch.Tensor, b: torch.Tensor, *, out_dtype: torch.dtype) -> torch.T
         raise ValueError(f"can't multiply {tuple(a.shape)} by {tuple(b.shape)}")
     if not (a.dtype == b.dtype):
         raise ValueError(f"operands must share a dtype, not {a.dtype} and {b.dtype}")
-    return _implementation("gemm", a).gemm(a, b, out_dtype)
+    return _implementation("gemm", a).plain_gemm(a, b, out_dtype)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -48,8 +48,8 @@ def fp8_gemm_kernel(
     b_s_ptrs = b_s_ptr + (tl.program_id(1) * BLOCK_N // BLOCK_K) * k_blocks
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for i in range(0, k_blocks):
-        a = tl.load(a_ptrs + i * BLOCK_K, mask=(m < M)[:, None], other=0)
-        b = tl.load(b_ptrs + i * BLOCK_K, mask=(n < N)[None, :], other=0)
+        a = tl.load(a_ptrs + i * BLOCK_K, mask=(m < M)[:, None], other=0.0)
+        b = tl.load(b_ptrs + i * BLOCK_K, mask=(n < N)[None, :], other=0.0)
         if DECODE:
             a, b = decode_e4m3(a), decode_e4m3(b)
         a_s = tl.load(a_s_ptrs + i, mask=m < M, other=0.0)
@@ -87,7 +87,7 @@ def fp8_gemm(
 
 
 @triton.jit
-def gemm_kernel(
+def plain_gemm_kernel(
     a_ptr, b_ptr, c_ptr, M, N, K, a_batch, a_row, b_batch, b_row, b_col, c_batch, c_row,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -106,7 +106,7 @@ def gemm_kernel(
     tl.store(c_ptrs, acc.to(c_ptr.dtype.element_ty), mask=(m < M)[:, None] & (n < N)[None, :])
 
 
-def gemm(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
+def plain_gemm(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
     if a.stride(-1) != 1:
         a = a.contiguous()
     (m, k), n = a.shape[-2:], b.shape[-2]
@@ -115,7 +115,7 @@ def gemm(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tens
     batch_strides = [t.stride(0) if t.ndim == 3 else 0 for t in (a, b, c)]
     tile = Tile(16, 32, 4, 3) if m <= INVARIANT_ROWS else Tile(64, 64, 4, 3)
     if m:
-        gemm_kernel[(triton.cdiv(m, tile.block_m), triton.cdiv(n, tile.block_n), batches)](
+        plain_gemm_kernel[(triton.cdiv(m, tile.block_m), triton.cdiv(n, tile.block_n), batches)](
             a, b, c, m, n, k,
             batch_strides[0], a.stride(-2), batch_strides[1], b.stride(-2), b.stride(-1),
             batch_strides[2], c.stride(-2),

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 FP8_MAX = 448.0
 AMAX_FLOOR = 1e-4  # keeps the scale of an all-zero block away from zero
-INVARIANT_ROWS = 16  # up to this many rows, a product's row depends on that row alone (see `gemm`)
+INVARIANT_ROWS = 16  # up to this many rows, a product's row depends on that row alone (see `plain_gemm`)
 
 
 def _scale_of(amax: torch.Tensor, scale_fmt: str | None) -> torch.Tensor:
@@ -63,11 +63,11 @@ def fp8_gemm(
     return out.to(out_dtype)
 
 
-def gemm(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
+def plain_gemm(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
     """Few rows go one by one: a BLAS picks its summation order by the number of rows, and a running row's result
     must not depend on how many others share its step."""
     if 1 < a.shape[-2] <= INVARIANT_ROWS:
-        return torch.cat([gemm(row, b, out_dtype) for row in a.split(1, -2)], dim=-2)
+        return torch.cat([plain_gemm(row, b, out_dtype) for row in a.split(1, -2)], dim=-2)
     a, b = a.float(), b.float()
     return (F.linear(a, b) if b.ndim == 2 else a @ b.mT).to(out_dtype)
 

@@ -131,7 +131,10 @@ def _parse_yarn(raw: dict[str, Any] | None) -> YarnConfig | None:
     if raw is None:
         return None
     fields = _Fields(raw, "config.json rope_scaling")
-    if raw.get("type", raw.get("rope_type")) != "yarn":
+    kind = raw.get("type", raw.get("rope_type"))
+    if kind == "default":
+        return None
+    if kind != "yarn":
         raise CheckpointError(f"config.json: rope_scaling {raw!r} is not supported; only type 'yarn' is.")
     return YarnConfig(
         factor=fields.number("factor", least=1.0),
@@ -178,6 +181,9 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
         raise CheckpointError("config.json: only hidden_act 'silu' and attention_bias false are supported.")
     vocab_size = fields.integer("vocab_size")
     bos = _parse_token_ids(fields, "bos_token_id", vocab_size)
+    # transformers 5 writes one rope_parameters where the Hub's files have rope_theta and rope_scaling
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling")
+    theta = _Fields(rope or {}, "config.json rope_parameters") if "rope_theta" in (rope or {}) else fields
     config = ModelConfig(
         vocab_size=vocab_size,
         hidden_size=fields.integer("hidden_size"),
@@ -202,8 +208,8 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
         v_head_dim=fields.integer("v_head_dim"),
         max_position_embeddings=fields.integer("max_position_embeddings"),
         rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
-        rope_theta=fields.number("rope_theta", 10000.0, least=1.0),
-        yarn=_parse_yarn(raw.get("rope_scaling")),
+        rope_theta=theta.number("rope_theta", 10000.0, least=1.0),
+        yarn=_parse_yarn(rope),
         tie_word_embeddings=fields.choice("tie_word_embeddings", (True, False), False),
         bos_token_id=bos[0] if bos else None,
         eos_token_ids=_parse_token_ids(fields, "eos_token_id", vocab_size),

@@ -74,7 +74,7 @@ class Attention(nn.Module):
         return q_nope, rotate(q_rope, rope[:, None, 0], rope[:, None, 1])
 
     def _decode(self, q_nope, q_rope, cache: torch.Tensor, step: Step) -> torch.Tensor:
-        q_latent = kernels.gemm(q_nope.transpose(0, 1), self.absorb_keys, out_dtype=q_nope.dtype)  # [H, R, latent]
+        q_latent = kernels.plain_gemm(q_nope.transpose(0, 1), self.absorb_keys, out_dtype=q_nope.dtype)  # [H, R, latent]
         out = kernels.mla_decode(
             torch.cat([q_latent.transpose(0, 1), q_rope], dim=-1),
             cache,
@@ -83,7 +83,7 @@ class Attention(nn.Module):
             scale=self.config.softmax_scale,
             value_dim=self.config.kv_lora_rank,
         )
-        return kernels.gemm(out.transpose(0, 1), self.absorb_values, out_dtype=out.dtype).transpose(0, 1)
+        return kernels.plain_gemm(out.transpose(0, 1), self.absorb_values, out_dtype=out.dtype).transpose(0, 1)
 
     def _prefill(self, q_nope, q_rope, latent: torch.Tensor, k_rope: torch.Tensor, step: Step) -> torch.Tensor:
         c = self.config

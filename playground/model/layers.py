@@ -72,7 +72,7 @@ class Linear(nn.Module):
     def forward(self, x: Activation) -> torch.Tensor:
         if x.plain is None:
             return kernels.fp8_gemm(x.q, x.s, self.weight, self.weight_scale_inv, out_dtype=self.dtype)
-        return kernels.gemm(x.plain, self.weight if self.decoded is None else self.decoded, out_dtype=self.dtype)
+        return kernels.plain_gemm(x.plain, self.weight if self.decoded is None else self.decoded, out_dtype=self.dtype)
 
 
 class PlainLinear(nn.Module):
@@ -84,7 +84,7 @@ class PlainLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[T, inputs]` to float32 `[T, outputs]`."""
-        return kernels.gemm(x.to(self.weight.dtype), self.weight, out_dtype=torch.float32)
+        return kernels.plain_gemm(x.to(self.weight.dtype), self.weight, out_dtype=torch.float32)
 
 
 class RMSNorm(nn.Module):

@@ -1,0 +1,229 @@
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from playground import FinishEvent, RequestError, SamplingParams, TokenEvent
+from playground.engine.engine import Engine
+from playground.engine.generate import generate
+from playground.engine.request import Request
+from playground.engine.service import EngineError, Service
+
+PROMPT = (0, 5, 9, 17, 33)
+GUMBEL = SamplingParams("gumbel", 1.0, seed=11)
+
+
+def request(params=GUMBEL, prompt=PROMPT, tokens=20, **options) -> Request:
+    return Request(prompt, params, tokens, **({"ignore_eos": True} | options))
+
+
+def drain(engine: Engine) -> None:
+    while engine.busy:
+        engine.step()
+
+
+def alone(model, one: Request) -> list[int]:
+    engine = Engine(model, None)
+    (row,) = engine.add([one])
+    drain(engine)
+    return row.new_ids
+
+
+def test_a_seed_replays_its_row_exactly_alone_in_a_batch_and_as_a_fork(small):
+    model, engine = small(), Engine(small(), None)
+    requests = [
+        request(),
+        request(SamplingParams("multinomial", 0.7, top_p=0.9, seed=3), (0, 8), 33),
+        request(SamplingParams("greedy"), tuple(range(1, 70)), 15),
+        request(SamplingParams("gumbel", 1.3, top_k=9, min_p=0.01, seed=11), (0, 8), 27),
+    ]
+    rows = [engine.add([r])[0] for r in requests]
+    fork = engine.add([replace(requests[0], params=SamplingParams("greedy")), requests[0]])
+    drain(engine)
+    for row, one in zip(rows, requests, strict=True):
+        assert row.new_ids == alone(model, one)
+    assert fork[1].new_ids == rows[0].new_ids
+
+
+def test_a_prompt_is_prefilled_once_for_all_its_forks_and_full_pages_are_shared(small):
+    model, lengths = small(), []
+    forward = model.forward
+    model.forward = lambda tokens, *rest: lengths.append(len(tokens)) or forward(tokens, *rest)
+    engine = Engine(model, None)
+    prompt = tuple(range(1, 101))  # one full page of 64 and a part of the next
+    rows = engine.add([request(replace(GUMBEL, seed=s), prompt, 5) for s in range(3)])
+    engine.step()
+    assert lengths == [100] and len({row.pages[0] for row in rows}) == 1 and len({row.pages[1] for row in rows}) == 3
+    assert engine.cache.used_pages == 4
+    drain(engine)
+    assert lengths == [100, 3, 3, 3, 3] and engine.cache.used_pages == 0
+
+
+def test_cancel_frees_the_row_and_its_cache_at_once_and_leaves_its_neighbours(small):
+    model = small()
+    engine = Engine(model, None)
+    first, second = (engine.add([request(tokens=40)])[0] for _ in range(2))
+    for _ in range(6):
+        engine.step()
+    used = engine.cache.used_pages
+    ((row, event),) = engine.cancel(first)
+    assert row is first and event.stats.finish_reason == "cancelled" and engine.cache.used_pages < used
+    drain(engine)
+    assert second.new_ids == alone(model, request(tokens=40)) and engine.cache.used_pages == 0
+    assert engine.cancel(first) == []
+
+
+def test_rows_wait_for_room_and_all_of_them_finish(small):
+    engine = Engine(small(), None, max_rows=2, cache_tokens=256)
+    rows = [engine.add([request(replace(GUMBEL, seed=s), tokens=70)])[0] for s in range(5)]
+    widest = 0
+    while engine.busy:
+        engine.step()
+        widest = max(widest, len(engine.running))
+    assert widest == 2 and all(len(row.new_ids) == 70 for row in rows) and engine.cache.used_pages == 0
+
+
+def test_a_row_ends_at_eos_at_its_limit_and_at_the_context(small):
+    model = small()
+    text = alone(model, request(tokens=60))
+    model.config = replace(model.config, eos_token_ids=(text[7],))
+    first = text.index(text[7]) + 1
+    assert len(alone(model, request(tokens=60, ignore_eos=False))) == first
+    assert len(alone(model, request(tokens=3))) == 3
+    long = tuple(1 for _ in range(250))
+    assert len(alone(model, request(prompt=long, tokens=100))) == 256 - 250
+
+
+def test_generate_batches_ragged_prompts_and_stops_each_row_at_eos(small):
+    model = small()
+    prompts = [[0, 4], [0, 9, 3, 7, 8, 1], list(range(1, 90))]
+    out = generate(model, prompts, 12, None, temperature=0.0)
+    assert [len(ids) for ids in out] == [12, 12, 12]
+    for prompt, ids in zip(prompts, out, strict=True):
+        assert ids == alone(model, request(SamplingParams("greedy"), tuple(prompt), 12))
+    stopped = generate(model, prompts, 12, out[0][4], temperature=0.0)
+    assert stopped[0] == out[0][: out[0].index(out[0][4])]
+    with pytest.raises(RequestError, match=r"300 tokens .* 256"):
+        generate(model, [[1] * 300], 1, None)
+
+
+def test_decode_work_per_token_does_not_grow_with_what_was_written(small):
+    model, seen = small(), []
+    forward = model.forward
+    model.forward = lambda tokens, *rest: seen.append(len(tokens)) or forward(tokens, *rest)
+    alone(model, request(tokens=200))
+    assert seen == [len(PROMPT)] + [1] * 199
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"sampler": "beam"}, "choose greedy, multinomial or gumbel"),
+        ({"temperature": -1}, "from 0.01 to 10"),
+        ({"temperature": float("nan")}, "from 0.01 to 10"),
+        ({"temperature": 1e9}, "from 0.01 to 10"),
+        ({"temperature": 1e-9}, "from 0.01 to 10"),
+        ({"temperature": "hot"}, "from 0.01 to 10"),
+        ({"top_p": 0}, "above 0"),
+        ({"top_p": 1.1}, "above 0"),
+        ({"min_p": -0.1}, "from 0"),
+        ({"top_k": -1}, "whole number"),
+        ({"top_k": 2.5}, "whole number"),
+        ({"seed": -2}, "or -1 to draw one"),
+        ({"seed": 2**53}, "or -1 to draw one"),
+        ({"seed": True}, "or -1 to draw one"),
+    ],
+)
+def test_sampling_parameters_out_of_range_are_told_what_to_do(values, words):
+    with pytest.raises(RequestError, match=words):
+        SamplingParams(**values)
+
+
+@pytest.mark.parametrize(
+    ("one", "words"),
+    [
+        (lambda: request(prompt=()), "prompt is empty"),
+        (lambda: request(prompt=(1,) * 256), "256 tokens and the context holds 256"),
+        (lambda: request(tokens=0), "from 1 to 256"),
+        (lambda: request(tokens=10**9), "from 1 to 256"),
+        (lambda: request(prompt=(999,)), "outside the vocabulary"),
+        (lambda: request(stop=("",)), "stop strings"),
+    ],
+)
+def test_a_request_out_of_range_is_told_what_to_do_and_the_next_one_runs(small, one, words):
+    engine = Engine(small(), None)
+    with pytest.raises(RequestError, match=words):
+        engine.add([one()])
+    assert not engine.busy
+    engine.add([request(tokens=2)])
+    drain(engine)
+
+
+def test_a_step_that_fails_ends_its_rows_with_a_sentence_and_the_next_request_works(small):
+    engine = Engine(small(), None)
+    service = Service(engine)
+    broken, forward = [True], engine.model.forward
+
+    def fail_once(*args):
+        if broken:
+            raise RuntimeError("out of memory")
+        return forward(*args)
+
+    engine.model.forward = fail_once
+    (stream,) = service.submit([request()])
+    with pytest.raises(EngineError, match=r"out of memory.*Run again"):
+        list(stream)
+    broken.clear()
+    (stream,) = service.submit([request(tokens=4)])
+    assert len(list(stream)) == 5 and engine.cache.used_pages == 0
+    service.close()
+
+
+def test_closing_a_stream_frees_its_row_while_another_goes_on(small):
+    engine = Engine(small(), None)
+    service = Service(engine)
+    (kept,), (left,) = service.submit([request(tokens=60)]), service.submit([request(tokens=200)])
+    assert isinstance(left.get(), TokenEvent)
+    left.close()
+    events = list(kept)
+    assert isinstance(events[-1], FinishEvent) and len(events) == 61
+    deadline = time.monotonic() + 5
+    while engine.busy and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not engine.busy and engine.cache.used_pages == 0
+    service.close()
+
+
+def test_traced_scales_are_those_of_the_row_and_leave_its_text_alone(small):
+    model = small()
+    engine = Engine(model, None)
+    rows = [engine.add([request(replace(GUMBEL, seed=s), tokens=6, trace_scales=s != 2)])[0] for s in range(3)]
+    scales = {row: [] for row in rows}
+    while engine.busy:
+        for row, event in engine.step():
+            if isinstance(event, TokenEvent):
+                scales[row].append(event.scales)
+    assert scales[rows[2]] == [None] * 6
+    assert rows[0].new_ids == alone(model, request(replace(GUMBEL, seed=0), tokens=6))
+    last = scales[rows[1]][-1]
+    assert len(last["layers.0.self_attn.o_proj"]) == 1 and last["layers.0.self_attn.o_proj"][0] > 0
+    experts = {name.split(".")[4] for name in last if ".experts." in name and name.endswith("down_proj") and "shared" not in name}
+    assert len(experts) == model.config.num_experts_per_tok
+    other = Engine(model, None)
+    (row,) = other.add([request(replace(GUMBEL, seed=1), tokens=6, trace_scales=True)])
+    found = [e.scales for _ in range(6) for _, e in other.step() if isinstance(e, TokenEvent)]
+    assert found == scales[rows[1]]
+
+
+def test_the_cache_makes_no_difference_to_greedy_text(small):
+    """Cache off: the whole sequence is prefilled again for every token."""
+    from playground.model.step import Step
+
+    model = small(fp8=False)  # unquantised, prefill and decode compute the same function
+    ids = list(PROMPT)
+    with torch.inference_mode():
+        for _ in range(25):
+            hidden = model(torch.tensor(ids), Step(torch.arange(len(ids)), slots=None))
+            ids.append(model.logits(hidden[-1:]).argmax().item())
+    assert ids[len(PROMPT) :] == alone(model, request(SamplingParams("greedy"), tokens=25))

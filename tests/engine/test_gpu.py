@@ -1,0 +1,123 @@
+"""What only a card can show. Run with `python -m pytest tests -m gpu`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from compare import assert_bits_equal, assert_close
+
+import kernels
+from playground import SamplingParams
+from playground.api import EMBEDDED, load_model
+from playground.engine.engine import Engine
+from playground.engine.request import Request
+from playground.model.step import Step
+from playground.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.gpu
+PROMPTS = [
+    "Once upon a time",
+    "One day, a little girl named Lily found a",
+    "The fox looked at the old clock and said,",
+    "Tom and his grandmother went to the sea. There",
+    "The king had three sons, and the youngest",
+    "It was a cold night and the wind",
+    "A frog and a mouse lived",
+    '"Where are you going?" asked the bird.',
+]
+# logits within this of each other may change places: the GPU's products round otherwise than the twin's, and
+# bfloat16 keeps 8 bits of every activation
+NEAR_TIE = {torch.float32: 0.05, torch.bfloat16: 0.25}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer(EMBEDDED, 4096)
+
+
+@pytest.fixture(scope="module")
+def on_cpu():
+    return load_model(EMBEDDED, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def on_gpu(request):
+    return load_model(EMBEDDED, torch.device("cuda"), request.param)
+
+
+def write(model, requests) -> list[list[int]]:
+    engine = Engine(model, None)
+    rows = [engine.add([r])[0] for r in requests]
+    while engine.busy:
+        engine.step()
+    return [row.new_ids for row in rows]
+
+
+def test_greedy_text_equals_the_cpu_twins_but_for_near_ties(on_cpu, on_gpu, tokenizer, capsys):
+    requests = [Request(tuple(tokenizer.encode(p)), SamplingParams("greedy"), 64, ignore_eos=True) for p in PROMPTS]
+    expected, found = (write(model, requests) for model in (on_cpu, on_gpu))
+    lines = []
+    for request, a, b in zip(requests, expected, found, strict=True):
+        at = next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), None)
+        if at is None:
+            continue
+        ids = torch.tensor(request.prompt + tuple(a[:at]))
+        with torch.inference_mode():
+            logits = on_cpu.logits(on_cpu(ids, Step(torch.arange(len(ids)), slots=None))[-1:])[0]
+        gap = (logits[a[at]] - logits[b[at]]).item()
+        lines.append(f"token {at} of {tokenizer.decode(list(request.prompt))!r}: gap {gap:.4f}")
+        assert abs(gap) < NEAR_TIE[on_gpu.dtype], lines[-1]
+    with capsys.disabled():
+        print(f"\ngreedy {on_gpu.dtype}: {8 - len(lines)} of 8 prompts equal for 64 tokens; near-ties: {lines}")
+
+
+def test_a_seed_replays_on_the_gpu_alone_and_in_a_batch(on_gpu, tokenizer):
+    samplers = ("gumbel", "multinomial", "greedy", "gumbel")
+    requests = [
+        Request(tuple(tokenizer.encode(p)), SamplingParams(s, 0.9, seed=i), 48, ignore_eos=True)
+        for i, (p, s) in enumerate(zip(PROMPTS, samplers, strict=False))
+    ]
+    together = write(on_gpu, requests)
+    assert together == write(on_gpu, requests)
+    for request, ids in zip(requests, together, strict=True):
+        assert write(on_gpu, [request]) == [ids]
+
+
+def test_noise_has_the_same_bits_on_the_gpu():
+    seeds, positions = torch.arange(4) * 2**40 + 3, torch.arange(4)
+    words = [kernels.uniform_noise(seeds.to(d), positions.to(d)).cpu() for d in ("cpu", "cuda")]
+    assert_bits_equal(*words)
+    a, b = (kernels.gumbel_noise(seeds.to(d), positions.to(d), 1000).cpu() for d in ("cpu", "cuda"))
+    assert (a - b).abs().max() < 1e-13  # the same integers; the logarithms of the two libraries differ in the last bit
+
+
+def test_draws_of_seeded_rows_agree_between_cpu_and_gpu():
+    logits = torch.randn(500, 300, generator=torch.Generator().manual_seed(0)) * 3
+    seeds, at = torch.arange(500), torch.arange(500) * 7
+    for draw in (kernels.draw_multinomial, kernels.draw_gumbel):
+        ids = [draw(logits.double().log_softmax(-1).to(d), seeds.to(d), at.to(d)).cpu() for d in ("cpu", "cuda")]
+        assert (ids[0] != ids[1]).sum() <= 1
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16])
+def test_mla_decode_at_deepseek_size_equals_its_twin_and_is_row_invariant(rows):
+    torch.manual_seed(0)
+    lengths = torch.randint(1, 700, (rows,), dtype=torch.int32)
+    pages = torch.randperm(rows * 11).view(rows, 11).int()
+    cache = torch.randn(rows * 11, 64, 576)
+    q = torch.randn(rows, 128, 576)
+    gpu = [t.cuda() for t in (q, cache, pages, lengths)]
+    ref = kernels.mla_decode(q, cache, pages, lengths, scale=0.1, value_dim=512)
+    out = kernels.mla_decode(*gpu, scale=0.1, value_dim=512)
+    assert_close(out, ref, "float32")
+    half = [t.bfloat16() if t.is_floating_point() else t for t in gpu]
+    together = kernels.mla_decode(*half, scale=0.1, value_dim=512)
+    assert_close(together, ref, "bfloat16 inputs")
+    one = kernels.mla_decode(half[0][-1:], half[1], half[2][-1:], half[3][-1:], scale=0.1, value_dim=512)
+    assert_bits_equal(one[0], together[-1])
+
+
+def test_rms_norm_of_a_row_has_the_same_bits_alone_and_in_company():
+    x, w = torch.randn(16, 512, device="cuda").bfloat16(), torch.rand(512, device="cuda").bfloat16()
+    together = kernels.rms_norm(x, w, 1e-6)
+    assert_bits_equal(kernels.rms_norm(x[5:6], w, 1e-6)[0], together[5])

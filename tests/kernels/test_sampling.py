@@ -1,0 +1,125 @@
+import pytest
+import torch
+from scipy import stats
+
+import kernels
+from kernels.sampling import philox
+from playground.engine.request import SamplingParams
+from playground.engine.sampler import sample
+
+SAMPLES, VOCAB = 200_000, 48
+FILTERS = {"none": {}, "top-k": {"top_k": 12}, "top-p": {"top_p": 0.8}, "min-p": {"min_p": 0.05}}
+FILTERS["all"] = {"top_k": 20, "top_p": 0.9, "min_p": 0.02}
+
+
+def logits_row(seed: int = 0) -> torch.Tensor:
+    return torch.randn(VOCAB, generator=torch.Generator().manual_seed(seed)) * 2
+
+
+def expected_distribution(logits, temperature, top_k=0, top_p=1.0, min_p=0.0) -> torch.Tensor:
+    """Written once more, token by token in Python, so that the filters are checked as well as the draw."""
+    probs = (logits.double() / temperature).softmax(-1).tolist()
+    ranked = sorted(range(VOCAB), key=lambda i: (-probs[i], i))
+    kept = ranked[:top_k] if top_k else ranked
+    total, mass, prefix = sum(probs[i] for i in kept), 0.0, []
+    for i in kept:
+        if prefix and top_p < 1 and mass / total >= top_p:
+            break
+        prefix.append(i)
+        mass += probs[i]
+    kept = [i for i in prefix if probs[i] >= min_p * probs[ranked[0]]]
+    out = torch.zeros(VOCAB, dtype=torch.float64)
+    out[kept] = torch.tensor([probs[i] for i in kept], dtype=torch.float64)
+    return out / out.sum()
+
+
+def chi_square_p(counts: torch.Tensor, expected: torch.Tensor) -> float:
+    """Cells expected fewer than 8 times are pooled, as the test's approximation asks."""
+    rare = expected * SAMPLES < 8
+    seen = torch.cat([counts[~rare], counts[rare].sum()[None]]).double()
+    due = torch.cat([expected[~rare], expected[rare].sum()[None]]) * SAMPLES
+    if due[-1] < 8:
+        seen, due = seen[:-1], due[:-1] * seen[:-1].sum() / due[:-1].sum()
+    if len(seen) == 1:  # one token is left: it must be drawn every time
+        return float(seen[0] == SAMPLES)
+    return stats.chisquare(seen.numpy(), due.numpy()).pvalue
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize("filters", FILTERS.values(), ids=FILTERS)
+@pytest.mark.parametrize("draw", [kernels.draw_multinomial, kernels.draw_gumbel])
+def test_draws_fit_the_softmax(draw, filters, temperature):
+    logits = logits_row()
+    row = {"top_k": 0, "top_p": 1.0, "min_p": 0.0} | filters
+    log_probs = kernels.process_logits(
+        logits[None], *(torch.tensor([v]) for v in (temperature, row["top_k"], row["top_p"], row["min_p"]))
+    )
+    positions = torch.arange(SAMPLES)
+    ids = draw(log_probs.expand(SAMPLES, -1), torch.full_like(positions, 20261123), positions)
+    expected = expected_distribution(logits, temperature, **filters)
+    counts = torch.bincount(ids, minlength=VOCAB)
+    assert counts[expected == 0].sum() == 0, "a token that a filter cut was drawn"
+    assert chi_square_p(counts, expected) > 0.001
+
+
+def test_a_biased_draw_would_be_caught():
+    expected = expected_distribution(logits_row(), 1.0)
+    skewed = (expected + 0.004 * torch.linspace(-1, 1, VOCAB) * expected).clamp(min=0)
+    counts = torch.multinomial(skewed, SAMPLES, replacement=True, generator=torch.Generator().manual_seed(1))
+    honest = torch.multinomial(expected, SAMPLES, replacement=True, generator=torch.Generator().manual_seed(1))
+    warm = expected_distribution(logits_row(), 1.02)
+    assert chi_square_p(torch.bincount(honest, minlength=VOCAB), expected) > 0.001
+    assert chi_square_p(torch.bincount(counts, minlength=VOCAB), warm) < 0.001
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [  # the known answers that the authors of Philox publish with it
+        ([0] * 4, [0] * 2, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            [0xA4093822, 0x299F31D0],
+            "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ),
+    ],
+)
+def test_philox_gives_its_published_answers(counter, key, words):
+    out = philox(torch.tensor(counter)[:, None], torch.tensor(key)[:, None])[:, 0]
+    assert " ".join(f"{w:08x}" for w in out.tolist()) == words
+
+
+def test_noise_depends_on_seed_position_and_token_alone():
+    seeds, positions = torch.tensor([7, 7, 8]), torch.tensor([3, 4, 3])
+    together = kernels.gumbel_noise(seeds, positions, 100)
+    for row in range(3):
+        alone = kernels.gumbel_noise(seeds[row : row + 1], positions[row : row + 1], 64)
+        assert torch.equal(alone[0], together[row, :64])
+    assert len({tuple(r.tolist()) for r in together}) == 3
+
+
+def test_gumbel_noise_reaches_the_tail_where_a_float32_uniform_ends():
+    noise = kernels.gumbel_noise(torch.zeros(500, dtype=torch.int64), torch.arange(500), 40_000)
+    assert torch.isfinite(noise).all() and noise.max() > 15.9  # 20 million draws; 24 bits end at 16.6 in steps
+    due = (noise > 12).double().mean() / (1 - torch.exp(-torch.exp(torch.tensor(-12.0, dtype=torch.float64))))
+    assert 0.7 < due < 1.3
+
+
+def test_each_row_of_a_step_draws_with_its_own_parameters():
+    logits = logits_row().repeat(4, 1)
+    params = [SamplingParams("greedy"), *(SamplingParams(s, 1.0, seed=5) for s in ("multinomial", "gumbel", "gumbel"))]
+    together, _ = sample(logits, params, [9, 9, 9, 10])
+    alone = [sample(logits[:1], [p], [at])[0][0] for p, at in zip(params, (9, 9, 9, 10), strict=True)]
+    assert together == alone and together[0] == logits[0].argmax()
+
+
+def test_temperature_zero_is_greedy_and_equals_go_to_the_lowest_id():
+    logits = torch.zeros(1, VOCAB)
+    for sampler in ("greedy", "multinomial", "gumbel"):
+        assert sample(logits, [SamplingParams(sampler, 0.0)], [3])[0] == [0]
+
+
+def test_the_reported_logprob_is_of_the_raw_distribution():
+    logits = logits_row()[None]
+    ids, logprobs = sample(logits, [SamplingParams("gumbel", 0.5, top_k=3, seed=1)], [0])
+    assert abs(logprobs[0] - logits.log_softmax(-1)[0, ids[0]].item()) < 1e-5
