@@ -74,7 +74,9 @@ class Attention(nn.Module):
         return q_nope, rotate(q_rope, rope[:, None, 0], rope[:, None, 1])
 
     def _decode(self, q_nope, q_rope, cache: torch.Tensor, step: Step) -> torch.Tensor:
-        q_latent = kernels.plain_gemm(q_nope.transpose(0, 1), self.absorb_keys, out_dtype=q_nope.dtype)  # [H, R, latent]
+        q_latent = kernels.plain_gemm(
+            q_nope.transpose(0, 1), self.absorb_keys, out_dtype=q_nope.dtype
+        )  # [H, R, latent]
         out = kernels.mla_decode(
             torch.cat([q_latent.transpose(0, 1), q_rope], dim=-1),
             cache,

@@ -208,7 +208,11 @@ def test_traced_scales_are_those_of_the_row_and_leave_its_text_alone(small):
     assert rows[0].new_ids == alone(model, request(replace(GUMBEL, seed=0), tokens=6))
     last = scales[rows[1]][-1]
     assert len(last["layers.0.self_attn.o_proj"]) == 1 and last["layers.0.self_attn.o_proj"][0] > 0
-    experts = {name.split(".")[4] for name in last if ".experts." in name and name.endswith("down_proj") and "shared" not in name}
+    experts = {
+        name.split(".")[4]
+        for name in last
+        if ".experts." in name and name.endswith("down_proj") and "shared" not in name
+    }
     assert len(experts) == model.config.num_experts_per_tok
     other = Engine(model, None)
     (row,) = other.add([request(replace(GUMBEL, seed=1), tokens=6, trace_scales=True)])

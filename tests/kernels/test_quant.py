@@ -40,7 +40,9 @@ def test_weight_quant_kernel_equals_its_twin_bit_by_bit_ragged_edges_included(sh
     q_ref, s_ref = reference.weight_quant(w, 128, scale_fmt)
     assert_bits_equal(s, s_ref)
     assert_bits_equal(q, q_ref)
-    assert_bits_equal(quant.weight_dequant(q, s, 128, torch.float32), reference.weight_dequant(q_ref, s_ref, 128, torch.float32))
+    assert_bits_equal(
+        quant.weight_dequant(q, s, 128, torch.float32), reference.weight_dequant(q_ref, s_ref, 128, torch.float32)
+    )
 
 
 def test_every_e4m3_code_survives_decode_and_encode():
@@ -49,7 +51,9 @@ def test_every_e4m3_code_survives_decode_and_encode():
     values = codes.view(torch.float8_e4m3fn)
     row = torch.zeros(1, 256)
     row[0, : len(codes)] = values.float()
-    decoded = quant.weight_dequant(row.to(torch.float8_e4m3fn).to(DEVICE), torch.ones(1, 2, device=DEVICE), 128, torch.float32)
+    decoded = quant.weight_dequant(
+        row.to(torch.float8_e4m3fn).to(DEVICE), torch.ones(1, 2, device=DEVICE), 128, torch.float32
+    )
     assert_bits_equal(decoded, row)
 
 
