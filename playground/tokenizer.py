@@ -28,9 +28,10 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids with the special tokens that the tokenizer itself puts around a text. ValueError for lone surrogates."""
         try:
-            return self.inner.encode(text).ids
+            text.encode("utf-8")  # the library would raise a TypeError that says nothing
         except UnicodeEncodeError as error:
             raise ValueError(f"character {error.start + 1} is half of a surrogate pair, not a character") from None
+        return self.inner.encode(text).ids
 
     def decode(self, ids: list[int]) -> str:
         """The text of a whole sequence, special tokens left out."""

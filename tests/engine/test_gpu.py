@@ -11,7 +11,6 @@ from playground import SamplingParams
 from playground.api import EMBEDDED, load_model
 from playground.engine.engine import Engine
 from playground.engine.request import Request
-from playground.model.step import Step
 from playground.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.gpu
@@ -25,9 +24,10 @@ PROMPTS = [
     "A frog and a mouse lived",
     '"Where are you going?" asked the bird.',
 ]
-# logits within this of each other may change places: the GPU's products round otherwise than the twin's, and
-# bfloat16 keeps 8 bits of every activation
-NEAR_TIE = {torch.float32: 0.05, torch.bfloat16: 0.25}
+# Two best logits closer than this may change places. It is what FP8 itself leaves open: on the CPU alone, the same
+# weights by prefill and by absorbed decode, both right, differ in that gap by 0.08 (rms) and at most 0.35 over 512
+# tokens.
+NEAR_TIE = 0.35
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,17 @@ def write(model, requests) -> list[list[int]]:
     return [row.new_ids for row in rows]
 
 
+def decode_logits(model, request, index: int) -> torch.Tensor:
+    """The logits from which the row drew its token number `index`, by the same prefill and decode steps."""
+    engine, seen, logits = Engine(model, None), [], model.logits
+    model.logits = lambda hidden: seen.append(logits(hidden)) or seen[-1]
+    engine.add([request])
+    while len(seen) <= index:
+        engine.step()
+    del model.logits
+    return seen[index][0]
+
+
 def test_greedy_text_equals_the_cpu_twins_but_for_near_ties(on_cpu, on_gpu, tokenizer, capsys):
     requests = [Request(tuple(tokenizer.encode(p)), SamplingParams("greedy"), 64, ignore_eos=True) for p in PROMPTS]
     expected, found = (write(model, requests) for model in (on_cpu, on_gpu))
@@ -61,12 +72,10 @@ def test_greedy_text_equals_the_cpu_twins_but_for_near_ties(on_cpu, on_gpu, toke
         at = next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), None)
         if at is None:
             continue
-        ids = torch.tensor(request.prompt + tuple(a[:at]))
-        with torch.inference_mode():
-            logits = on_cpu.logits(on_cpu(ids, Step(torch.arange(len(ids)), slots=None))[-1:])[0]
+        logits = decode_logits(on_cpu, request, at)
         gap = (logits[a[at]] - logits[b[at]]).item()
         lines.append(f"token {at} of {tokenizer.decode(list(request.prompt))!r}: gap {gap:.4f}")
-        assert abs(gap) < NEAR_TIE[on_gpu.dtype], lines[-1]
+        assert abs(gap) < NEAR_TIE, lines[-1]
     with capsys.disabled():
         print(f"\ngreedy {on_gpu.dtype}: {8 - len(lines)} of 8 prompts equal for 64 tokens; near-ties: {lines}")
 

@@ -1,0 +1,103 @@
+"""The page's named endpoint, used by gradio's own client as a program would."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+
+GOOD = {
+    "prompt": "Once upon a time",
+    "sampler": "gumbel",
+    "temperature": 0.8,
+    "max_new_tokens": 12,
+    "seed": 7,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+}
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return Client(server, verbose=False)
+
+
+def test_generate_has_the_documented_parameters_and_no_other_endpoint_shows(client):
+    endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert sorted(endpoints) == ["/compare", "/generate"]
+    assert [p["parameter_name"] for p in endpoints["/generate"]["parameters"]][: len(GOOD)] == list(GOOD)
+
+
+def test_generate_streams_and_replays_by_seed_what_the_library_writes(client, storyteller):
+    from playground import SamplingParams
+
+    job = client.submit(api_name="/generate", **GOOD)
+    text, stats, _ = job.result(timeout=60)
+    pieces = [o[0] for o in job.outputs()]
+    assert len(pieces) > 2 and all(b.startswith(a) for a, b in zip(pieces, pieces[1:], strict=False))
+    assert stats["new_tokens"] == 12 and stats["finish_reason"] == "length" and stats["seed"] == 7
+    params = SamplingParams("gumbel", 0.8, seed=7)
+    assert text == "".join(e.text for e in storyteller.stream(GOOD["prompt"], params, 12))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": None}, "prompt is empty"),
+        ({"prompt": "word " * 3000}, "3003 tokens and the context holds 2048"),
+        ({"prompt": "a" * 1_000_000}, "1000000 characters"),
+        ({"sampler": "beam"}, "choose greedy, multinomial or gumbel"),
+        ({"temperature": -1}, "from 0.01 to 10"),
+        ({"temperature": "NaN"}, "from 0.01 to 10"),
+        ({"temperature": 1e9}, "from 0.01 to 10"),
+        ({"max_new_tokens": 0}, "from 1 to 2048"),
+        ({"max_new_tokens": 10**9}, "from 1 to 2048"),
+        ({"seed": -5}, "-1 to draw one"),
+        ({"seed": 2**63}, "-1 to draw one"),
+        ({"seed": 1.5}, "whole number"),
+        ({"top_p": 0}, "above 0"),
+        ({"top_k": -3}, "whole number"),
+        ({"min_p": 2}, "from 0"),
+    ],
+)
+def test_bad_input_is_answered_with_a_sentence_and_the_next_request_works(client, change, words):
+    with pytest.raises(AppError, match=words):
+        client.predict(api_name="/generate", **(GOOD | change))
+    assert client.predict(api_name="/generate", **(GOOD | {"max_new_tokens": 1}))[1]["new_tokens"] == 1
+
+
+def test_lone_surrogates_in_a_raw_request_are_answered_with_a_sentence(server):
+    """No client library sends these; a hostile one can, as a JSON escape."""
+    data = ["PROMPT", *list(GOOD.values())[1:], False]
+    body = json.dumps({"data": data}).replace("PROMPT", "Once \\ud800 upon").encode()
+    call = urllib.request.Request(f"{server}/gradio_api/call/generate", body, {"Content-Type": "application/json"})
+    try:
+        event = json.load(urllib.request.urlopen(call, timeout=20))["event_id"]
+        answer = urllib.request.urlopen(f"{server}/gradio_api/call/generate/{event}", timeout=20).read().decode()
+    except urllib.error.HTTPError as error:
+        assert 400 <= error.code < 500
+    else:
+        assert "surrogate" in answer
+
+
+def test_control_characters_are_text_like_any_other(client):
+    text, stats, _ = client.predict(api_name="/generate", **(GOOD | {"prompt": "Once\x00\x07\x1b[31m <script>"}))
+    assert stats["new_tokens"] == 12
+
+
+def test_streaming_keeps_up_with_the_engine_for_1000_tokens(client):
+    """The client sees the last token within 5% of the time that the engine took, its own figures say."""
+    began = time.perf_counter()
+    job = client.submit(api_name="/generate", **(GOOD | {"max_new_tokens": 1000}), past_end=True)
+    _, stats, _ = job.result(timeout=200)
+    wall = time.perf_counter() - began
+    engine = stats["ttft"] + (stats["new_tokens"] - 1) / stats["decode_rate"]
+    assert stats["new_tokens"] == 1000
+    print(f"\n1000 tokens: engine {engine:.2f} s, client {wall:.2f} s, {stats['decode_rate']:.1f} tokens/s")
+    assert wall <= engine * 1.05 + 0.3  # 0.3 s: connecting and the request itself

@@ -1,0 +1,184 @@
+"""The page in a real Chromium, driven by Playwright."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+pytestmark = pytest.mark.browser
+ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=ARGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser, server):
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    page.problems = []
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.on("request", lambda r: r.url.startswith((server, "data:", "blob:")) or page.problems.append(r.url))
+    page.goto(server)
+    page.wait_for_selector("#run")
+    yield page
+    page.close()
+    assert page.problems == [], "script errors, or requests that leave the machine"
+
+
+def text_of(page, name="output") -> str:
+    return page.locator(f"#{name} .tv-text").inner_text()
+
+
+def figures(page, name="stats") -> dict[str, str]:
+    pairs = "pairs => pairs.map(p => [p.children[0].textContent, p.children[1].textContent])"
+    return dict(page.locator(f"#{name} .stats > div").evaluate_all(pairs))
+
+
+def wait_until(condition, seconds=30.0, what="condition"):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.05)
+
+
+def set_number(page, selector: str, value: float) -> None:
+    box = page.locator(f"{selector} input[type=number]").first
+    box.fill(str(value))
+    box.blur()
+
+
+def run(page, button="#run"):
+    page.click(button)
+
+
+def finished(page, name="stats") -> bool:
+    return figures(page, name).get("State") not in ("ready", "prefill", "writing", None)
+
+
+@pytest.mark.parametrize("sampler", ["Greedy", "Multinomial", "Gumbel-max"])
+def test_each_sampler_writes_text_that_grows_and_leaves_its_figures(page, sampler):
+    page.fill("#prompt textarea", "One day, a little girl")
+    page.locator("#sampler").get_by_text(sampler, exact=True).click()
+    set_number(page, "#max-new-tokens", 60)
+    began = time.monotonic()
+    run(page)
+    lengths = []
+    wait_until(
+        lambda: lengths.append(len(text_of(page))) or figures(page).get("State") == "writing", 10, "a first token"
+    )
+    assert time.monotonic() - began < 5
+    wait_until(lambda: lengths.append(len(text_of(page))) or finished(page), 30, "the end")
+    growing = sorted(set(lengths))
+    assert len(growing) >= 4, f"the text came in {len(growing)} pieces"
+    shown = figures(page)
+    assert text_of(page).startswith("One day, a little girl ")
+    for name in ("First token", "Prefill", "Decode", "KV cache"):
+        assert re.search(r"\d", shown[name]), shown
+    assert (shown["Seed"] == "not used") == (sampler == "Greedy")
+
+
+def test_stop_ends_a_run_and_the_next_one_works(page):
+    set_number(page, "#max-new-tokens", 1500)
+    page.get_by_label("Write past the end").check()
+    run(page)
+    wait_until(lambda: len(text_of(page)) > 60, what="text")
+    page.click("#stop")
+    wait_until(lambda: figures(page).get("State") == "stopped", 5, "the footer to say so")
+    time.sleep(0.5)
+    before = text_of(page)
+    time.sleep(0.7)
+    assert text_of(page) == before
+    set_number(page, "#max-new-tokens", 5)
+    run(page)
+    wait_until(lambda: finished(page) and figures(page)["State"] != "stopped", 15, "the next run's end")
+
+
+def test_a_second_run_during_a_run_is_told_so_and_harms_nothing(page):
+    set_number(page, "#max-new-tokens", 120)
+    page.get_by_label("Write past the end").check()
+    run(page)
+    wait_until(lambda: len(text_of(page)) > 40, what="text")
+    run(page)
+    page.get_by_text("already writing").first.wait_for(timeout=5000)
+    wait_until(lambda: finished(page), 30, "the first run's end")
+    assert figures(page)["State"] == "token limit"
+
+
+def test_the_panel_follows_layer_and_projection_and_shows_the_newest_token(page):
+    def choose(box: str, option: str):
+        page.locator(f"{box} input").click()
+        page.get_by_role("option", name=option, exact=True).click()
+
+    def note(name: str) -> str:
+        return page.locator(f"#{name} .hm-note").inner_text()
+
+    first = page.locator("#weight-scales canvas").get_attribute("aria-label")
+    assert "256 x 512 weight" in note("weight-scales") and "2 by 4 scales" in first
+    choose("#layer", "Layer 2")
+    wait_until(lambda: page.locator("#weight-scales canvas").get_attribute("aria-label") != first, 5, "new scales")
+    choose("#projection", "mlp.shared_experts.down_proj")
+    wait_until(lambda: "512 x 256 weight" in note("weight-scales"), 5, "another projection")
+    set_number(page, "#max-new-tokens", 12)
+    run(page)
+    wait_until(lambda: finished(page), 20, "the end")
+    assert "256 values enter" in note("activation-scales")
+    choose("#projection", "self_attn.kv_b_proj")
+    wait_until(lambda: "Absorbed at decode" in note("activation-scales"), 5, "the explanation")
+    page.locator("#weight-scales canvas").focus()
+    page.keyboard.press("ArrowDown")
+    assert "row 1, column 0: scale" in page.locator("#weight-scales .hm-readout").inner_text()
+
+
+def test_compare_streams_three_columns_together(page):
+    set_number(page, "#max-new-tokens", 40)
+    page.get_by_role("tab", name="Compare").click()
+    page.locator("#run-compare").wait_for()
+    run(page, "#run-compare")
+    names = ("greedy", "multinomial", "gumbel")
+    wait_until(lambda: all(len(text_of(page, f"output-{n}")) > 20 for n in names), 20, "three texts")
+    wait_until(lambda: all(finished(page, f"stats-{n}") for n in names), 30, "three ends")
+    assert len({text_of(page, f"output-{n}") for n in names}) == 3
+
+
+def test_html_in_the_prompt_is_shown_as_text(page):
+    attack = "<script>window.hit=1</script><img src=x onerror='window.hit=1'> Once"
+    page.fill("#prompt textarea", attack)
+    set_number(page, "#max-new-tokens", 5)
+    run(page)
+    wait_until(lambda: finished(page), 20, "the end")
+    assert attack in text_of(page)
+    assert page.evaluate("window.hit") is None and page.locator("#output img").count() == 0
+
+
+def test_greedy_disables_what_it_does_not_use_and_says_why(page):
+    page.locator("#sampler").get_by_text("Greedy", exact=True).click()
+    page.get_by_text("have nothing to decide").wait_for(timeout=5000)
+    wait_until(lambda: page.locator("#seed input").is_disabled(), 5, "the seed to be disabled")
+    page.locator("#sampler").get_by_text("Multinomial", exact=True).click()
+    wait_until(lambda: page.locator("#seed input").is_enabled(), 5, "the seed to be enabled")
+
+
+def test_an_empty_prompt_is_one_sentence_on_the_page(page):
+    page.fill("#prompt textarea", "   ")
+    run(page)
+    page.get_by_text("The prompt is empty; write a few words").first.wait_for(timeout=5000)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1440])
+def test_nothing_is_wider_than_the_page(browser, server, theme, width):
+    page = browser.new_page(viewport={"width": width, "height": 844})
+    page.goto(f"{server}/?__theme={theme}")
+    page.wait_for_selector("#run")
+    time.sleep(0.5)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
