@@ -108,7 +108,7 @@ def _header(playground: Playground) -> None:
 def _run_row(suffix: str) -> tuple[gr.Button, gr.Button]:
     with gr.Row(elem_classes="run-row"):
         run = gr.Button("Run", variant="primary", elem_id=f"run{suffix}")
-        stop = gr.Button("Stop", variant="stop", elem_id=f"stop{suffix}")
+        stop = gr.Button("Stop", variant="secondary", elem_id=f"stop{suffix}")
     return run, stop
 
 
