@@ -11,7 +11,7 @@ import importlib
 import torch
 
 from kernels import reference
-from kernels.reference import FP8_MAX, INVARIANT_ROWS
+from kernels.reference import FP8_MAX, INVARIANT_ROWS, has_fp8_units
 from kernels.sampling import draw_gumbel, draw_multinomial, gumbel_noise, process_logits, uniform_noise
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "draw_multinomial",
     "fp8_gemm",
     "gumbel_noise",
+    "has_fp8_units",
     "mla_decode",
     "plain_gemm",
     "process_logits",

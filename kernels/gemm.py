@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from kernels.quant import decode_e4m3
-from kernels.reference import INVARIANT_ROWS
+from kernels.reference import INVARIANT_ROWS, has_fp8_units
 
 
 class Tile(NamedTuple):
@@ -57,11 +57,6 @@ def fp8_gemm_kernel(
         acc += tl.dot(a, b) * a_s[:, None] * tl.load(b_s_ptrs + i)
     c_ptrs = c_ptr + m[:, None].to(tl.int64) * N + n[None, :]
     tl.store(c_ptrs, acc.to(c_ptr.dtype.element_ty), mask=(m < M)[:, None] & (n < N)[None, :])
-
-
-def has_fp8_units(device: torch.device) -> bool:
-    """E4M3 tensor cores came with compute capability 8.9; before it the kernel decodes to float16, exactly."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def fp8_gemm(

@@ -15,6 +15,12 @@ AMAX_FLOOR = 1e-4  # keeps the scale of an all-zero block away from zero
 INVARIANT_ROWS = 16  # up to this many rows, a product's row depends on that row alone (see `plain_gemm`)
 
 
+def has_fp8_units(device: torch.device) -> bool:
+    """E4M3 tensor cores came with compute capability 8.9. Before it the kernels decode to float16, exactly; off CUDA
+    (Triton's interpreter) the FP8 path runs."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9)
+
+
 def _scale_of(amax: torch.Tensor, scale_fmt: str | None) -> torch.Tensor:
     """`max(amax, 1e-4) / 448`, for ue8m0 rounded up to a power of two, exactly, by taking the float apart."""
     scale = amax.clamp_(min=AMAX_FLOOR).div_(FP8_MAX)

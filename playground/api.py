@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+import kernels
 from playground.checkpoint import read_config, read_tensors
 from playground.config import CheckpointError
 from playground.engine.engine import Engine
@@ -41,6 +42,15 @@ class Playground:
         self.name, self.folder, self.device = folder.name, folder, device
         self.model, self.tokenizer, self.config = model, tokenizer, model.config
         self.service = Service(Engine(model, tokenizer))
+
+    @property
+    def path(self) -> str:
+        """In words, what computes: which depends on whether this device has FP8 units."""
+        if self.device.type == "cpu":
+            return "torch twins on the CPU"
+        if kernels.has_fp8_units(self.device):
+            return "Triton kernels on the GPU's FP8 units"
+        return "Triton kernels that decode FP8 themselves, as this GPU has no FP8 units"
 
     def stream(
         self,

@@ -98,9 +98,8 @@ def _stop(button: gr.Button, figures: list[StatsBar], event) -> None:
 def _header(playground: Playground) -> None:
     config = playground.config
     form = "FP8 E4M3 in 128x128 tiles" if config.quantization else "unquantised"
-    where = "Triton kernels on the GPU" if playground.device.type == "cuda" else "torch twins on the CPU"
     gr.Markdown(
-        f"# FP8 Playground\nModel **{playground.name}**, {config.num_hidden_layers} layers, {form}; {where}.",
+        f"# FP8 Playground\nModel **{playground.name}**, {config.num_hidden_layers} layers, {form}; {playground.path}.",
         elem_id="title",
     )
 
