@@ -18,7 +18,7 @@ def parse_arguments() -> argparse.Namespace:
     add_model_arguments(parser)
     in_space = "SPACE_ID" in os.environ
     host = os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0" if in_space else "127.0.0.1")
-    port = int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
+    port = os.environ.get("GRADIO_SERVER_PORT", "7860")
     parser.add_argument("--host", default=host, help=f"address to listen on (default {host})")
     parser.add_argument("--port", type=int, default=port, help=f"port to listen on (default {port})")
     return parser.parse_args()
@@ -36,18 +36,22 @@ def main() -> int:
 
     page = build_page(playground)
     page.queue(max_size=32)
-    page.launch(
-        server_name=args.host,
-        server_port=args.port,
-        theme=THEME,
-        css=CSS,
-        show_error=False,
-        ssr_mode=False,
-        run_history=False,
-        allowed_paths=[],
-        max_file_size="1mb",
-        strict_cors=True,
-    )
+    try:
+        page.launch(
+            server_name=args.host,
+            server_port=args.port,
+            theme=THEME,
+            css=CSS,
+            show_error=False,
+            ssr_mode=False,
+            run_history=False,
+            allowed_paths=[],
+            max_file_size="1mb",
+            strict_cors=True,
+        )
+    except OSError:
+        print(f"error: {args.host}:{args.port} can't be listened on; choose another --port.", file=sys.stderr)
+        return 2
     return 0
 
 

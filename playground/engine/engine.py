@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+import kernels
 from playground.engine.cache import PAGE_SIZE, PagedCache, pages_for
 from playground.engine.request import Event, FinishEvent, Request, RequestError, Stats, TokenEvent
 from playground.engine.sampler import sample
@@ -43,6 +44,8 @@ class Engine:
     def __init__(
         self, model: Transformer, tokenizer: Tokenizer | None, max_rows: int = 16, cache_tokens: int | None = None
     ):
+        if not 1 <= max_rows <= kernels.INVARIANT_ROWS:
+            raise ValueError(f"max_rows must be from 1 to {kernels.INVARIANT_ROWS}, not {max_rows}")
         self.model, self.tokenizer, self.max_rows = model, tokenizer, max_rows
         self.context = model.config.max_position_embeddings
         self.cache = PagedCache(model.config, cache_tokens or max_rows * self.context, model.device, model.dtype)

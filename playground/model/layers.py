@@ -76,7 +76,7 @@ class Linear(nn.Module):
 
 
 class PlainLinear(nn.Module):
-    """What the format keeps out of FP8 (head, gate); `dtype` float32 gives a full-precision product and result."""
+    """What the format keeps out of FP8 (head, gate): a product summed and returned in float32."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()

@@ -8,7 +8,7 @@ import gradio as gr
 
 from playground import CheckpointError, Playground, RequestError, SamplingParams
 from playground.engine.request import Sampler
-from playground.engine.service import EngineError
+from playground.engine.service import EngineError, Stream
 from playground.inspect.scales import ScaleGrid, projections, weight_scales
 from playground.ui.components import Heatmap
 from playground.ui.painting import Pane, paints
@@ -24,6 +24,7 @@ class Session:
 
     def __init__(self):
         self.running = False
+        self.streams: list[Stream] = []  # of the run under way
         self.layer, self.projection = 0, None  # None: the layer's first
         self.seed: int | None = None  # of the last run that drew with one
         self.scales: dict[str, list[float]] = {}
@@ -49,10 +50,10 @@ class Handlers:
         self, prompt, sampler, temperature, max_new_tokens, seed, top_k, top_p, min_p, past_end, session: Session
     ) -> Iterator[tuple]:
         """Yields the continuation so far, the figures, and the panel's strip."""
-        with self.run(session):
+        with Run(session):
             params = self.params(sampler, temperature, seed, top_k, top_p, min_p)
             session.seed = params.seed
-            for panes in self.stream(prompt, [params], max_new_tokens, past_end):
+            for panes in self.stream(session, prompt, [params], max_new_tokens, past_end):
                 session.scales = panes[0].scales
                 yield panes[0].text, panes[0].stats, self.activation_view(session)
 
@@ -60,22 +61,21 @@ class Handlers:
         self, prompt, temperature, max_new_tokens, seed, top_k, top_p, min_p, past_end, session: Session
     ) -> Iterator[tuple]:
         """Yields text and figures of each column in turn."""
-        with self.run(session):
+        with Run(session):
             drawn = self.params("greedy", temperature, seed, top_k, top_p, min_p).seed
             session.seed = drawn
             every = [self.params(s, temperature, drawn, top_k, top_p, min_p) for s in COMPARED]
-            for panes in self.stream(prompt, every, max_new_tokens, past_end):
+            for panes in self.stream(session, prompt, every, max_new_tokens, past_end):
                 yield tuple(value for pane in panes for value in (pane.text, pane.stats))
 
-    def run(self, session: Session) -> Run:
-        return Run(session)
-
-    def stream(self, prompt, params: list[SamplingParams], max_new_tokens, past_end) -> Iterator[list[Pane]]:
+    def stream(
+        self, session: Session, prompt, params: list[SamplingParams], max_new_tokens, past_end
+    ) -> Iterator[list[Pane]]:
         """Starts one row per setting and yields the panes at every paint; a closed generator cancels the rows."""
         playground = self.playground
         options = {"ignore_eos": bool(past_end), "trace_scales": len(params) == 1}
         limit = whole_number("Max new tokens", max_new_tokens)
-        streams = playground.compare(prompt, params, limit, **options)
+        session.streams = streams = playground.compare(prompt, params, limit, **options)
         try:
             tokens, total = len(playground.encode(prompt)), playground.service.engine.cache.total_tokens
             panes = [
@@ -86,8 +86,7 @@ class Handlers:
             for _ in paints(panes):
                 yield panes
         finally:
-            for stream in streams:
-                stream.close()
+            stop(session)
 
     def choose(self, layer: int, projection: str, session: Session) -> tuple:
         """A choice in the panel: the dropdown of the layer's projections, and both pictures."""
@@ -136,8 +135,9 @@ class Run:
             raise gr.Error(str(error), print_exception=False) from None
 
 
-def stopped(stats: dict | None) -> dict | None:
-    """The footer after Stop: the figures that were last shown, ended."""
-    if stats and stats.get("finish_reason") is None:
-        return stats | {"finish_reason": "cancelled"}
-    return stats
+def stop(session: Session) -> None:
+    """Cancels the rows of the run under way. Its generator then ends by itself, with the engine's own last figures;
+    to cancel the generator instead would leave the footer to whichever message comes last."""
+    for stream in session.streams:
+        stream.close()
+    session.streams = []

@@ -9,7 +9,7 @@ import gradio as gr
 from playground import Playground
 from playground.ui.components import Heatmap, StatsBar, TextView
 from playground.ui.controls import Number, Radio, Slider
-from playground.ui.handlers import COMPARED, Handlers, Session, stopped
+from playground.ui.handlers import COMPARED, Handlers, Session, stop
 
 CSS = (Path(__file__).parent / "page.css").read_text()
 THEME = gr.themes.Default(
@@ -46,7 +46,7 @@ def build_page(playground: Playground) -> gr.Blocks:
                 prompt = gr.Textbox(EXAMPLES[0], label="Prompt", lines=2, max_lines=8, elem_id="prompt")
                 gr.Examples([[e] for e in EXAMPLES], inputs=[prompt], label="Examples", api_visibility="private")
                 with gr.Tab("Generate", id="generate") as generate_tab:
-                    run, stop = _run_row("")
+                    run, stop_generate = _run_row("")
                     output = TextView("Output", elem_id="output")
                     stats = StatsBar(elem_id="stats")
                 with gr.Tab("Compare", id="compare") as compare_tab:
@@ -57,7 +57,7 @@ def build_page(playground: Playground) -> gr.Blocks:
                 settings = _settings(playground.config.max_position_embeddings, session)
             with gr.Column(scale=4, min_width=300, elem_id="panel") as panel:
                 strip = _panel(handlers, session)
-        generate = run.click(
+        run.click(
             handlers.generate,
             [prompt, *settings, session],
             [output, stats, strip],
@@ -66,7 +66,7 @@ def build_page(playground: Playground) -> gr.Blocks:
             concurrency_limit=8,
             trigger_mode="multiple",
         )
-        compare = run_compare.click(
+        run_compare.click(
             handlers.compare,
             [prompt, *settings[1:], session],
             columns,
@@ -75,24 +75,12 @@ def build_page(playground: Playground) -> gr.Blocks:
             concurrency_limit=4,
             trigger_mode="multiple",
         )
-        _stop(stop, [stats], generate)
-        _stop(stop_compare, columns[1::2], compare)
+        for button in (stop_generate, stop_compare):
+            button.click(stop, [session], None, api_visibility="private", show_progress="hidden", queue=False)
         for tab, shown in ((generate_tab, True), (compare_tab, False)):  # three columns need the panel's room
             tab.select(None, None, [panel], js=f"() => ({{__type__: 'update', visible: {str(shown).lower()}}})")
         page.load(None, js=SUBMIT_KEY)
     return page
-
-
-def _stop(button: gr.Button, figures: list[StatsBar], event) -> None:
-    button.click(
-        lambda *values: [stopped(v) for v in values] if len(values) > 1 else stopped(values[0]),
-        figures,
-        figures,
-        cancels=[event],
-        api_visibility="private",
-        show_progress="hidden",
-        queue=False,
-    )
 
 
 def _header(playground: Playground) -> None:
@@ -106,9 +94,10 @@ def _header(playground: Playground) -> None:
 
 def _run_row(suffix: str) -> tuple[gr.Button, gr.Button]:
     with gr.Row(elem_classes="run-row"):
-        run = gr.Button("Run", variant="primary", elem_id=f"run{suffix}")
-        stop = gr.Button("Stop", variant="secondary", elem_id=f"stop{suffix}")
-    return run, stop
+        return (
+            gr.Button("Run", variant="primary", elem_id=f"run{suffix}"),
+            gr.Button("Stop", variant="secondary", elem_id=f"stop{suffix}"),
+        )
 
 
 def _columns() -> list:
