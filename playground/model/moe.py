@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from playground.config import ModelConfig
@@ -23,7 +24,7 @@ class Gate(PlainLinear):
         """`x [T, D]` to the chosen experts `[T, k]` int64 and their weights `[T, k]` float32."""
         c, corrected = self.config, self.config.topk_method == "noaux_tc"
         logits = super().forward(x)
-        scores = logits.sigmoid() if c.scoring_func == "sigmoid" else logits.softmax(-1)
+        scores = row_sigmoid(logits) if c.scoring_func == "sigmoid" else logits.softmax(-1)
         choice = scores + self.e_score_correction_bias if corrected else scores
         if c.n_group > 1:
             groups = choice.view(len(choice), c.n_group, -1)
@@ -36,6 +37,12 @@ class Gate(PlainLinear):
         if c.norm_topk_prob and c.num_experts_per_tok > 1:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return chosen, weights * c.routed_scaling_factor
+
+
+def row_sigmoid(logits: torch.Tensor) -> torch.Tensor:
+    """Sigmoid with the same bits for a row alone and in company. A CPU computes a tensor's last few values, short of a
+    whole vector, by another formula than the rest; padded to 64 columns, no row has such a tail."""
+    return F.pad(logits, (0, -logits.shape[-1] % 64)).sigmoid()[:, : logits.shape[-1]]
 
 
 class MoE(nn.Module):

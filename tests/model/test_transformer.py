@@ -8,6 +8,7 @@ from conftest import random_tensors
 from playground.checkpoint import read_config, read_tensors, save_checkpoint
 from playground.config import CheckpointError, parse_config
 from playground.engine.cache import PAGE_SIZE
+from playground.model.moe import row_sigmoid
 from playground.model.reference import ReferenceModel
 from playground.model.step import Step
 from playground.model.transformer import Transformer
@@ -91,7 +92,18 @@ def test_fp8_prefill_and_decode_are_no_further_apart_than_fp8_is_from_exact(smal
     assert (a - truth).norm() / truth.norm() < 0.15
 
 
-def test_a_row_of_a_decode_step_has_the_same_bits_alone_and_in_company(small):
+def test_the_gate_of_a_row_has_the_same_bits_alone_and_in_company():
+    logits = torch.randn(200, 5, 8, generator=torch.Generator().manual_seed(2))
+    for batch in logits:
+        together = row_sigmoid(batch)
+        assert_close(together, batch.double().sigmoid(), "float32")
+        for row in range(5):
+            assert_bits_equal(row_sigmoid(batch[row : row + 1])[0], together[row])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_row_of_a_decode_step_has_the_same_bits_alone_and_in_company(small, seed):
+    torch.manual_seed(seed)
     model, rows = small(), 5
     c = model.config
     cache = torch.randn(c.num_hidden_layers, rows, PAGE_SIZE, c.latent_dim)
