@@ -34,6 +34,9 @@ def main() -> int:
         return 2
     from playground.ui.page import CSS, THEME, build_page  # gradio takes seconds: a bad folder is told before
 
+    # Each torch operation lets go of the interpreter lock and asks for it again; with the default of 5 ms the engine
+    # waits that long whenever the page is at work. Measured on two cores: 43 against 36 tokens/s.
+    sys.setswitchinterval(0.0005)
     page = build_page(playground)
     page.queue(max_size=32)
     try:

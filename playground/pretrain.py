@@ -25,6 +25,7 @@ from playground.checkpoint import save_checkpoint
 from playground.config import ModelConfig, parse_config
 from playground.model.reference import ReferenceModel
 from playground.model.rope import rope_table
+from playground.muon import Muon
 
 SHORT, LONG = 512, 2048
 CONFIG = {
@@ -81,11 +82,12 @@ class Recipe:
 
     vocab_size: int = 4096
     steps: int = 2400
-    batch_tokens: int = 32768
+    batch_tokens: int = 65536
     muon_lr: float = 0.006
     adam_lr: float = 0.003
-    weight_decay: float = 0.5
-    dropout: float = 0.3
+    weight_decay: float = 1.0
+    adam_weight_decay: float = 0.1
+    dropout: float = 0.4
     long_share: float = 0.2
     story_share: float = 0.1
     balance_rate: float = 0.001
@@ -117,10 +119,10 @@ def build_optimizers(model: ReferenceModel, recipe: Recipe) -> list[torch.optim.
         if p.requires_grad:
             hidden = p.ndim == 2 and not name.endswith(("embed_tokens.weight", "lm_head.weight", "gate.weight"))
             (matrices if hidden else vectors).append(p)
-    muon = torch.optim.Muon(
-        matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
+    muon = Muon(matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay)
+    adam = torch.optim.AdamW(
+        vectors, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=recipe.adam_weight_decay, fused=True
     )
-    adam = torch.optim.AdamW(vectors, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.01)
     for optimizer in (muon, adam):
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]

@@ -37,10 +37,6 @@ class Tokenizer:
         """The text of a whole sequence, special tokens left out."""
         return self.inner.decode(ids, skip_special_tokens=True)
 
-    def token(self, token_id: int) -> str:
-        """How the vocabulary writes one token, for display."""
-        return self.inner.id_to_token(token_id) or ""
-
 
 class TextStream:
     """Text of a growing sequence: complete characters only, and nothing of a stop string.
