@@ -7,7 +7,7 @@ import os
 import sys
 
 from playground import CheckpointError, load
-from playground.arguments import add_model_arguments
+from playground.arguments import add_model_arguments, model_options
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -28,7 +28,7 @@ def main() -> int:
     args = parse_arguments()
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # the page works offline and tells nobody
     try:
-        playground = load(args.model, args.device)
+        playground = load(**model_options(args))
     except CheckpointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

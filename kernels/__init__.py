@@ -22,6 +22,7 @@ __all__ = [
     "draw_gumbel",
     "draw_multinomial",
     "fp8_gemm",
+    "gqa_decode",
     "gumbel_noise",
     "has_fp8_units",
     "mla_decode",
@@ -157,3 +158,21 @@ def mla_decode(
     if not (pages.shape[0] == lengths.shape[0] == q.shape[0]):
         raise ValueError("pages, lengths and q must have the same rows")
     return _implementation("attention", q).mla_decode(q, cache, pages, lengths, scale, value_dim)
+
+
+def gqa_decode(
+    q: torch.Tensor, cache: torch.Tensor, pages: torch.Tensor, lengths: torch.Tensor, *, scale: float, kv_heads: int
+) -> torch.Tensor:
+    """One decode step of grouped-query attention (Ainslie et al., 2023, arXiv:2305.13245).
+
+    `q [R, H, D]`; `cache [pages, page_size, 2 * kv_heads * D]` holds all key heads of a token, then all value heads;
+    `pages [R, P]` int32 and `lengths [R]` int32 as in `mla_decode`. Head h reads key-value head `h // (H / kv_heads)`.
+    Returns `[R, H, D]`. A row's result depends on that row alone.
+    """
+    if not (q.ndim == 3 and q.shape[1] % kv_heads == 0 and cache.shape[-1] == 2 * kv_heads * q.shape[-1]):
+        raise ValueError(f"q {tuple(q.shape)} with {kv_heads} key-value heads does not fit {tuple(cache.shape)}")
+    if not (q.dtype == cache.dtype):
+        raise ValueError(f"q and cache must share a dtype, not {q.dtype} and {cache.dtype}")
+    if not (pages.shape[0] == lengths.shape[0] == q.shape[0]):
+        raise ValueError("pages, lengths and q must have the same rows")
+    return _implementation("attention", q).gqa_decode(q, cache, pages, lengths, scale, kv_heads)

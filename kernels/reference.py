@@ -92,3 +92,16 @@ def mla_decode(
         probs = ((q[row].float() @ keys.T) * scale).softmax(-1)
         out[row] = (probs @ keys[:, :value_dim]).to(q.dtype)
     return out
+
+
+def gqa_decode(
+    q: torch.Tensor, cache: torch.Tensor, pages: torch.Tensor, lengths: torch.Tensor, scale: float, kv_heads: int
+) -> torch.Tensor:
+    out = torch.empty_like(q)
+    for row, length in enumerate(lengths.tolist()):
+        used = pages[row, : -(-length // cache.shape[1])]
+        seen = cache[used].flatten(0, 1)[:length].float().unflatten(-1, (2, kv_heads, -1))
+        keys, values = seen.permute(1, 2, 0, 3)  # [G, length, D] each
+        probs = (q[row].float().unflatten(0, (kv_heads, -1)) @ keys.mT * scale).softmax(-1)  # [G, H/G, length]
+        out[row] = (probs @ values).flatten(0, 1).to(q.dtype)
+    return out

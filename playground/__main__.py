@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 
 from playground import CheckpointError, FinishEvent, RequestError, SamplingParams, load
-from playground.arguments import add_model_arguments
+from playground.arguments import add_model_arguments, model_options
 
 EPILOG = """examples:
   python -m playground "Once upon a time"
@@ -63,7 +63,7 @@ def main() -> int:
     args = parse_arguments()
     try:
         params = SamplingParams(args.sampler, args.temperature, args.top_k, args.top_p, args.min_p, args.seed)
-        with load(args.model, args.device) as playground:
+        with load(**model_options(args)) as playground:
             options = {"stop": tuple(args.stop), "ignore_eos": args.ignore_eos}
             with playground.stream(args.prompt, params, args.max_new_tokens, **options) as stream:
                 for event in stream:

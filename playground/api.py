@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 import kernels
-from playground.checkpoint import read_config, read_tensors
-from playground.config import CheckpointError
+from playground.checkpoint import Checkpoint
+from playground.config import CheckpointError, ModelConfig, QuantizationConfig
 from playground.engine.engine import Engine
 from playground.engine.request import Request, RequestError, SamplingParams
 from playground.engine.service import Service, Stream
+from playground.hub import find
+from playground.memory import Plan, free_bytes, plan
+from playground.model.loading import check_headers
 from playground.model.transformer import Transformer
 from playground.tokenizer import Tokenizer
 
 EMBEDDED = Path(__file__).parent / "assets" / "storyteller"
+MAX_ROWS = 16
+Progress = Callable[[int, int], None]
 
 
 def choose_device(name: str) -> torch.device:
@@ -28,20 +35,56 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def load_model(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> Transformer:
-    """Reads a whole checkpoint; `dtype` of everything that is not FP8: bfloat16 on a GPU, float32 on a CPU."""
-    config = read_config(folder)
-    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    return Transformer.build(config, read_tensors(folder), device, dtype)
+def choose_form(config: ModelConfig, form: str) -> ModelConfig:
+    """The config with its projections in the form asked for: `auto` and `fp8` run FP8, quantising a plain checkpoint
+    as it is loaded; `bf16` keeps projections plain, restoring an FP8 checkpoint."""
+    if form not in ("auto", "fp8", "bf16"):
+        raise CheckpointError(f"Unknown dtype {form!r}; choose auto, fp8 or bf16.")
+    return replace(config, quantization=None if form == "bf16" else config.quantization or QuantizationConfig())
+
+
+def plain_dtype(device: torch.device) -> torch.dtype:
+    """Of everything that is not FP8: bfloat16 on a GPU, float32 on a CPU."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def load_model(
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    form: str = "auto",
+    context: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[Transformer, Plan]:
+    """Reads a whole checkpoint, having made sure first that it is one and that it fits."""
+    checkpoint, dtype = Checkpoint(folder), dtype or plain_dtype(device)
+    config = choose_form(checkpoint.config, form)
+    empty = Transformer(config)
+    check_headers(empty, checkpoint.headers)
+    room = plan(empty, device, dtype, MAX_ROWS, context, free_bytes(device))
+    tensors = reported(checkpoint.tensors(device), checkpoint.bytes, progress)
+    return Transformer.build(config, tensors, device, dtype), room
+
+
+def reported(tensors: Iterator, total: int, progress: Progress | None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Passes tensors on; tells `progress` how many bytes of `total` have come; a bar shows where it takes long."""
+    done = 0
+    with tqdm(total=total, unit="B", unit_scale=True, desc="loading", delay=1, leave=False) as bar:
+        for name, tensor in tensors:
+            yield name, tensor
+            done += tensor.nbytes
+            bar.update(tensor.nbytes)
+            if progress:
+                progress(done, total)
 
 
 class Playground:
     """A loaded model and its engine. Close it, or use it as a context manager, to end the engine's thread."""
 
-    def __init__(self, folder: Path, device: torch.device, model: Transformer, tokenizer: Tokenizer):
-        self.name, self.folder, self.device = folder.name, folder, device
-        self.model, self.tokenizer, self.config = model, tokenizer, model.config
-        self.service = Service(Engine(model, tokenizer))
+    def __init__(self, name: str, folder: Path, model: Transformer, tokenizer: Tokenizer, room: Plan):
+        self.name, self.folder, self.device = name, folder, model.device
+        self.model, self.tokenizer, self.config, self.context = model, tokenizer, model.config, room.context
+        self.service = Service(Engine(model, tokenizer, MAX_ROWS, room.cache_tokens, room.context))
 
     @property
     def path(self) -> str:
@@ -76,10 +119,10 @@ class Playground:
     def encode(self, prompt: str) -> tuple[int, ...]:
         if not isinstance(prompt, str) or not prompt.strip():
             raise RequestError("The prompt is empty; write a few words for the model to continue.")
-        if len(prompt) > 64 * self.config.max_position_embeddings:  # no token is that long: don't even tokenise it
+        if len(prompt) > 64 * self.context:  # no token is that long: don't even tokenise it
             raise RequestError(
                 f"The prompt has {len(prompt)} characters and the context holds "
-                f"{self.config.max_position_embeddings} tokens; shorten the prompt."
+                f"{self.context} tokens; shorten the prompt."
             )
         try:
             return tuple(self.tokenizer.encode(prompt))
@@ -96,12 +139,22 @@ class Playground:
         self.close()
 
 
-def load(model: str | Path | None = None, device: str = "auto") -> Playground:
-    """Loads a model folder (default: the embedded model) onto `auto`, `cuda` or `cpu`.
+def load(
+    model: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    context: int | None = None,
+    progress: Progress | None = None,
+) -> Playground:
+    """Loads a model onto `auto`, `cuda` or `cpu`: a folder or a Hub id `owner/name[@revision]`; default: the embedded.
 
-    Raises `CheckpointError`, whose message says what is wrong with the folder or the device.
+    `dtype` is `auto` (FP8; a plain checkpoint is quantised), `fp8` or `bf16` (projections unquantised); `context`
+    limits the tokens of a row, and so the KV cache. `progress(done, total)` is told the bytes that have been loaded.
+    Raises `CheckpointError`, whose message says what is wrong and what would do.
     """
-    folder, chosen = Path(model) if model else EMBEDDED, choose_device(device)
-    config = read_config(folder)
-    tokenizer = Tokenizer(folder, config.vocab_size)
-    return Playground(folder, chosen, load_model(folder, chosen), tokenizer)
+    chosen = choose_device(device)
+    folder = find(str(model)) if model else EMBEDDED
+    name = folder.name if folder == EMBEDDED or folder == Path(str(model)).expanduser() else str(model)
+    transformer, room = load_model(folder, chosen, form=dtype, context=context, progress=progress)
+    tokenizer = Tokenizer(folder, transformer.config.vocab_size)
+    return Playground(name, folder, transformer, tokenizer, room)

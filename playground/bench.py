@@ -11,7 +11,6 @@ import json
 import statistics
 import sys
 import time
-from pathlib import Path
 
 import torch
 
@@ -20,6 +19,7 @@ from playground.arguments import add_model_arguments
 from playground.config import CheckpointError
 from playground.engine.engine import Engine
 from playground.engine.request import Request, SamplingParams
+from playground.hub import find
 from playground.model.step import Step
 from playground.model.transformer import Transformer
 
@@ -80,7 +80,8 @@ def main() -> int:
     args = parser.parse_args()
     try:
         device = choose_device(args.device)
-        model = load_model(Path(args.model) if args.model else EMBEDDED, device)
+        folder = find(args.model) if args.model else EMBEDDED
+        model, _ = load_model(folder, device, form=args.dtype, context=args.context)
         limit = model.config.max_position_embeddings - 8
         if not 64 <= args.tokens <= limit:
             raise CheckpointError(f"--tokens must be from 64 to {limit}, not {args.tokens}.")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import kernels
-from playground.config import BLOCK_SIZE, CheckpointError, ModelConfig, parse_config
+from playground.config import BLOCK_SIZE, CheckpointError
+from playground.families import parse_config, weight_count
+from playground.model.loading import SCALE_SUFFIX, Header
 
 INDEX = "model.safetensors.index.json"
+GENERATION = "generation_config.json"
+_MAX_JSON = 64 << 20  # the index of the largest known checkpoint has 9 MB
 SHARD_BYTES = 9_000_000  # a plain push to a Space refuses files over 10 MB
-SCALE_SUFFIX = "_scale_inv"
 KEPT_IN_BF16 = ("embed_tokens.weight", "lm_head.weight", "mlp.gate.weight")
 
 
@@ -63,7 +69,7 @@ def save_checkpoint(folder: Path, config: dict[str, Any], state: dict[str, torch
     files = {
         INDEX: {"metadata": {"total_size": total}, "weight_map": where},
         "config.json": config | ({"quantization_config": quantization} if fp8 else {}),
-        "generation_config.json": {k: config[k] for k in ("bos_token_id", "eos_token_id")},
+        GENERATION: {k: config[k] for k in ("bos_token_id", "eos_token_id")},
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": "<|endoftext|>",
@@ -79,12 +85,14 @@ def save_checkpoint(folder: Path, config: dict[str, Any], state: dict[str, torch
 
 def _read_json(folder: Path, name: str) -> Any:
     try:
+        if (folder / name).stat().st_size > _MAX_JSON:
+            raise CheckpointError(f"{folder / name} is larger than {_MAX_JSON >> 20} MB; that is no {name}.")
         return json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder} has no {name}: a model folder holds config.json, tokenizer.json and safetensors files."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / name} can't be read as JSON: {error}") from None
 
 
@@ -96,32 +104,80 @@ def _shards(folder: Path) -> dict[str, set[str] | None]:
         return {"model.safetensors": None}
     index = _read_json(folder, INDEX)
     where = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(where, dict) or not all(isinstance(v, str) for v in where.values()):
+    if not isinstance(where, dict) or not where or not all(isinstance(v, str) for v in where.values()):
         raise CheckpointError(f"{folder / INDEX} has no weight_map of tensor names to files.")
     shards: dict[str, set[str] | None] = {}
     for tensor, file in where.items():
-        if Path(file).name != file or not (folder / file).is_file():
+        if Path(file).name != file or "\0" in file or not (folder / file).is_file():
             raise CheckpointError(f"{INDEX} places {tensor} in {file!r}, which is not a file in {folder}.")
         shards.setdefault(file, set()).add(tensor)
     return shards
 
 
-def read_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields every tensor of the folder once, memory-mapped, shard by shard; nothing is ever unpickled."""
-    for file, expected in _shards(folder).items():
+_DTYPES = {
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+}
+
+
+class Checkpoint:
+    """A model folder whose config and headers have been read, and no weight yet.
+
+    Raises `CheckpointError`, naming the file, for whatever is not a whole checkpoint of a supported architecture.
+    """
+
+    def __init__(self, folder: Path):
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder} is not a folder; name one that holds config.json and safetensors files.")
+        self.folder = folder
+        self.generation = _read_json(folder, GENERATION) if (folder / GENERATION).exists() else None
+        self.config = parse_config(_read_json(folder, "config.json"), self.generation)
+        self.headers: dict[str, Header] = {}
+        for file, expected in _shards(folder).items():
+            self._read_headers(file, expected)
+        stored = sum(math.prod(h.shape) for h in self.headers.values())
+        if weight_count(replace(self.config, intermediate_size=1)) > 1.01 * stored:
+            raise CheckpointError(f"config.json describes a larger model than the {stored} numbers in {folder}.")
+
+    def _read_headers(self, file: str, expected: set[str] | None) -> None:
+        with self._open(file) as shard:
+            names = set(shard.keys())
+            if expected is not None and names != expected:
+                odd = sorted(names ^ expected)[0]
+                raise CheckpointError(f"{file} and {INDEX} disagree about tensor {odd}.")
+            for name in names:
+                part = shard.get_slice(name)
+                dtype = _DTYPES.get(part.get_dtype())
+                if dtype is None:
+                    raise CheckpointError(f"{file}: tensor {name} has type {part.get_dtype()}, which is not supported.")
+                self.headers[name] = Header(file, tuple(part.get_shape()), dtype)
+
+    @contextmanager
+    def _open(self, file: str, device: str = "cpu") -> Iterator[Any]:
         try:
-            with safe_open(folder / file, framework="pt") as shard:
-                names = set(shard.keys())
-                if expected is not None and names != expected:
-                    odd = sorted(names ^ expected)[0]
-                    raise CheckpointError(f"{file} and {INDEX} disagree about tensor {odd}.")
-                for name in sorted(names):
-                    yield name, shard.get_tensor(name)
+            with safe_open(self.folder / file, framework="pt", device=device) as shard:
+                yield shard
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{folder / file} is not a whole safetensors file: {error}") from None
+            raise CheckpointError(f"{self.folder / file} is not a whole safetensors file: {error}") from None
 
+    @property
+    def bytes(self) -> int:
+        return sum(math.prod(h.shape) * h.dtype.itemsize for h in self.headers.values())
 
-def read_config(folder: Path) -> ModelConfig:
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder; name one that holds config.json and safetensors files.")
-    return parse_config(_read_json(folder, "config.json"))
+    def tensors(self, device: torch.device | str = "cpu") -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields every tensor once, from the memory map straight to `device`; nothing is ever unpickled.
+
+        Layer by layer inside a shard, so that a weight and its scales come close together.
+        """
+        for file in sorted({h.file for h in self.headers.values()}):
+            with self._open(file, str(device)) as shard:
+                for name in sorted(shard.keys()):
+                    yield name, shard.get_tensor(name)

@@ -20,6 +20,7 @@ from playground.api import EMBEDDED, choose_device, load_model
 from playground.arguments import add_model_arguments
 from playground.config import CheckpointError
 from playground.corpus import read_documents
+from playground.hub import find
 from playground.model.step import Step
 from playground.model.transformer import Transformer
 from playground.tokenizer import Tokenizer
@@ -60,8 +61,8 @@ def main() -> int:
         documents = read_documents(args.file)
         if not documents:
             raise CheckpointError(f"{args.file} holds no text; give a file with at least one document.")
-        folder, device = Path(args.model) if args.model else EMBEDDED, choose_device(args.device)
-        model = load_model(folder, device)
+        folder, device = find(args.model) if args.model else EMBEDDED, choose_device(args.device)
+        model, _ = load_model(folder, device, form=args.dtype, context=args.context)
         value = bits_per_byte(model, Tokenizer(folder, model.config.vocab_size), documents)
     except (CheckpointError, OSError, UnicodeDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)

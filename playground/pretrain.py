@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from playground import corpus
 from playground.checkpoint import save_checkpoint
-from playground.config import ModelConfig, parse_config
+from playground.config import ModelConfig
+from playground.families import parse_config
 from playground.model.reference import ReferenceModel
 from playground.model.rope import rope_table
 from playground.muon import Muon
@@ -194,11 +195,11 @@ def stages(recipe: Recipe, data: Data):
 
 def train(recipe: Recipe, data: Data, device: str, log_every: int) -> tuple[ReferenceModel, list[dict]]:
     config = parse_config(CONFIG | {"vocab_size": recipe.vocab_size})
-    short = replace(config, yarn=None)
+    short = parse_config(CONFIG | {"vocab_size": recipe.vocab_size, "rope_scaling": None})
     model = build_model(config, recipe, device)
     optimizers = build_optimizers(model, recipe)
     rng, step, log = np.random.default_rng(recipe.seed), 0, []
-    ropes = {SHORT: rope_table(short, device)[:SHORT], LONG: rope_table(config, device)}
+    ropes = {SHORT: rope_table(short.rope, SHORT, device), LONG: rope_table(config.rope, LONG, device)}
     bar, began = tqdm(total=recipe.steps, mininterval=5, unit="step"), time.perf_counter()
     for sources, window, isolate, steps in stages(recipe, data):
         model.use_softmax_scale(config if window == LONG else short)

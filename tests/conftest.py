@@ -12,7 +12,8 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from playground import load
-from playground.config import ModelConfig, parse_config
+from playground.config import ModelConfig
+from playground.families import parse_config
 from playground.model.transformer import Transformer
 from playground.pretrain import CONFIG
 

@@ -60,7 +60,7 @@ def test_the_command_line_streams_json_that_replays_in_python(storyteller):
         (["Once", "--max-new-tokens", "0"], "from 1 to 2048"),
         (["Once", "--seed", "-9"], "-1 to draw one"),
         (["Once", "--top-p", "0"], "above 0"),
-        (["Once", "--model", "/nowhere"], "not a folder"),
+        (["Once", "--model", "/nowhere"], "neither a folder"),
         (["Once", "--device", "tpu"], "choose auto, cuda or cpu"),
         (["Once \udc80 upon"], "surrogate"),
     ],

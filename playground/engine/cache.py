@@ -1,4 +1,4 @@
-"""The paged KV cache: latents of all layers in pages of 64 tokens, handed out to rows and shared by forks."""
+"""The paged KV cache: what attention keeps, in pages of 64 tokens, handed out to rows and shared by forks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ PAGE_SIZE = 64
 
 
 class PagedCache:
-    """`data [layers, pages, PAGE_SIZE, latent]`, a free list, and how many rows hold each page."""
+    """`data [layers, pages, PAGE_SIZE, cache_width]`, a free list, and how many rows hold each page."""
 
     def __init__(self, config: ModelConfig, tokens: int, device: torch.device, dtype: torch.dtype):
         pages = -(-tokens // PAGE_SIZE)
-        shape = (config.num_hidden_layers, pages, PAGE_SIZE, config.latent_dim)
+        shape = (config.num_hidden_layers, pages, PAGE_SIZE, config.attention.cache_width)
         self.data = torch.zeros(shape, device=device, dtype=dtype)
         self.holders = [0] * pages
         self.free = list(range(pages))[::-1]  # lowest page first: a lone row stays in the same memory

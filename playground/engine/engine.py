@@ -20,6 +20,8 @@ from playground.model.step import ScaleTrace, Step
 from playground.model.transformer import Transformer
 from playground.tokenizer import TextStream, Tokenizer
 
+PREFILL_CHUNK = 2048  # tokens of a prompt per forward: bounds the working space. Boundaries follow positions alone
+
 
 @dataclass(eq=False)
 class Row:
@@ -30,7 +32,7 @@ class Row:
     text: TextStream | None
     submitted: float
     pages: list[int] = field(default_factory=list)
-    length: int = 0  # tokens whose latents stand in the cache
+    length: int = 0  # tokens that stand in the cache
     new_ids: list[int] = field(default_factory=list)
     prefill_seconds: float = 0.0
     first_token: float = 0.0
@@ -42,12 +44,19 @@ class Engine:
     """`max_rows` may not exceed the kernels' row invariance, or a row's text would depend on its neighbours."""
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer | None, max_rows: int = 16, cache_tokens: int | None = None
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer | None,
+        max_rows: int = 16,
+        cache_tokens: int | None = None,
+        context: int | None = None,
+        prefill_chunk: int = PREFILL_CHUNK,
     ):
         if not 1 <= max_rows <= kernels.INVARIANT_ROWS:
             raise ValueError(f"max_rows must be from 1 to {kernels.INVARIANT_ROWS}, not {max_rows}")
         self.model, self.tokenizer, self.max_rows = model, tokenizer, max_rows
-        self.context = model.config.max_position_embeddings
+        self.context = context or model.config.max_position_embeddings
+        self.prefill_chunk = prefill_chunk
         self.cache = PagedCache(model.config, cache_tokens or max_rows * self.context, model.device, model.dtype)
         self.cpu_threads = torch.get_num_threads()
         self.waiting: deque[list[Row]] = deque()
@@ -113,13 +122,8 @@ class Engine:
         began = time.perf_counter()
         prompt, first = group[0].request.prompt, group[0]
         first.pages = self.cache.take(pages_for(len(prompt) + first.limit))
-        positions = torch.arange(len(prompt))
-        slots = torch.tensor(first.pages)[positions // PAGE_SIZE] * PAGE_SIZE + positions % PAGE_SIZE
         trace = ScaleTrace() if any(row.request.trace_scales for row in group) else None
-        step = Step(positions.to(self.model.device), slots.to(self.model.device), trace=trace)
-        tokens = torch.tensor(prompt, device=self.model.device)
-        hidden = self.model(tokens, step, self.cache.data)
-        logits = self.model.logits(hidden[-1:])
+        logits = self._feed_prompt(prompt, first.pages, trace)
         for row in group[1:]:
             self._fork(first, row, len(prompt))
         for row in group:
@@ -129,8 +133,23 @@ class Engine:
         seconds = time.perf_counter() - began
         for row in group:
             row.prefill_seconds = seconds
-        last = read_scales(trace, [len(prompt) - 1] * len(group)) if trace else None
+        newest = (len(prompt) - 1) % self.prefill_chunk  # its place in the last piece, which is what was traced
+        last = read_scales(trace, [newest] * len(group)) if trace else None
         return self._advance(group, ids, logprobs, last)
+
+    def _feed_prompt(self, prompt: tuple[int, ...], pages: list[int], trace: ScaleTrace | None) -> torch.Tensor:
+        """Prefill in pieces; returns the logits `[1, vocab]` after the last token. Only the last piece is traced."""
+        device, size = self.model.device, self.prefill_chunk
+        positions = torch.arange(len(prompt))
+        slots = torch.tensor(pages)[positions // PAGE_SIZE] * PAGE_SIZE + positions % PAGE_SIZE
+        positions, slots = positions.to(device), slots.to(device)
+        tokens = torch.tensor(prompt, device=device)
+        for start in range(0, len(prompt), size):
+            piece, end = slice(start, start + size), min(start + size, len(prompt))
+            context = slots[:end] if start else None
+            step = Step(positions[piece], slots[piece], context, trace=trace if end == len(prompt) else None)
+            hidden = self.model(tokens[piece], step, self.cache.data)
+        return self.model.logits(hidden[-1:])
 
     def _fork(self, source: Row, row: Row, prompt: int) -> None:
         """Shares the prompt's full pages and copies the page that both will go on writing."""
@@ -147,7 +166,13 @@ class Engine:
         positions = torch.tensor([row.length for row in rows])
         slots = table.long()[torch.arange(len(rows)), positions // PAGE_SIZE] * PAGE_SIZE + positions % PAGE_SIZE
         trace = ScaleTrace() if any(row.request.trace_scales for row in rows) else None
-        step = Step(positions.to(device), slots.to(device), table.to(device), (positions + 1).int().to(device), trace)
+        step = Step(
+            positions.to(device),
+            slots.to(device),
+            pages=table.to(device),
+            lengths=(positions + 1).int().to(device),
+            trace=trace,
+        )
         tokens = torch.tensor([row.new_ids[-1] for row in rows], device=device)
         logits = self.model.logits(self.model(tokens, step, self.cache.data))
         for row in rows:

@@ -9,24 +9,22 @@ import torch.nn.functional as F
 from torch import nn
 
 import kernels
-from playground.config import ModelConfig
+from playground.config import ModelConfig, whole_blocks
 from playground.model.step import Step
 
 
 @dataclass
 class Activation:
-    """Input of projections, quantised once and read by each of them.
+    """Input of projections, quantised once and read by each of them."""
 
-    `plain` is the tensor itself where the model is not quantised, and on a CPU the restored values `q * s`: it has no
-    FP8 units, so products there run in float32 on exactly the numbers that FP8 holds.
-    """
-
-    plain: torch.Tensor | None = None  # [T, K]
+    plain: torch.Tensor | None = None  # [T, K] as it came, for projections that are not quantised
     q: torch.Tensor | None = None  # [T, K] float8_e4m3fn
     s: torch.Tensor | None = None  # [T, K/128] float32
+    restored: torch.Tensor | None = None  # [T, K] `q * s`, on a CPU only
 
     def __getitem__(self, rows: torch.Tensor) -> Activation:
-        return Activation(*(None if t is None else t[rows] for t in (self.plain, self.q, self.s)))
+        parts = (self.plain, self.q, self.s, self.restored)
+        return Activation(*(None if t is None else t[rows] for t in parts))
 
 
 class Quantiser(nn.Module):
@@ -34,45 +32,61 @@ class Quantiser(nn.Module):
 
     def __init__(self, config: ModelConfig, *feeds: str):
         super().__init__()
-        self.quantization, self.feeds = config.quantization, feeds
+        self.quantization = config.quantization
+        self.feeds = tuple(name for name in feeds if config.quantises(f"model.{name}"))
+        self.keeps_plain = len(self.feeds) < len(feeds)
 
     def forward(self, x: torch.Tensor, step: Step, rows: torch.Tensor | None = None) -> Activation:
         """`x [T, K]`; `rows` says which of the step's rows they are, where it is not all of them."""
-        if self.quantization is None:
-            return Activation(plain=x)
+        plain = x if self.keeps_plain else None
+        if not self.feeds:
+            return Activation(plain)
         q, s = kernels.act_quant(x, scale_fmt=self.quantization.scale_fmt)
         if step.trace is not None:
             step.trace.record(self.feeds, s, rows)
-        return Activation(q=q, s=s) if x.is_cuda else Activation(plain=kernels.act_dequant(q, s))
+        if x.is_cuda:
+            return Activation(plain, q, s)
+        # a CPU has no FP8 units: products run in float32 on exactly the numbers that FP8 holds
+        return Activation(plain, restored=kernels.act_dequant(q, s).to(x.dtype))
 
 
 class Linear(nn.Module):
-    """A projection without bias: FP8 with `weight_scale_inv` as the checkpoint stores it, or plain."""
+    """A projection without bias: FP8 with `weight_scale_inv` as the checkpoint stores it, or plain.
 
-    def __init__(self, inputs: int, outputs: int, config: ModelConfig):
+    `name` is its place in the model, such as `layers.0.mlp.up_proj`. `stored` is the shape `[N, K]` in the files where
+    it is smaller than the one here: the rest is zeros.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, config: ModelConfig, name: str, stored: tuple[int, int] | None = None
+    ):
         super().__init__()
+        self.stored, self.decoded = stored or (outputs, inputs), None
+        self.tile_errors: torch.Tensor | None = None  # of each tile, where the weight was quantised here at load
         self.dtype = None  # of the result; set by `prepare`
-        self.weight = _parameter(outputs, inputs)
-        self.decoded = None
-        if config.quantization is not None:
-            self.weight = _parameter(outputs, inputs, dtype=torch.float8_e4m3fn)
+        self.is_fp8 = config.quantises(f"model.{name}")
+        self.scale_fmt = config.quantization.scale_fmt if self.is_fp8 else None
+        self.weight = _parameter(outputs, inputs, dtype=torch.float8_e4m3fn if self.is_fp8 else None)
+        if self.is_fp8:
             self.weight_scale_inv = _parameter(-(-outputs // 128), -(-inputs // 128), dtype=torch.float32)
 
     def prepare(self, dtype: torch.dtype) -> None:
         """Called once the weights are loaded. On a CPU the weight is restored here, once, not at every product."""
         self.dtype = dtype
-        if not self.weight.is_cuda:
+        if self.is_fp8 and not self.weight.is_cuda:
             self.decoded = self.dequantised(dtype)
 
     def dequantised(self, dtype: torch.dtype) -> torch.Tensor:
-        if self.weight.dtype != torch.float8_e4m3fn:
+        if not self.is_fp8:
             return self.weight.to(dtype)
         return kernels.weight_dequant(self.weight, self.weight_scale_inv, dtype=dtype)
 
     def forward(self, x: Activation) -> torch.Tensor:
-        if x.plain is None:
-            return kernels.fp8_gemm(x.q, x.s, self.weight, self.weight_scale_inv, out_dtype=self.dtype)
-        return kernels.plain_gemm(x.plain, self.weight if self.decoded is None else self.decoded, out_dtype=self.dtype)
+        if not self.is_fp8:
+            return kernels.plain_gemm(x.plain, self.weight, out_dtype=self.dtype)
+        if self.decoded is not None:
+            return kernels.plain_gemm(x.restored, self.decoded, out_dtype=self.dtype)
+        return kernels.fp8_gemm(x.q, x.s, self.weight, self.weight_scale_inv, out_dtype=self.dtype)
 
 
 class PlainLinear(nn.Module):
@@ -97,14 +111,15 @@ class RMSNorm(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU: `down(silu(gate(x)) * up(x))`."""
+    """SwiGLU: `down(silu(gate(x)) * up(x))`. An inner size that is no multiple of 128 is padded with zero weights."""
 
     def __init__(self, config: ModelConfig, inner: int, name: str):
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, inner, config)
-        self.up_proj = Linear(config.hidden_size, inner, config)
-        self.down_proj = Linear(inner, config.hidden_size, config)
-        self.quantise_inner = Quantiser(config, f"{name}.down_proj")
+        c, padded = config, whole_blocks(inner)
+        self.gate_proj = Linear(c.hidden_size, padded, c, f"{name}.gate_proj", (inner, c.hidden_size))
+        self.up_proj = Linear(c.hidden_size, padded, c, f"{name}.up_proj", (inner, c.hidden_size))
+        self.down_proj = Linear(padded, c.hidden_size, c, f"{name}.down_proj", (c.hidden_size, inner))
+        self.quantise_inner = Quantiser(c, f"{name}.down_proj")
 
     def forward(self, x: Activation, step: Step, rows: torch.Tensor | None = None) -> torch.Tensor:
         inner = F.silu(self.gate_proj(x)) * self.up_proj(x)

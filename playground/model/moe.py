@@ -15,20 +15,20 @@ class Gate(PlainLinear):
     """Scores every expert, keeps the best groups, then the best experts in them (DeepSeek-V3, section 2.1.2)."""
 
     def __init__(self, config: ModelConfig):
-        super().__init__(config.hidden_size, config.n_routed_experts)
-        self.config = config
-        if config.topk_method == "noaux_tc":
-            self.e_score_correction_bias = _parameter(config.n_routed_experts, dtype=torch.float32)
+        super().__init__(config.hidden_size, config.moe.n_routed_experts)
+        self.config = config.moe
+        if self.config.corrected:
+            self.e_score_correction_bias = _parameter(self.config.n_routed_experts, dtype=torch.float32)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`x [T, D]` to the chosen experts `[T, k]` int64 and their weights `[T, k]` float32."""
-        c, corrected = self.config, self.config.topk_method == "noaux_tc"
+        c = self.config
         logits = super().forward(x)
         scores = row_sigmoid(logits) if c.scoring_func == "sigmoid" else logits.softmax(-1)
-        choice = scores + self.e_score_correction_bias if corrected else scores
+        choice = scores + self.e_score_correction_bias if c.corrected else scores
         if c.n_group > 1:
             groups = choice.view(len(choice), c.n_group, -1)
-            best = groups.topk(min(2, groups.shape[-1]), dim=-1).values.sum(-1) if corrected else groups.amax(-1)
+            best = groups.topk(min(2, groups.shape[-1]), dim=-1).values.sum(-1) if c.corrected else groups.amax(-1)
             kept = best.topk(c.topk_group, dim=-1).indices
             dropped = torch.ones_like(best, dtype=torch.bool).scatter(-1, kept, False)
             choice = groups.masked_fill(dropped[..., None], float("-inf")).view_as(scores)
@@ -48,16 +48,17 @@ def row_sigmoid(logits: torch.Tensor) -> torch.Tensor:
 class MoE(nn.Module):
     def __init__(self, config: ModelConfig, name: str):
         super().__init__()
-        c = self.config = config
-        self.gate = Gate(c)
+        c = self.config = config.moe
+        self.gate = Gate(config)
         self.experts = nn.ModuleList(
-            MLP(c, c.moe_intermediate_size, f"{name}.experts.{i}") for i in range(c.n_routed_experts)
+            MLP(config, c.moe_intermediate_size, f"{name}.experts.{i}") for i in range(c.n_routed_experts)
         )
         feeds = [f"{name}.experts.{i}.{part}" for i in range(c.n_routed_experts) for part in ("gate_proj", "up_proj")]
         if c.n_shared_experts:
-            self.shared_experts = MLP(c, c.moe_intermediate_size * c.n_shared_experts, f"{name}.shared_experts")
+            inner = c.moe_intermediate_size * c.n_shared_experts
+            self.shared_experts = MLP(config, inner, f"{name}.shared_experts")
             feeds += [f"{name}.shared_experts.gate_proj", f"{name}.shared_experts.up_proj"]
-        self.quantise_in = Quantiser(c, *feeds)
+        self.quantise_in = Quantiser(config, *feeds)
 
     def forward(self, x: torch.Tensor, step: Step) -> torch.Tensor:
         """`[T, D]` to `[T, D]`. Experts add in the order of their numbers, whatever the other rows chose."""

@@ -33,21 +33,22 @@ class Attention(nn.Module):
 
     def __init__(self, c: ModelConfig):
         super().__init__()
-        self.config, self.softmax_scale, heads = c, c.softmax_scale, c.num_attention_heads
+        eps, dim, c = c.rms_norm_eps, c.hidden_size, c.attention
+        self.config, self.softmax_scale, heads = c, c.softmax_scale, c.heads
         if c.q_lora_rank is None:
-            self.q_proj = _linear(c.hidden_size, heads * c.qk_head_dim)
+            self.q_proj = _linear(dim, heads * c.qk_head_dim)
         else:
-            self.q_a_proj = _linear(c.hidden_size, c.q_lora_rank)
-            self.q_a_layernorm = RMSNorm(c.q_lora_rank, c.rms_norm_eps)
+            self.q_a_proj = _linear(dim, c.q_lora_rank)
+            self.q_a_layernorm = RMSNorm(c.q_lora_rank, eps)
             self.q_b_proj = _linear(c.q_lora_rank, heads * c.qk_head_dim)
-        self.kv_a_proj_with_mqa = _linear(c.hidden_size, c.latent_dim)
-        self.kv_a_layernorm = RMSNorm(c.kv_lora_rank, c.rms_norm_eps)
+        self.kv_a_proj_with_mqa = _linear(dim, c.cache_width)
+        self.kv_a_layernorm = RMSNorm(c.kv_lora_rank, eps)
         self.kv_b_proj = _linear(c.kv_lora_rank, heads * (c.qk_nope_head_dim + c.v_head_dim))
-        self.o_proj = _linear(heads * c.v_head_dim, c.hidden_size)
+        self.o_proj = _linear(heads * c.v_head_dim, dim)
 
     def forward(self, x: torch.Tensor, rope: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """`x [B, S, D]`, `rope [S, 2, R/2]`, `mask` bool `[B, 1, S, S]` (true: may look) or None: causal."""
-        c, heads = self.config, (-1, self.config.num_attention_heads)
+        c, heads = self.config, (-1, self.config.heads)
         cos, sin = rope[:, 0], rope[:, 1]
         if c.q_lora_rank is None:
             q = self.q_proj(x)
@@ -59,8 +60,8 @@ class Attention(nn.Module):
         kv = self.kv_b_proj(self.kv_a_layernorm(latent))
         kv = kv.unflatten(-1, (heads[1], c.qk_nope_head_dim + c.v_head_dim)).transpose(1, 2)
         k_nope, v = kv.split([c.qk_nope_head_dim, c.v_head_dim], dim=-1)
-        k_rope = rotate(k_rope[:, None], cos, sin).expand(-1, heads[1], -1, -1)
-        q = torch.cat([q_nope, rotate(q_rope, cos, sin)], dim=-1)
+        k_rope = rotate(k_rope[:, None], cos, sin, interleaved=True).expand(-1, heads[1], -1, -1)
+        q = torch.cat([q_nope, rotate(q_rope, cos, sin, interleaved=True)], dim=-1)
         k = torch.cat([k_nope, k_rope], dim=-1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.softmax_scale)
         return self.o_proj(out.transpose(1, 2).flatten(-2))
@@ -82,9 +83,9 @@ class Gate(nn.Module):
 
     def __init__(self, c: ModelConfig):
         super().__init__()
-        self.config = c
-        self.weight = nn.Parameter(torch.empty(c.n_routed_experts, c.hidden_size))
-        if c.topk_method == "noaux_tc":
+        self.config, dim, c = c.moe, c.hidden_size, c.moe
+        self.weight = nn.Parameter(torch.empty(c.n_routed_experts, dim))
+        if c.corrected:
             self.e_score_correction_bias = nn.Parameter(torch.zeros(c.n_routed_experts), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -94,10 +95,10 @@ class Gate(nn.Module):
             logits = x.float() @ self.weight.float().T
         scores = logits.sigmoid() if c.scoring_func == "sigmoid" else logits.softmax(-1)
         choice = scores.detach()
-        if c.topk_method == "noaux_tc":
+        if c.corrected:
             choice = choice + self.e_score_correction_bias
         groups = choice.unflatten(-1, (c.n_group, -1))
-        if c.topk_method == "noaux_tc":
+        if c.corrected:
             group_scores = groups.topk(min(2, groups.shape[-1]), dim=-1).values.sum(-1)
         else:
             group_scores = groups.amax(-1)
@@ -114,9 +115,10 @@ class MoE(nn.Module):
     def __init__(self, c: ModelConfig):
         super().__init__()
         self.gate = Gate(c)
-        self.experts = nn.ModuleList(MLP(c.hidden_size, c.moe_intermediate_size) for _ in range(c.n_routed_experts))
+        dim, c = c.hidden_size, c.moe
+        self.experts = nn.ModuleList(MLP(dim, c.moe_intermediate_size) for _ in range(c.n_routed_experts))
         if c.n_shared_experts:
-            self.shared_experts = MLP(c.hidden_size, c.moe_intermediate_size * c.n_shared_experts)
+            self.shared_experts = MLP(dim, c.moe_intermediate_size * c.n_shared_experts)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`x [B, S, D]` to the output and the share of tokens that each expert got, `[E]`."""
@@ -174,7 +176,7 @@ class ReferenceModel(nn.Module):
     def use_softmax_scale(self, config: ModelConfig) -> None:
         """Takes over YaRN's softmax scale (or its absence) from `config`; pass the matching rope table to `forward`."""
         for layer in self.model.layers:
-            layer.self_attn.softmax_scale = config.softmax_scale
+            layer.self_attn.softmax_scale = config.attention.softmax_scale
 
     def forward(
         self, tokens: torch.Tensor, rope: torch.Tensor, mask: torch.Tensor | None = None

@@ -1,4 +1,4 @@
-"""Rotary position embeddings with YaRN: the table of angles, and the rotation of interleaved pairs."""
+"""Rotary position embeddings: the table of angles (plain, YaRN, Llama 3), and the rotation of pairs."""
 
 from __future__ import annotations
 
@@ -6,44 +6,53 @@ import math
 
 import torch
 
-from playground.config import ModelConfig, YarnConfig
+from playground.config import Llama3Scaling, RopeConfig, YarnScaling
 
 
-def _yarn_ramp(yarn: YarnConfig, dim: int, theta: float) -> torch.Tensor:
-    """Share of extrapolation per frequency, `[dim/2]`: 1 keeps a fast frequency, 0 divides a slow one by `factor`."""
+def _yarn(freqs: torch.Tensor, rope: RopeConfig, yarn: YarnScaling) -> torch.Tensor:
+    """Keeps fast frequencies, divides slow ones by `factor`, and blends between (arXiv:2309.00071, section 3.2)."""
 
     def pair_that_turns(rotations: float) -> float:
         """Index of the pair that makes this many turns over the original context."""
-        return dim * math.log(yarn.original_max_position_embeddings / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+        turns = yarn.original_max_position_embeddings / (rotations * 2 * math.pi)
+        return rope.dim * math.log(turns) / (2 * math.log(rope.theta))
 
     low = max(math.floor(pair_that_turns(yarn.beta_fast)), 0)
-    high = min(math.ceil(pair_that_turns(yarn.beta_slow)), dim - 1)
-    ramp = (torch.arange(dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)
-    return 1.0 - ramp.clamp(0, 1)
+    high = min(math.ceil(pair_that_turns(yarn.beta_slow)), rope.dim - 1)
+    keep = 1.0 - ((torch.arange(rope.dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)).clamp(0, 1)
+    return freqs / yarn.factor * (1 - keep) + freqs * keep
 
 
-def rope_table(config: ModelConfig, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Cosines and sines of every position, `[max_position_embeddings, 2, qk_rope_head_dim / 2]` float32.
+def _llama3(freqs: torch.Tensor, llama: Llama3Scaling) -> torch.Tensor:
+    """As YaRN, but the passage runs linearly in the number of turns over the original context."""
+    turns = llama.original_max_position_embeddings * freqs / (2 * math.pi)
+    keep = ((turns - llama.low_freq_factor) / (llama.high_freq_factor - llama.low_freq_factor)).clamp(0, 1)
+    return freqs / llama.factor * (1 - keep) + freqs * keep
+
+
+def rope_table(rope: RopeConfig, positions: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Cosines and sines of every position, `[positions, 2, dim / 2]` float32.
 
     Computed on the CPU whatever the device, so that all devices rotate by the same numbers.
     """
-    dim = config.qk_rope_head_dim
-    freqs = 1.0 / config.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    freqs = 1.0 / rope.theta ** (torch.arange(0, rope.dim, 2, dtype=torch.float32) / rope.dim)
     magnitude = 1.0
-    if config.yarn:
-        keep = _yarn_ramp(config.yarn, dim, config.rope_theta)
-        freqs = freqs / config.yarn.factor * (1 - keep) + freqs * keep
-        magnitude = config.yarn.attention_scale(config.yarn.mscale)
-        magnitude /= config.yarn.attention_scale(config.yarn.mscale_all_dim)
-    angles = torch.outer(torch.arange(config.max_position_embeddings, dtype=torch.float32), freqs)
+    if isinstance(rope.scaling, YarnScaling):
+        freqs, magnitude = _yarn(freqs, rope, rope.scaling), rope.scaling.magnitude
+    elif isinstance(rope.scaling, Llama3Scaling):
+        freqs = _llama3(freqs, rope.scaling)
+    angles = torch.outer(torch.arange(positions, dtype=torch.float32), freqs)
     return (torch.stack([angles.cos(), angles.sin()], dim=1) * magnitude).to(device)
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates the pairs `(x[2i], x[2i+1])` of the last dimension, as DeepSeek-V3's weights are laid out.
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
+    """Rotates pairs of the last dimension: `(x[2i], x[2i+1])` as DeepSeek's weights are laid out, or
+    `(x[i], x[i+dim/2])` as Llama's and Qwen's are.
 
     `x` is `[..., dim]`, `cos` and `sin` broadcast against `[..., dim/2]`; the arithmetic is float32, the result
     has the dtype of `x`.
     """
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
+    along = -1 if interleaved else -2
+    shape = (-1, 2) if interleaved else (2, -1)
+    a, b = x.float().unflatten(-1, shape).unbind(along)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=along).flatten(-2).to(x.dtype)

@@ -26,10 +26,11 @@ class ScaleTrace:
 
 @dataclass
 class Step:
-    """One forward: either the whole prompt of a single row (prefill), or one token of each of R rows (decode)."""
+    """One forward: either a piece of one row's prompt (prefill), or one token of each of R rows (decode)."""
 
     positions: torch.Tensor  # [T] int64
     slots: torch.Tensor | None  # [T] int64 places in the flattened cache; None: nothing is kept
+    context: torch.Tensor | None = None  # [S] int64 places of the whole prompt so far, for a piece after the first
     pages: torch.Tensor | None = None  # [R, P] int32, decode only
     lengths: torch.Tensor | None = None  # [R] int32 tokens seen, the new one included; decode only
     trace: ScaleTrace | None = None

@@ -1,4 +1,4 @@
-"""The DeepSeek-V3 transformer for inference: parameters and forward, no files and no text."""
+"""The transformer for inference, of every family: parameters and forward, no files and no text."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from playground.config import CheckpointError, ModelConfig
-from playground.model.attention import Attention
-from playground.model.layers import MLP, Linear, PlainLinear, Quantiser, RMSNorm, _parameter
+from playground.config import MlaConfig, ModelConfig
+from playground.model.attention import LatentAttention
+from playground.model.gqa import GroupedQueryAttention
+from playground.model.layers import MLP, PlainLinear, Quantiser, RMSNorm, _parameter
+from playground.model.loading import fill
 from playground.model.moe import MoE
 from playground.model.rope import rope_table
 from playground.model.step import Step
@@ -20,8 +22,9 @@ class Layer(nn.Module):
     def __init__(self, config: ModelConfig, index: int):
         super().__init__()
         c, name = config, f"layers.{index}"
+        attention = LatentAttention if isinstance(c.attention, MlaConfig) else GroupedQueryAttention
         self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.self_attn = Attention(c, f"{name}.self_attn")
+        self.self_attn = attention(c, f"{name}.self_attn")
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         if c.is_moe(index):
             self.mlp = MoE(c, f"{name}.mlp")
@@ -47,7 +50,7 @@ class Body(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Token ids and a `Step` to hidden states; `logits` turns those into scores. Built by `build`."""
+    """Token ids and a `Step` to hidden states; `logits` turns those into scores. Without weights until `build`."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -57,49 +60,25 @@ class Transformer(nn.Module):
 
     @classmethod
     def build(
-        cls,
-        config: ModelConfig,
-        tensors: Iterable[tuple[str, torch.Tensor]],
-        device: torch.device,
-        dtype: torch.dtype,
+        cls, config: ModelConfig, tensors: Iterable[tuple[str, torch.Tensor]], device: torch.device, dtype: torch.dtype
     ) -> Transformer:
         """Takes each named tensor of a checkpoint to `device`; what is not FP8 or float32 by format becomes `dtype`.
 
-        Raises `CheckpointError` naming the first unexpected, misshapen, wrong-typed or missing tensor.
+        `config.quantization` says what form the projections take here; a tensor that comes in the other form is
+        quantised or restored. Raises `CheckpointError` naming the first tensor that does not fit.
         """
         model = cls(config)
-        wanted = dict(model.named_parameters())
-        if config.tie_word_embeddings:
-            del wanted["lm_head.weight"]
-        for name, tensor in tensors:
-            slot = wanted.pop(name, None)
-            if slot is None:
-                raise CheckpointError(f"tensor {name} is not part of this architecture, or stands in two files.")
-            model._fill(name, slot, tensor, device, dtype)
-        if wanted:
-            raise CheckpointError(f"tensor {next(iter(wanted))} is missing, and {len(wanted) - 1} more.")
+        fill(model, tensors, device, dtype)
         if config.tie_word_embeddings:
             model.lm_head.weight = model.model.embed_tokens.weight
         for part in model.modules():
-            if isinstance(part, (Linear, Attention)):
+            if hasattr(part, "prepare"):
                 part.prepare(dtype)
-        model.rope = rope_table(config, device)
+        model.rope = rope_table(config.rope, config.max_position_embeddings, device)
         return model.eval()
 
-    def _fill(self, name, slot: nn.Parameter, tensor: torch.Tensor, device, dtype: torch.dtype) -> None:
-        if tensor.shape != slot.shape:
-            raise CheckpointError(f"tensor {name} has shape {list(tensor.shape)}, not {list(slot.shape)}.")
-        fp8 = torch.float8_e4m3fn
-        if (tensor.dtype == fp8) != (slot.dtype == fp8) or not tensor.is_floating_point():
-            wanted = "float8_e4m3fn" if slot.dtype == fp8 else "bfloat16 or float32"
-            raise CheckpointError(f"tensor {name} is {tensor.dtype}, not {wanted}.")
-        fixed = slot.dtype == fp8 or name.endswith(("weight_scale_inv", "e_score_correction_bias"))
-        owner, _, leaf = name.rpartition(".")
-        tensor = tensor.to(device, None if fixed else dtype)
-        setattr(self.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
-
     def forward(self, tokens: torch.Tensor, step: Step, cache: torch.Tensor | None = None) -> torch.Tensor:
-        """`tokens [T]` int64 to normalised hidden states `[T, D]`; `cache [layers, pages, page_size, latent]`."""
+        """`tokens [T]` int64 to normalised hidden states `[T, D]`; `cache [layers, pages, page_size, cache_width]`."""
         x = F.embedding(tokens, self.model.embed_tokens.weight)
         rope = self.rope[step.positions]
         for index, layer in enumerate(self.model.layers):

@@ -54,7 +54,7 @@ def build_page(playground: Playground) -> gr.Blocks:
                     run_compare, stop_compare = _run_row("-compare")
                     columns = _columns()
             with gr.Column(scale=3, min_width=260):
-                settings = _settings(playground.config.max_position_embeddings, session)
+                settings = _settings(playground.context, session)
             with gr.Column(scale=4, min_width=300, elem_id="panel") as panel:
                 strip = _panel(handlers, session)
         run.click(

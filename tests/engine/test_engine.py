@@ -213,7 +213,7 @@ def test_traced_scales_are_those_of_the_row_and_leave_its_text_alone(small):
         for name in last
         if ".experts." in name and name.endswith("down_proj") and "shared" not in name
     }
-    assert len(experts) == model.config.num_experts_per_tok
+    assert len(experts) == model.config.moe.num_experts_per_tok
     other = Engine(model, None)
     (row,) = other.add([request(replace(GUMBEL, seed=1), tokens=6, trace_scales=True)])
     found = [e.scales for _ in range(6) for _, e in other.step() if isinstance(e, TokenEvent)]

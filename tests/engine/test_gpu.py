@@ -10,7 +10,7 @@ import kernels
 from kernels import reference
 from playground import SamplingParams
 from playground.api import EMBEDDED, load_model
-from playground.checkpoint import read_config
+from playground.checkpoint import Checkpoint
 from playground.engine.engine import Engine
 from playground.engine.request import Request
 from playground.tokenizer import Tokenizer
@@ -35,17 +35,17 @@ NOISE = 1e-6
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer(EMBEDDED, read_config(EMBEDDED).vocab_size)
+    return Tokenizer(EMBEDDED, Checkpoint(EMBEDDED).config.vocab_size)
 
 
 @pytest.fixture(scope="module")
 def on_cpu():
-    return load_model(EMBEDDED, torch.device("cpu"))
+    return load_model(EMBEDDED, torch.device("cpu"))[0]
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def on_gpu(request):
-    return load_model(EMBEDDED, torch.device("cuda"), request.param)
+    return load_model(EMBEDDED, torch.device("cuda"), request.param)[0]
 
 
 @pytest.fixture(scope="module")

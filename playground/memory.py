@@ -1,0 +1,95 @@
+"""Whether a model fits, reckoned before anything is loaded: weights, KV cache and working space against free memory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from playground.config import CheckpointError, MlaConfig, ModelConfig
+from playground.engine.cache import PAGE_SIZE
+from playground.engine.engine import PREFILL_CHUNK
+from playground.model.layers import Linear
+from playground.model.loading import SCALE_SUFFIX
+
+RESERVE = 256 << 20  # the CUDA context's own growth, fragmentation, compiled kernels
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes, and what they allow: `cache_tokens` in all, `context` per row."""
+
+    weights: int
+    workspace: int
+    per_token: int  # of the KV cache
+    free: int
+    context: int
+    cache_tokens: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.workspace + self.cache_tokens * self.per_token
+
+
+def weight_bytes(model: nn.Module, device: torch.device, dtype: torch.dtype) -> int:
+    """Of a model without weights, as it will stand on `device`; a CPU also keeps each FP8 weight restored."""
+    total = 0
+    for name, p in model.named_parameters():
+        fixed = p.dtype == torch.float8_e4m3fn or name.endswith((SCALE_SUFFIX, "e_score_correction_bias"))
+        total += p.numel() * (p.dtype if fixed else dtype).itemsize
+    if device.type == "cpu":
+        total += sum(m.weight.numel() for m in model.modules() if isinstance(m, Linear) and m.is_fp8) * dtype.itemsize
+    c = model.config
+    if c.tie_word_embeddings:
+        total -= model.lm_head.weight.numel() * dtype.itemsize
+    if isinstance(a := c.attention, MlaConfig):  # kv_b_proj again, in the form that decode absorbs
+        absorbed = a.kv_lora_rank * a.heads * (a.qk_nope_head_dim + a.v_head_dim)
+        total += c.num_hidden_layers * absorbed * dtype.itemsize
+    return total + c.max_position_embeddings * c.rope.dim * 4
+
+
+def workspace_bytes(c: ModelConfig) -> int:
+    """The widest moment of a prefill piece, and of sampling, in float32: generous, and small beside the weights."""
+    a = c.attention
+    heads = a.heads * (a.qk_head_dim * 3 if isinstance(a, MlaConfig) else a.head_dim * 2)
+    width = 4 * c.hidden_size + 2 * heads + 3 * max(c.intermediate_size, c.moe.moe_intermediate_size if c.moe else 0)
+    return PREFILL_CHUNK * width * 4 + 32 * c.vocab_size * 8
+
+
+def free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:  # what can be had without swapping, page cache included
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 40
+
+
+def plan(model: nn.Module, device: torch.device, dtype: torch.dtype, rows: int, context: int | None, free: int) -> Plan:
+    """The largest cache up to `rows` whole contexts. Raises `CheckpointError` with the sum, and the largest context
+    that would fit, where not even one row has room."""
+    c = model.config
+    limit = c.max_position_embeddings
+    if context is not None and not 1 <= context <= limit:
+        raise CheckpointError(f"--context must be from 1 to {limit} for this model, not {context}.")
+    context = context or limit
+    weights, workspace = weight_bytes(model, device, dtype), workspace_bytes(c) + RESERVE
+    per_token = c.num_hidden_layers * c.attention.cache_width * dtype.itemsize
+    room = max(free - weights - workspace, 0) // (per_token * PAGE_SIZE) * PAGE_SIZE
+    one_row = -(-context // PAGE_SIZE) * PAGE_SIZE
+    if room < one_row:
+        need = weights + workspace + one_row * per_token
+        hint = f"; --context {room} would fit" if room else "; not even a short context would fit"
+        raise CheckpointError(
+            f"{_gib(weights)} of weights, {_gib(one_row * per_token)} of KV cache for {context} tokens and "
+            f"{_gib(workspace)} of working space make {_gib(need)}, but {_gib(free)} is free on {device}{hint}."
+        )
+    return Plan(weights, workspace, per_token, free, context, min(room, rows * one_row))
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

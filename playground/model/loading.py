@@ -1,0 +1,175 @@
+"""From a checkpoint's tensors to a model's parameters: nothing missing, nothing unknown, each in the form wanted here.
+
+A projection may come as FP8 with its scales or as plain numbers, and be wanted in either form. Going to FP8 happens on
+the device, tensor by tensor, and keeps each tile's relative error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import kernels
+from playground.config import CheckpointError, ModelConfig
+from playground.model.layers import Linear
+
+SCALE_SUFFIX = "_scale_inv"
+
+
+class Header(NamedTuple):
+    """What a file says about a tensor before it is read."""
+
+    file: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+_FLOATS = (torch.bfloat16, torch.float32, torch.float16)
+_SCALES = (torch.float32, torch.bfloat16, torch.float8_e8m0fnu)
+
+
+def wanted(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that a checkpoint must hold, by name; scales belong to their weight and are not listed."""
+    slots = {name: p for name, p in model.named_parameters() if not name.endswith(SCALE_SUFFIX)}
+    if model.config.tie_word_embeddings:
+        slots.pop("lm_head.weight", None)
+    return slots
+
+
+def is_skipped(config: ModelConfig, name: str) -> bool:
+    """Tensors that a checkpoint may hold and we leave there: multi-token prediction layers, a tied head's copy, and
+    frequencies that some old exports stored."""
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    if layer and int(layer[1]) - config.num_hidden_layers in range(config.skipped_layers):
+        return True
+    return name.endswith("rotary_emb.inv_freq") or (config.tie_word_embeddings and name == "lm_head.weight")
+
+
+def check_headers(model: nn.Module, headers: Mapping[str, Header]) -> None:
+    """Compares the files' headers with the model, so that nothing is read in vain. Raises `CheckpointError` naming
+    the first tensor that is unknown, missing, misshapen or of the wrong type, and its file."""
+    slots = wanted(model)
+    for name, header in headers.items():
+        weight = name.removesuffix(SCALE_SUFFIX)
+        if not is_skipped(model.config, weight) and (weight not in slots or (weight != name and weight not in headers)):
+            raise CheckpointError(f"{header.file}: tensor {name} is not part of this architecture.")
+    for name, slot in slots.items():
+        header, scale = headers.get(name), headers.get(name + SCALE_SUFFIX)
+        if header is None:
+            missing = [other for other in slots if other not in headers]
+            raise CheckpointError(f"tensor {name} is missing in the safetensors files, and {len(missing) - 1} more.")
+        form = None if scale is None else (scale.shape, scale.dtype)
+        if wrong := check_form(name, header.shape, header.dtype, form, stored_shape(model, name, slot)):
+            raise CheckpointError(f"{header.file}: {wrong}")
+
+
+def check_form(name: str, shape: tuple[int, ...], dtype: torch.dtype, scale: tuple | None, stored: tuple) -> str | None:
+    """What is wrong with a tensor for its place, in words, or None. `scale`: shape and dtype of its scales."""
+    if tuple(shape) != tuple(stored):
+        return f"tensor {name} has shape {list(shape)}, not {list(stored)}."
+    projection = name.endswith("_proj.weight") or name.endswith("_proj_with_mqa.weight")
+    if dtype != torch.float8_e4m3fn or not projection:
+        if dtype not in _FLOATS:
+            return f"tensor {name} is {dtype}, not {'float8_e4m3fn or ' if projection else ''}bfloat16 or float32."
+        return None if scale is None else f"tensor {name}{SCALE_SUFFIX} belongs to a weight that is {dtype}, not FP8."
+    tiles = tuple(-(-n // 128) for n in shape)
+    if scale is None:
+        return f"tensor {name} is FP8 and its {name}{SCALE_SUFFIX} is missing."
+    if tuple(scale[0]) != tiles:
+        return f"tensor {name}{SCALE_SUFFIX} has shape {list(scale[0])}, not {list(tiles)}."
+    return None if scale[1] in _SCALES else f"tensor {name}{SCALE_SUFFIX} is {scale[1]}, not float32 or bfloat16."
+
+
+def stored_shape(model: nn.Module, name: str, slot: nn.Parameter) -> tuple[int, ...]:
+    """The shape that a checkpoint gives this parameter: without the padding that we add."""
+    owner = model.get_submodule(name.rpartition(".")[0])
+    return owner.stored if isinstance(owner, Linear) else tuple(slot.shape)
+
+
+def with_scales(
+    tensors: Iterable[tuple[str, torch.Tensor]],
+) -> Iterator[tuple[str, torch.Tensor, torch.Tensor | None]]:
+    """Brings each FP8 weight together with its scales, whichever comes first. `CheckpointError` for one alone."""
+    waiting: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors:
+        weight = name.removesuffix(SCALE_SUFFIX)
+        if tensor.dtype != torch.float8_e4m3fn and weight == name:
+            yield name, tensor, None
+        elif (other := waiting.pop(weight, None)) is None:
+            waiting[weight] = tensor
+        else:
+            yield (weight, other, tensor) if weight != name else (weight, tensor, other)
+    for name, tensor in waiting.items():
+        lost = name + SCALE_SUFFIX if tensor.dtype == torch.float8_e4m3fn else name
+        raise CheckpointError(f"tensor {lost} is missing.")
+
+
+@torch.no_grad()
+def fill(
+    model: nn.Module, tensors: Iterable[tuple[str, torch.Tensor]], device: torch.device, dtype: torch.dtype
+) -> None:
+    """Gives every parameter its tensor. Raises `CheckpointError` for what is missing, unknown or does not fit."""
+    slots = wanted(model)
+    for name, tensor, scale in with_scales(tensors):
+        if is_skipped(model.config, name):
+            continue
+        slot = slots.pop(name, None)
+        if slot is None:
+            raise CheckpointError(f"tensor {name} is not part of this architecture, or stands in two files.")
+        form = None if scale is None else (scale.shape, scale.dtype)
+        stored = stored_shape(model, name, slot)
+        if wrong := check_form(name, tensor.shape, tensor.dtype, form, stored):
+            raise CheckpointError(wrong)
+        owner, _, leaf = name.rpartition(".")
+        part = model.get_submodule(owner)
+        tensor = tensor.to(device)
+        if isinstance(part, Linear):
+            scale = None if scale is None else _checked(scale.to(device).float(), name)
+            _fill_projection(part, tensor, scale, dtype)
+        else:
+            kept = torch.float32 if leaf == "e_score_correction_bias" else dtype
+            setattr(part, leaf, nn.Parameter(tensor.to(kept), requires_grad=False))
+    if slots:
+        raise CheckpointError(f"tensor {next(iter(slots))} is missing, and {len(slots) - 1} more.")
+
+
+def _checked(scale: torch.Tensor, name: str) -> torch.Tensor:
+    if not bool((scale.isfinite() & (scale > 0)).all()):
+        raise CheckpointError(f"tensor {name}{SCALE_SUFFIX} holds a scale that is not a positive finite number.")
+    return scale
+
+
+def _fill_projection(part: Linear, weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> None:
+    if not part.is_fp8:
+        weight = weight.to(dtype) if scale is None else kernels.weight_dequant(weight, scale, dtype=dtype)
+    elif scale is None:
+        plain = weight
+        weight, scale = kernels.weight_quant(plain, scale_fmt=part.scale_fmt)
+        part.tile_errors = tile_errors(plain, weight, scale)
+    rows, cols = (whole - given for whole, given in zip(part.weight.shape, weight.shape, strict=True))
+    if rows or cols:  # as bytes: FP8 has no padding of its own, and its zero is the zero byte
+        weight = (
+            F.pad(weight.view(torch.uint8), (0, cols, 0, rows)).view(weight.dtype)
+            if part.is_fp8
+            else F.pad(weight, (0, cols, 0, rows))
+        )
+    part.weight = nn.Parameter(weight, requires_grad=False)
+    if part.is_fp8:
+        part.weight_scale_inv = nn.Parameter(scale, requires_grad=False)
+
+
+def tile_errors(plain: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Relative error of each 128x128 tile, `[ceil(N/128), ceil(K/128)]` float32: norm of the difference to norm."""
+    plain = plain.float()
+    difference = kernels.weight_dequant(q, scale, dtype=torch.float32) - plain
+
+    def norms(t: torch.Tensor) -> torch.Tensor:
+        t = F.pad(t, (0, -t.shape[1] % 128, 0, -t.shape[0] % 128))
+        return t.unflatten(1, (-1, 128)).unflatten(0, (-1, 128)).square().sum(dim=(1, 3)).sqrt()
+
+    return norms(difference) / norms(plain).clamp(min=1e-30)

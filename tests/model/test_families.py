@@ -1,0 +1,299 @@
+"""Every family against transformers: a small random checkpoint, written by transformers, read by us."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import transformers
+from compare import assert_close
+from safetensors.torch import save_file
+
+import kernels
+from playground import CheckpointError
+from playground.api import load_model
+from playground.checkpoint import Checkpoint
+from playground.engine.cache import PAGE_SIZE
+from playground.engine.engine import Engine
+from playground.engine.request import Request, SamplingParams
+from playground.families import parse_config
+from playground.model.step import Step
+
+CPU = torch.device("cpu")
+COMMON = {
+    "vocab_size": 256,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 1024,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+MLA = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 128,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 128,
+    "first_k_dense_replace": 1,
+}
+DEEPSEEK_YARN = {
+    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256, "beta_fast": 32, "beta_slow": 1,
+    "mscale": 1.0, "mscale_all_dim": 1.0, "rope_theta": 10000.0,
+}  # fmt: skip
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 128, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "rope_theta": 500000.0,
+}  # fmt: skip
+QWEN_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256, "rope_theta": 1e6}
+GQA = {"num_key_value_heads": 2, "head_dim": 32}
+
+FAMILIES = {  # class of transformers, changes to the common sizes
+    "deepseek-v3": ("DeepseekV3", MLA | {"q_lora_rank": 128, "n_group": 4, "topk_group": 2, "norm_topk_prob": True,
+                                         "routed_scaling_factor": 2.5, "rope_parameters": DEEPSEEK_YARN}),
+    "moonlight": ("DeepseekV3", MLA | {"q_lora_rank": None, "n_group": 1, "topk_group": 1, "norm_topk_prob": True,
+                                       "routed_scaling_factor": 2.446}),
+    "deepseek-v2-lite": ("DeepseekV2", MLA | {"q_lora_rank": None, "n_group": 1, "topk_group": 1, "n_shared_experts": 2,
+                                              "topk_method": "greedy", "norm_topk_prob": False,
+                                              "routed_scaling_factor": 1.0, "rope_parameters": DEEPSEEK_YARN,
+                                              "intermediate_size": 342}),
+    "deepseek-v2": ("DeepseekV2", MLA | {"q_lora_rank": 128, "n_group": 4, "topk_group": 2,
+                                         "topk_method": "group_limited_greedy", "norm_topk_prob": False,
+                                         "routed_scaling_factor": 16.0}),
+    "qwen3": ("Qwen3", GQA | {"tie_word_embeddings": True}),
+    "qwen3-yarn": ("Qwen3", GQA | {"rope_parameters": QWEN_YARN}),
+    "qwen3-moe": ("Qwen3Moe", GQA | {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 128,
+                                     "norm_topk_prob": True, "mlp_only_layers": [1]}),
+    "llama-3": ("Llama", GQA | {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
+    "mistral": ("Mistral", GQA | {"sliding_window": None}),
+}  # fmt: skip
+
+
+def theirs(name: str):
+    """A random model of transformers whose every parameter matters, with the correction bias spread."""
+    kind, changes = FAMILIES[name]
+    torch.manual_seed(3)
+    config = getattr(transformers, f"{kind}Config")(**(COMMON | changes))
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).float().eval()
+    with torch.no_grad():
+        for key, p in model.named_parameters():
+            p.copy_(1 + 0.2 * torch.randn_like(p) if "norm" in key else 0.08 * torch.randn_like(p))
+        for key, b in model.named_buffers():
+            if key.endswith("e_score_correction_bias"):
+                b.copy_(0.2 * torch.randn_like(b))
+    return model
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request, tmp_path_factory):
+    """transformers' model, and the folder that it wrote."""
+    model, folder = theirs(request.param), tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(folder)
+    return model, folder
+
+
+def tokens(count: int) -> torch.Tensor:
+    return torch.randint(3, 256, (count,), generator=torch.Generator().manual_seed(count))
+
+
+@torch.inference_mode()
+def prefill(model, ids: torch.Tensor, pieces: int = 1) -> torch.Tensor:
+    """Logits of every token, the prompt fed in equal pieces through the cache."""
+    c, slots = model.config, torch.arange(len(ids))
+    pages = -(-len(ids) // PAGE_SIZE)
+    cache = torch.full((c.num_hidden_layers, pages, PAGE_SIZE, c.attention.cache_width), float("nan"))
+    out, size = [], -(-len(ids) // pieces)
+    for start in range(0, len(ids), size):
+        piece = slots[start : start + size]
+        step = Step(piece, piece, slots[: start + size] if start else None)
+        out.append(model.logits(model(ids[piece], step, cache)))
+    return torch.cat(out)
+
+
+@torch.inference_mode()
+def decode(model, ids: torch.Tensor, start: int) -> torch.Tensor:
+    """Logits of the tokens from `start`, one step each after a prefill of what stands before."""
+    c, pages = model.config, torch.arange(-(-len(ids) // PAGE_SIZE), dtype=torch.int32)[None]
+    cache = torch.full((c.num_hidden_layers, pages.shape[1], PAGE_SIZE, c.attention.cache_width), float("nan"))
+    before, out = torch.arange(start), []
+    model(ids[:start], Step(before, before), cache)
+    for at in range(start, len(ids)):
+        where = torch.tensor([at])
+        step = Step(where, where, pages=pages, lengths=(where + 1).int())
+        out.append(model.logits(model(ids[where], step, cache)))
+    return torch.cat(out)
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+def test_logits_agree_with_transformers_in_one_piece_in_chunks_and_step_by_step(pair):
+    model, folder = pair
+    ours, _ = load_model(folder, CPU, form="bf16")
+    ids = tokens(600)  # past the original context of every scaled rope above
+    with torch.inference_mode():
+        expected = model(ids[None]).logits[0]
+    assert relative(prefill(ours, ids), expected) < 1e-4
+    assert relative(prefill(ours, ids, pieces=3), expected) < 1e-4
+    assert relative(decode(ours, ids, 560), expected[560:]) < 1e-4
+    assert relative(decode(ours, ids[:40], 1), expected[1:40]) < 1e-4
+
+
+def test_64_greedy_tokens_are_those_of_transformers(pair):
+    model, folder = pair
+    ours, _ = load_model(folder, CPU, form="bf16")
+    prompt = tokens(11)
+    expected = model.generate(prompt[None], max_new_tokens=64, do_sample=False, eos_token_id=None)[0, 11:].tolist()
+    engine = Engine(ours, None, max_rows=1, prefill_chunk=4)
+    (row,) = engine.add([Request(tuple(prompt.tolist()), SamplingParams("greedy"), 64, ignore_eos=True)])
+    while engine.busy:
+        engine.step()
+    assert row.new_ids == expected
+
+
+def restored(model, ours) -> None:
+    """Gives transformers' model the projections as our FP8 holds them."""
+    state = model.state_dict()
+    for name, part in ours.named_modules():
+        if getattr(part, "is_fp8", False) and f"{name}.weight" in state:
+            rows, cols = part.stored
+            state[f"{name}.weight"] = part.dequantised(torch.float32)[:rows, :cols]
+    model.load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama-3", "mistral"])
+def test_quantised_on_load_agrees_with_transformers_on_the_restored_weights_within_the_format(name, tmp_path):
+    model = theirs(name)
+    model.save_pretrained(tmp_path)
+    ours, _ = load_model(tmp_path, CPU)
+    restored(model, ours)
+    ids = tokens(100)
+    with torch.inference_mode():
+        expected = model(ids[None]).logits[0]
+    # each activation is rounded to 3 mantissa bits: 2^-4 / sqrt(3) relative and below, four times a layer
+    assert 0 < relative(prefill(ours, ids), expected) < 2**-4 / 3**0.5 * (4 * 3) ** 0.5
+
+
+def test_quantising_on_load_keeps_the_error_of_every_tile(tmp_path):
+    model = theirs("deepseek-v2-lite")
+    model.save_pretrained(tmp_path)
+    ours, _ = load_model(tmp_path, CPU)
+    projections = {n: m for n, m in ours.named_modules() if getattr(m, "is_fp8", False)}
+    for part in projections.values():
+        assert part.tile_errors.shape == part.weight_scale_inv.shape or part.stored != tuple(part.weight.shape)
+        assert part.tile_errors.min() > 0 and part.tile_errors.max() < 2**-4
+    down = projections["model.layers.0.mlp.down_proj"]
+    assert down.stored == (128, 342) and tuple(down.weight.shape) == (128, 384)
+    assert not down.weight[:, 342:].float().any()
+
+
+def write_fp8(model, folder, scale_dtype=torch.float32, **quantization) -> None:
+    """The folder of an official FP8 checkpoint: projections in E4M3 tiles, `weight_scale_inv`, one file."""
+    model.save_pretrained(folder)
+    plain = dict(Checkpoint(folder).tensors())
+    out, kept = {}, quantization.get("modules_to_not_convert", [])
+    for name, tensor in plain.items():
+        if "_proj" in name and not any(name.startswith(k) for k in kept):
+            out[name], scale = kernels.weight_quant(tensor, scale_fmt=quantization.get("scale_fmt"))
+            out[name + "_scale_inv"] = scale.to(scale_dtype)
+        else:
+            out[name] = tensor
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    save_file(out, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128],
+    } | quantization  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("scales", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_an_fp8_checkpoint_restored_on_load_agrees_with_transformers_on_the_same_weights(scales, tmp_path):
+    model = theirs("qwen3")
+    write_fp8(model, tmp_path, scales, modules_to_not_convert=["lm_head", "model.layers.0.mlp"])
+    fp8, _ = load_model(tmp_path, CPU)
+    plain, _ = load_model(tmp_path, CPU, form="bf16")
+    assert not fp8.model.layers[0].mlp.up_proj.is_fp8 and fp8.model.layers[1].mlp.up_proj.is_fp8
+    restored(model, fp8)
+    ids = tokens(80)
+    with torch.inference_mode():
+        assert relative(prefill(plain, ids), model(ids[None]).logits[0]) < 1e-4
+
+
+def test_ue8m0_scales_are_powers_of_two_for_weights_and_activations(tmp_path):
+    write_fp8(theirs("deepseek-v3"), tmp_path, scale_fmt="ue8m0")
+    model, _ = load_model(tmp_path, CPU)
+    seen = []
+    quantise = kernels.act_quant
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "act_quant", lambda x, **o: seen.append(quantise(x, **o)) or seen[-1])
+        prefill(model, tokens(5))
+    scales = [s for _, s in seen] + [model.model.layers[1].self_attn.o_proj.weight_scale_inv]
+    assert len(seen) > 20 and all((s.log2() % 1 == 0).all() for s in scales)
+
+
+def test_the_multi_token_prediction_layer_is_left_in_the_file(tmp_path):
+    model = theirs("moonlight")
+    model.save_pretrained(tmp_path)
+    tensors = dict(Checkpoint(tmp_path).tensors())
+    extra = {"model.layers.3.eh_proj.weight": torch.zeros(128, 256), "model.layers.3.enorm.weight": torch.ones(128)}
+    for file in tmp_path.glob("*.safetensors*"):
+        file.unlink()
+    save_file(tensors | extra, tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 0}))
+    with pytest.raises(CheckpointError, match=r"model.safetensors: tensor model.layers.3.e\w+.weight is not part"):
+        load_model(tmp_path, CPU)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
+    assert load_model(tmp_path, CPU)[0].config.num_hidden_layers == 3
+
+
+def test_the_embedded_checkpoint_opened_by_transformers_writes_the_same_greedy_text(storyteller, tmp_path):
+    plain, _ = load_model(storyteller.folder, CPU, form="bf16")
+    config = json.loads((storyteller.folder / "config.json").read_text())
+    del config["quantization_config"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    state = {}
+    for name, tensor in Checkpoint(storyteller.folder).tensors():
+        if not name.endswith("_scale_inv"):
+            owner = plain.get_submodule(name.rpartition(".")[0])
+            state[name] = owner.weight if hasattr(owner, "stored") else tensor.float()
+    save_file({k: v.data.contiguous() for k, v in state.items()}, tmp_path / "model.safetensors", {"format": "pt"})
+    model = transformers.DeepseekV3ForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    prompt = torch.tensor(storyteller.encode("Once upon a time"))
+    expected = model.generate(prompt[None], max_new_tokens=64, do_sample=False)[0, len(prompt) :].tolist()
+    engine = Engine(plain, None, max_rows=1)
+    (row,) = engine.add([Request(tuple(prompt.tolist()), SamplingParams("greedy"), 64)])
+    while engine.busy:
+        engine.step()
+    assert row.new_ids == expected
+    assert_close(prefill(plain, prompt), model(prompt[None]).logits[0].detach(), "float32")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "gpt2"}, "'gpt2' is not supported; deepseek_v3"),
+        ({"sliding_window": 4096, "use_sliding_window": True}, "sliding_window 4096"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quant_method 'fp8'"),
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128],
+                                  "activation_scheme": "static"}}, "activation_scheme must be one of 'dynamic'"),
+        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "'longrope' is not supported"),
+        ({"rope_parameters": None, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"hidden_act": "gelu"}, "'gelu'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_run_is_refused_by_name_with_what_is_supported(change, message):
+    config = COMMON | GQA | {"model_type": "qwen3", "rope_theta": 1e6}
+    with pytest.raises(CheckpointError, match=message):
+        parse_config(config | change)
