@@ -31,7 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--top-p", type=float, default=1.0, help="keep the likeliest tokens up to this sum; default 1")
     parser.add_argument("--min-p", type=float, default=0.0, help="drop tokens under this share of the best; default 0")
     parser.add_argument("--seed", type=int, default=-1, help="replays a text exactly; -1 (default) draws one")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="default 256")
+    parser.add_argument("--max-new-tokens", type=int, help="default 256, or what the context holds")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--ignore-eos", action="store_true", help="write on past the end of a story")
     parser.add_argument("--json", action="store_true", help="one JSON object a line per token; the last holds stats")

@@ -99,7 +99,7 @@ class Playground:
         self,
         prompt: str,
         params: SamplingParams | None = None,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         **options,
     ) -> Stream:
         """Starts one row and returns its stream of `TokenEvent`s, ended by a `FinishEvent`.
@@ -109,12 +109,16 @@ class Playground:
         return self.compare(prompt, [params or SamplingParams()], max_new_tokens, **options)[0]
 
     def compare(
-        self, prompt: str, params: Sequence[SamplingParams], max_new_tokens: int = 256, **options
+        self, prompt: str, params: Sequence[SamplingParams], max_new_tokens: int | None = None, **options
     ) -> list[Stream]:
         """Starts one row per setting: the prompt is prefilled once, the rows stream together as one batch."""
-        ids = self.encode(prompt)
+        ids, max_new_tokens = self.encode(prompt), self.default_tokens if max_new_tokens is None else max_new_tokens
         requests = [Request(ids, p.with_drawn_seed(), max_new_tokens, **options) for p in params]
         return self.service.submit(requests)
+
+    @property
+    def default_tokens(self) -> int:
+        return min(256, self.context)
 
     def encode(self, prompt: str) -> tuple[int, ...]:
         if not isinstance(prompt, str) or not prompt.strip():

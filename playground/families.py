@@ -141,6 +141,7 @@ def _quantization(raw: Any) -> QuantizationConfig | None:
 
 
 def _mla(fields: Fields) -> tuple[MlaConfig, RopeConfig]:
+    fields.integer("num_key_value_heads", 1)  # stated in the files; latent attention has one for all heads
     rope = _rope(fields, fields.integer("qk_rope_head_dim", least=2), interleaved=True)
     nope, scaling = fields.integer("qk_nope_head_dim"), rope.scaling
     scale = (nope + rope.dim) ** -0.5

@@ -16,7 +16,7 @@ def find(model: str) -> Path:
     """The folder of `model`: a path, or `owner/name[@revision]` on the Hub, downloaded if need be (resumed if begun;
     `HF_HUB_OFFLINE` is respected). Raises `CheckpointError` with what to do."""
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if model and folder.is_dir():
         return folder
     if not _ID.fullmatch(model) or model.startswith((".", "/", "~")):
         raise CheckpointError(f"{model} is neither a folder nor a Hub id such as Qwen/Qwen3-0.6B-FP8.")

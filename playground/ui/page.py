@@ -54,7 +54,7 @@ def build_page(playground: Playground) -> gr.Blocks:
                     run_compare, stop_compare = _run_row("-compare")
                     columns = _columns()
             with gr.Column(scale=3, min_width=260):
-                settings = _settings(playground.context, session)
+                settings = _settings(playground, session)
             with gr.Column(scale=4, min_width=300, elem_id="panel") as panel:
                 strip = _panel(handlers, session)
         run.click(
@@ -111,12 +111,14 @@ def _columns() -> list:
     return parts
 
 
-def _settings(context: int, session: gr.State) -> list:
+def _settings(playground: Playground, session: gr.State) -> list:
     """Sampler first, then the rest in the order of the `/generate` API."""
     samplers = [("Greedy", "greedy"), ("Multinomial", "multinomial"), ("Gumbel-max", "gumbel")]
     sampler = Radio(samplers, value="gumbel", label="Sampler", info=SAMPLER_INFO, elem_id="sampler")
     temperature = Slider(0, 2, value=0.8, step=0.05, label="Temperature", info="0 is greedy", elem_id="temperature")
-    tokens = Slider(1, context, value=256, step=1, label="Max new tokens", elem_id="max-new-tokens")
+    tokens = Slider(
+        1, playground.context, value=playground.default_tokens, step=1, label="Max new tokens", elem_id="max-new-tokens"
+    )
     seed = Number(-1, label="Seed", precision=0, info="-1 draws one; the footer shows it", elem_id="seed")
     reuse = gr.Button("Reuse the last seed", size="sm", elem_id="reuse")
     reuse.click(

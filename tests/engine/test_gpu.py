@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from compare import assert_bits_equal, assert_close
+from families import prefill, theirs, tokens
 
 import kernels
 from kernels import reference
@@ -13,6 +14,7 @@ from playground.api import EMBEDDED, load_model
 from playground.checkpoint import Checkpoint
 from playground.engine.engine import Engine
 from playground.engine.request import Request
+from playground.model.step import Step
 from playground.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.gpu
@@ -171,6 +173,35 @@ def test_mla_decode_at_deepseek_size_equals_its_twin_and_is_row_invariant(rows):
     assert_close(together, ref, "bfloat16 inputs")
     one = kernels.mla_decode(half[0][-1:], half[1], half[2][-1:], half[3][-1:], scale=0.1, value_dim=512)
     assert_bits_equal(one[0], together[-1])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16])
+def test_gqa_decode_at_qwen_size_equals_its_twin_and_is_row_invariant(rows):
+    torch.manual_seed(0)
+    lengths = torch.randint(1, 700, (rows,), dtype=torch.int32)
+    pages = torch.randperm(rows * 11).view(rows, 11).int()
+    cache = torch.randn(rows * 11, 64, 2 * 8 * 128).bfloat16()
+    q = torch.randn(rows, 32, 128).bfloat16()
+    gpu = [t.cuda() for t in (q, cache, pages, lengths)]
+    ref = kernels.gqa_decode(q.float(), cache.float(), pages, lengths, scale=0.09, kv_heads=8)
+    together = kernels.gqa_decode(*gpu, scale=0.09, kv_heads=8)
+    assert_close(together, ref, "bfloat16 inputs")
+    one = kernels.gqa_decode(gpu[0][-1:], gpu[1], gpu[2][-1:], gpu[3][-1:], scale=0.09, kv_heads=8)
+    assert_bits_equal(one[0], together[-1])
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen3-moe", "llama-3", "deepseek-v2-lite", "deepseek-v2"])
+def test_every_family_gives_the_cpu_twins_logits_within_the_format(family, tmp_path):
+    theirs(family).save_pretrained(tmp_path)
+    ids, models = tokens(200), [load_model(tmp_path, torch.device(d), form="bf16")[0] for d in ("cpu", "cuda")]
+    with torch.inference_mode():
+        right = prefill(models[0], ids)
+        found = models[1].logits(models[1](ids.cuda(), Step(torch.arange(200, device="cuda"), None))).cpu()
+    assert ((found - right).norm() / right.norm()) < 0.03  # bfloat16: 2^-9 a rounding, some hundred of them in a row
+    fp8, _ = load_model(tmp_path, torch.device("cuda"))
+    requests = [Request(tuple(tokens(30 + i).tolist()), SamplingParams("gumbel", seed=i), 20) for i in range(3)]
+    together = write(fp8, requests)
+    assert together == [ids for r in requests for ids in write(fp8, [r])]
 
 
 def test_rms_norm_of_a_row_has_the_same_bits_alone_and_in_company():

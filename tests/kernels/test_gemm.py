@@ -85,3 +85,23 @@ def test_a_row_of_a_product_has_the_same_bits_alone_and_in_company(rows):
         assert_bits_equal(kernels.plain_gemm(plain[one], weight, out_dtype=torch.float32), plain_together[one])
         if CUDA:
             assert_bits_equal(kernels.fp8_gemm(a[one], a_s[one], b, b_s, out_dtype=torch.float32), together[one])
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 32), (3, 3, 16), (18, 1, 48)])
+def test_gqa_decode_kernel_equals_its_twin_on_ragged_paged_rows(heads, kv_heads, dim):
+    torch.manual_seed(1)
+    rows, page = 3, 16
+    lengths = torch.tensor([1, 16, 37], dtype=torch.int32)
+    pages = torch.randperm(9).view(rows, 3).int()
+    cache = torch.randn(9, page, 2 * kv_heads * dim)
+    q = torch.randn(rows, heads, dim)
+    ref = reference.gqa_decode(q, cache, pages, lengths, 0.2, kv_heads)
+    out = attention.gqa_decode(*(t.to(DEVICE) for t in (q, cache, pages, lengths)), 0.2, kv_heads)
+    assert_close(out, ref, "float32")
+    plain = torch.nn.functional.scaled_dot_product_attention(
+        q[2][:, None],
+        *cache[pages[2]].flatten(0, 1)[:37].unflatten(-1, (2, kv_heads, dim)).permute(1, 2, 0, 3),
+        scale=0.2,
+        enable_gqa=True,
+    )
+    assert_close(ref[2], plain[:, 0], "float32")
