@@ -24,12 +24,14 @@ def parse_arguments() -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("prompt", help="the text to continue")
+    parser.add_argument("prompt", help="the text to continue, or with --chat the message to answer")
+    parser.add_argument("--chat", action="store_true", help="use the checkpoint's chat template")
+    parser.add_argument("--system", metavar="TEXT", help="system prompt, with --chat")
     parser.add_argument("--sampler", default="gumbel", help="greedy, multinomial or gumbel (default)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy; default 0.8")
-    parser.add_argument("--top-k", type=int, default=0, help="keep the k likeliest tokens; 0 keeps all (default)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="keep the likeliest tokens up to this sum; default 1")
-    parser.add_argument("--min-p", type=float, default=0.0, help="drop tokens under this share of the best; default 0")
+    parser.add_argument("--temperature", type=float, help="0 is greedy; default: the checkpoint's own, else 0.8")
+    parser.add_argument("--top-k", type=int, help="keep the k likeliest tokens; 0 keeps all (default)")
+    parser.add_argument("--top-p", type=float, help="keep the likeliest tokens up to this sum; default 1")
+    parser.add_argument("--min-p", type=float, help="drop tokens under this share of the best; default 0")
     parser.add_argument("--seed", type=int, default=-1, help="replays a text exactly; -1 (default) draws one")
     parser.add_argument("--max-new-tokens", type=int, help="default 256, or what the context holds")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
@@ -59,13 +61,25 @@ def show_json(event) -> None:
         print(json.dumps(line), flush=True)
 
 
+def start(playground, args: argparse.Namespace, params: SamplingParams, options: dict):
+    if not args.chat:
+        return playground.stream(args.prompt, params, args.max_new_tokens, **options)
+    messages = [{"role": "user", "content": args.prompt}]
+    if args.system:
+        messages.insert(0, {"role": "system", "content": args.system})
+    return playground.chat(messages, params, args.max_new_tokens, **options)
+
+
 def main() -> int:
     args = parse_arguments()
     try:
-        params = SamplingParams(args.sampler, args.temperature, args.top_k, args.top_p, args.min_p, args.seed)
+        given = {n: getattr(args, n) for n in ("sampler", "temperature", "top_k", "top_p", "min_p", "seed")}
+        given = {name: value for name, value in given.items() if value is not None}
+        SamplingParams(**given)  # a wrong value is told before the model is loaded
         with load(**model_options(args)) as playground:
+            params = playground.params(**given)
             options = {"stop": tuple(args.stop), "ignore_eos": args.ignore_eos}
-            with playground.stream(args.prompt, params, args.max_new_tokens, **options) as stream:
+            with start(playground, args, params, options) as stream:
                 for event in stream:
                     (show_json if args.json else show_text)(event)
     except (RequestError, CheckpointError) as error:

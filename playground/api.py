@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 import kernels
+from playground.chat import ChatTemplate, Message
 from playground.checkpoint import Checkpoint
 from playground.config import CheckpointError, ModelConfig, QuantizationConfig
 from playground.engine.engine import Engine
 from playground.engine.request import Request, RequestError, SamplingParams
 from playground.engine.service import Service, Stream
+from playground.families import parse_defaults
 from playground.hub import find
 from playground.memory import Plan, free_bytes, plan
 from playground.model.loading import check_headers
@@ -49,7 +51,7 @@ def plain_dtype(device: torch.device) -> torch.dtype:
 
 
 def load_model(
-    folder: Path,
+    folder: Path | Checkpoint,
     device: torch.device,
     dtype: torch.dtype | None = None,
     form: str = "auto",
@@ -57,7 +59,8 @@ def load_model(
     progress: Progress | None = None,
 ) -> tuple[Transformer, Plan]:
     """Reads a whole checkpoint, having made sure first that it is one and that it fits."""
-    checkpoint, dtype = Checkpoint(folder), dtype or plain_dtype(device)
+    checkpoint = folder if isinstance(folder, Checkpoint) else Checkpoint(folder)
+    dtype = dtype or plain_dtype(device)
     config = choose_form(checkpoint.config, form)
     empty = Transformer(config)
     check_headers(empty, checkpoint.headers)
@@ -81,8 +84,10 @@ def reported(tensors: Iterator, total: int, progress: Progress | None) -> Iterat
 class Playground:
     """A loaded model and its engine. Close it, or use it as a context manager, to end the engine's thread."""
 
-    def __init__(self, name: str, folder: Path, model: Transformer, tokenizer: Tokenizer, room: Plan):
-        self.name, self.folder, self.device = name, folder, model.device
+    def __init__(self, name: str, checkpoint: Checkpoint, model: Transformer, tokenizer: Tokenizer, room: Plan):
+        self.name, self.folder, self.device = name, checkpoint.folder, model.device
+        self.defaults = parse_defaults(checkpoint.generation)
+        self.template = ChatTemplate.read(checkpoint.folder, tokenizer)
         self.model, self.tokenizer, self.config, self.context = model, tokenizer, model.config, room.context
         self.service = Service(Engine(model, tokenizer, MAX_ROWS, room.cache_tokens, room.context))
 
@@ -106,13 +111,40 @@ class Playground:
 
         `options` are those of `Request`: `stop`, `ignore_eos`, `trace_scales`. Raises `RequestError`.
         """
-        return self.compare(prompt, [params or SamplingParams()], max_new_tokens, **options)[0]
+        return self.compare(prompt, [params or self.params()], max_new_tokens, **options)[0]
 
     def compare(
         self, prompt: str, params: Sequence[SamplingParams], max_new_tokens: int | None = None, **options
     ) -> list[Stream]:
         """Starts one row per setting: the prompt is prefilled once, the rows stream together as one batch."""
-        ids, max_new_tokens = self.encode(prompt), self.default_tokens if max_new_tokens is None else max_new_tokens
+        return self._start(self.encode(prompt), params, max_new_tokens, options)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        max_new_tokens: int | None = None,
+        **options,
+    ) -> Stream:
+        """Starts the assistant's next turn. `messages`: `{"role": "system" | "user" | "assistant", "content": text}`
+        in order. Raises `RequestError`, also where the checkpoint has no chat template."""
+        if self.template is None:
+            raise RequestError(f"{self.name} is a base model without a chat template; give it a text to continue.")
+        try:
+            ids = self.template.encode(messages)
+        except RequestError:
+            raise
+        except ValueError as error:
+            raise RequestError(f"A message is not valid text: {error}; remove it and send again.") from None
+        return self._start(ids, [params or self.params()], max_new_tokens, options)[0]
+
+    def params(self, **settings) -> SamplingParams:
+        """Sampling parameters with this checkpoint's own defaults for what is not set."""
+        defaults = {k: v for k, v in asdict(self.defaults).items() if k != "source"}
+        return SamplingParams(**(defaults | {k: v for k, v in settings.items() if v is not None}))
+
+    def _start(self, ids: tuple[int, ...], params, max_new_tokens: int | None, options: dict) -> list[Stream]:
+        max_new_tokens = self.default_tokens if max_new_tokens is None else max_new_tokens
         requests = [Request(ids, p.with_drawn_seed(), max_new_tokens, **options) for p in params]
         return self.service.submit(requests)
 
@@ -143,6 +175,14 @@ class Playground:
         self.close()
 
 
+def check(model: str, dtype: str = "auto") -> None:
+    """Whether a folder or Hub id (downloaded if need be) holds a checkpoint that we run, without loading a weight.
+    Raises `CheckpointError`."""
+    checkpoint = Checkpoint(find(model))
+    Tokenizer(checkpoint.folder, checkpoint.config.vocab_size)
+    check_headers(Transformer(choose_form(checkpoint.config, dtype)), checkpoint.headers)
+
+
 def load(
     model: str | Path | None = None,
     device: str = "auto",
@@ -159,6 +199,7 @@ def load(
     chosen = choose_device(device)
     folder = find(str(model)) if model else EMBEDDED
     name = folder.name if folder == EMBEDDED or folder == Path(str(model)).expanduser() else str(model)
-    transformer, room = load_model(folder, chosen, form=dtype, context=context, progress=progress)
-    tokenizer = Tokenizer(folder, transformer.config.vocab_size)
-    return Playground(name, folder, transformer, tokenizer, room)
+    checkpoint = Checkpoint(folder)
+    tokenizer = Tokenizer(folder, checkpoint.config.vocab_size)
+    transformer, room = load_model(checkpoint, chosen, form=dtype, context=context, progress=progress)
+    return Playground(name, checkpoint, transformer, tokenizer, room)

@@ -133,6 +133,17 @@ class QuantizationConfig:
 
 
 @dataclass(frozen=True)
+class SamplingDefaults:
+    """What a run uses where nothing is asked for. `source`: who says so, in words for the page."""
+
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    source: str | None = None
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only transformer with RMSNorm and SwiGLU."""
 

@@ -19,6 +19,7 @@ from playground.config import (
     MoeConfig,
     QuantizationConfig,
     RopeConfig,
+    SamplingDefaults,
     YarnScaling,
     whole_blocks,
 )
@@ -261,6 +262,21 @@ def parse_config(raw: Any, generation: Any = None) -> ModelConfig:
         more = Fields(generation, "generation_config.json").token_ids("eos_token_id", vocab_size)
         config = replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + more)))
     return config
+
+
+def parse_defaults(generation: Any) -> SamplingDefaults:
+    """The sampling settings of a `generation_config.json`; a value that we would refuse is left out."""
+    if not isinstance(generation, dict):
+        return SamplingDefaults()
+    fields, found = Fields(generation, "generation_config.json"), {}
+    ranges = {"temperature": (0.01, 100.0), "top_p": (1e-6, 1.0), "min_p": (0.0, 1.0)}
+    for name, (low, high) in ranges.items():
+        value = generation.get(name)
+        if type(value) in (int, float) and low <= value <= high:
+            found[name] = fields.number(name)
+    if type(generation.get("top_k")) is int and 0 <= generation["top_k"] <= _LIMITS["vocab_size"]:
+        found["top_k"] = generation["top_k"]
+    return SamplingDefaults(**found, source="generation_config.json" if found else None)
 
 
 def _refuse_unknown_forms(raw: dict) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -23,19 +24,38 @@ class Tokenizer:
             raise CheckpointError(f"{path} can't be read: {error}") from None
         if self.inner.get_vocab_size() > vocab_size:
             raise CheckpointError(f"{path} has {self.inner.get_vocab_size()} tokens, the model only {vocab_size}.")
+        self.path = path
         self.inner.encode_special_tokens = True
+        added = self.inner.get_added_tokens_decoder()
+        self.special_tokens = {token.content: number for number, token in added.items() if token.special}
 
     def encode(self, text: str) -> list[int]:
         """Ids with the special tokens that the tokenizer itself puts around a text. ValueError for lone surrogates."""
-        try:
-            text.encode("utf-8")  # the library would raise a TypeError that says nothing
-        except UnicodeEncodeError as error:
-            raise ValueError(f"character {error.start + 1} is half of a surrogate pair, not a character") from None
-        return self.inner.encode(text).ids
+        return self.inner.encode(_whole_characters(text)).ids
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of the text alone: nothing put around it, and no special token inside it."""
+        return self.inner.encode(_whole_characters(text), add_special_tokens=False).ids
+
+    def encode_template(self, text: str) -> list[int]:
+        """Ids of a rendered chat template: the special tokens that it wrote are special."""
+        return self._with_special_tokens.encode(_whole_characters(text), add_special_tokens=False).ids
+
+    @cached_property
+    def _with_special_tokens(self) -> tokenizers.Tokenizer:
+        return tokenizers.Tokenizer.from_file(str(self.path))  # a switch on one object would reach other threads
 
     def decode(self, ids: list[int]) -> str:
         """The text of a whole sequence, special tokens left out."""
         return self.inner.decode(ids, skip_special_tokens=True)
+
+
+def _whole_characters(text: str) -> str:
+    try:
+        text.encode("utf-8")  # the library would raise a TypeError that says nothing
+    except UnicodeEncodeError as error:
+        raise ValueError(f"character {error.start + 1} is half of a surrogate pair, not a character") from None
+    return text
 
 
 class TextStream:

@@ -1,0 +1,101 @@
+"""Chat: a checkpoint's own template turns a conversation into the text that its model was trained to continue."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from playground import render
+from playground.config import CheckpointError
+from playground.engine.request import RequestError
+from playground.tokenizer import Tokenizer
+
+MARK = "\ue000"  # private use: stands inside a special token's text that a user typed, so that it stays text
+WALL_SECONDS = 10
+_ROLES = ("system", "user", "assistant")
+
+Message = dict[str, str]  # role and content
+
+
+class ChatTemplate:
+    """The template of a model folder. Rendered in a sandbox and in a process of its own (see `render.py`)."""
+
+    def __init__(self, source: str, tokens: dict[str, str], tokenizer: Tokenizer):
+        self.source, self.tokens, self.tokenizer = source, tokens, tokenizer
+        texts = sorted(tokenizer.special_tokens, key=len, reverse=True)
+        self.special = re.compile("(" + "|".join(map(re.escape, texts)) + ")") if texts else None
+
+    @classmethod
+    def read(cls, folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+        """From `chat_template.jinja` or `tokenizer_config.json`; None where the checkpoint has none."""
+        config = _config(folder)
+        file, source = folder / "chat_template.jinja", config.get("chat_template")
+        if file.is_file():
+            source = file.read_text(encoding="utf-8", errors="replace")
+        elif isinstance(source, list):  # several named ones: the default is for conversation
+            named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
+            source = named.get("default")
+        if not isinstance(source, str) or not source.strip():
+            return None
+        tokens = {}
+        for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+            value = config.get(name)
+            value = value.get("content") if isinstance(value, dict) else value
+            tokens[name] = value if isinstance(value, str) else ""
+        return cls(source, tokens, tokenizer)
+
+    def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Ids of the conversation up to where the assistant speaks next. The special tokens are the template's alone:
+        what a user typed stays text. Raises `RequestError` for a conversation that the template refuses."""
+        messages, typed = self._checked(messages)
+        text = self._render({"messages": messages, "add_generation_prompt": True, **self.tokens})
+        if not typed or self.special is None:
+            return tuple(self.tokenizer.encode_template(text))
+        ids: list[int] = []
+        for number, piece in enumerate(self.special.split(text)):
+            piece = piece.replace(MARK, "")
+            ids += [self.tokenizer.special_tokens[piece]] if number % 2 else self.tokenizer.encode_plain(piece)
+        return tuple(ids)
+
+    def _checked(self, messages: Sequence[Message]) -> tuple[list[Message], bool]:
+        """A copy in which special tokens that were typed are marked, and whether there were any."""
+        out, typed = [], False
+        for message in messages:
+            role, content = (message.get(k) if isinstance(message, dict) else None for k in ("role", "content"))
+            if role not in _ROLES or not isinstance(content, str):
+                raise RequestError(f"A message needs a role ({', '.join(_ROLES)}) and a text, not {str(message)[:80]}.")
+            content = content.replace(MARK, "")
+            marked = self.special.sub(lambda m: m[0][0] + MARK + m[0][1:], content) if self.special else content
+            typed |= marked != content
+            out.append({"role": role, "content": marked})
+        if not any(m["role"] == "user" and m["content"].strip() for m in out):
+            raise RequestError("The conversation has no message yet; write one.")
+        return out, typed
+
+    def _render(self, variables: dict[str, Any]) -> str:
+        try:
+            request = json.dumps({"template": self.source, "variables": variables})
+            command = [sys.executable, "-I", render.__file__]
+            done = subprocess.run(command, input=request.encode(), capture_output=True, timeout=WALL_SECONDS)
+            answer = json.loads(done.stdout)
+        except (subprocess.TimeoutExpired, ValueError):
+            answer = {"error": f"it takes more than {render.SECONDS} seconds or too much memory"}
+        if "error" in answer:
+            raise RequestError(f"This checkpoint's chat template can't render the conversation: {answer['error']}.")
+        return answer["text"]
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} can't be read as JSON: {error}") from None
+    return config if isinstance(config, dict) else {}
