@@ -6,8 +6,9 @@ import argparse
 import os
 import sys
 
-from playground import CheckpointError, load
-from playground.arguments import add_model_arguments, model_options
+from playground import CheckpointError
+from playground.arguments import add_model_arguments, shelf_options
+from playground.shelf import Shelf
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -15,7 +16,7 @@ def parse_arguments() -> argparse.Namespace:
         prog="python app.py",
         description="FP8 Playground: watch a block-scaled FP8 language model write, in the browser.",
     )
-    add_model_arguments(parser)
+    add_model_arguments(parser, several=True)
     in_space = "SPACE_ID" in os.environ
     host = os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0" if in_space else "127.0.0.1")
     port = os.environ.get("GRADIO_SERVER_PORT", "7860")
@@ -28,7 +29,7 @@ def main() -> int:
     args = parse_arguments()
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # the page works offline and tells nobody
     try:
-        playground = load(**model_options(args))
+        shelf = Shelf(**shelf_options(args))
     except CheckpointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -37,7 +38,7 @@ def main() -> int:
     # Each torch operation lets go of the interpreter lock and asks for it again; with the default of 5 ms the engine
     # waits that long whenever the page is at work. Measured on two cores: 43 against 36 tokens/s.
     sys.setswitchinterval(0.0005)
-    page = build_page(playground)
+    page = build_page(shelf)
     page.queue(max_size=32)
     try:
         page.launch(

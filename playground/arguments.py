@@ -6,13 +6,16 @@ import argparse
 import os
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """`several`: the option may be repeated, and the variable may hold several models with commas between."""
     parser.add_argument(
         "--model",
         metavar="FOLDER|ID",
-        default=os.environ.get("PLAYGROUND_MODEL"),
-        help="a checkpoint folder, or a Hub id such as Qwen/Qwen3-0.6B-FP8, with @revision if you like "
-        "(default: $PLAYGROUND_MODEL, else the embedded storyteller)",
+        action="append" if several else "store",
+        default=None if several else next(iter(_models_of_environment()), None),
+        help="a checkpoint folder, or a Hub id such as Qwen/Qwen3-0.6B-FP8, with @revision if you like; "
+        + ("repeat it and the page offers a choice " if several else "")
+        + "(default: $PLAYGROUND_MODEL, else the embedded storyteller)",
     )
     parser.add_argument(
         "--device",
@@ -28,10 +31,22 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--context",
         type=int,
-        default=int(os.environ["PLAYGROUND_CONTEXT"]) if "PLAYGROUND_CONTEXT" in os.environ else None,
+        default=os.environ.get("PLAYGROUND_CONTEXT") or None,
         metavar="TOKENS",
-        help="longest prompt and continuation of a row; less needs less memory (default: what the model can)",
+        help="longest prompt and continuation of a row; less needs less memory "
+        "(default: $PLAYGROUND_CONTEXT, else what the model can)",
     )
+
+
+def _models_of_environment() -> list[str]:
+    return [name.strip() for name in os.environ.get("PLAYGROUND_MODEL", "").split(",") if name.strip()]
+
+
+def shelf_options(args: argparse.Namespace) -> dict:
+    """What `Shelf` takes, from the options above."""
+    options = model_options(args)
+    del options["model"]
+    return options | {"models": args.model or _models_of_environment()}
 
 
 def model_options(args: argparse.Namespace) -> dict:

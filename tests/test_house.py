@@ -16,7 +16,7 @@ ALLOWED = {  # room -> what it may import of ours, itself apart
     "playground.model": {"kernels", "playground.config"},
     "playground.engine": {"kernels", "playground.config", "playground.model", "playground.tokenizer"},
     "playground.inspect": {"playground.model"},
-    "playground.ui": {"playground", "playground.engine", "playground.inspect"},
+    "playground.ui": {"playground", "playground.chat", "playground.engine", "playground.inspect", "playground.shelf"},
 }
 
 

@@ -17,8 +17,8 @@ class EngineError(RuntimeError):
 class Stream:
     """The events of one row. Iterate it; `close` (or leaving the `with` block) cancels a row that still runs."""
 
-    def __init__(self, service: Service):
-        self.service = service
+    def __init__(self, service: Service, prompt_tokens: int):
+        self.service, self.prompt_tokens = service, prompt_tokens
         self.events: queue.SimpleQueue[Event | EngineError] = queue.SimpleQueue()
         self.ended = False
 
@@ -66,7 +66,7 @@ class Service:
             if self.closed:
                 raise EngineError("The engine is closed.")
             rows = self.engine.add(requests)
-            streams = [Stream(self) for _ in rows]
+            streams = [Stream(self, len(row.request.prompt)) for row in rows]
             self.rows.update(zip(rows, streams, strict=True))
             self.changed.notify()
         return streams

@@ -30,16 +30,25 @@ class ScaleGrid:
         return cls(*values.shape, data, float(values.min()), float(np.median(values)), float(values.max()))
 
 
-def projections(model: Transformer) -> list[list[str]]:
-    """The names of each layer's FP8 projections, such as `self_attn.o_proj` or `mlp.experts.3.up_proj`."""
-    return [
-        [name for name, part in layer.named_modules() if isinstance(part, Linear) and hasattr(part, "weight_scale_inv")]
-        for layer in model.model.layers
-    ]
+def projections(model: Transformer, layer: int) -> list[str]:
+    """The names of a layer's FP8 projections, such as `self_attn.o_proj` or `mlp.experts.3.up_proj`."""
+    modules = model.model.layers[layer].named_modules()
+    return [name for name, part in modules if isinstance(part, Linear) and part.is_fp8]
 
 
-def weight_scales(model: Transformer, layer: int, projection: str) -> tuple[ScaleGrid, tuple[int, int]]:
-    """The 128x128 tile scales of one projection, and the shape `[N, K]` of its weight."""
-    linear = model.model.layers[layer].get_submodule(projection)
-    with torch.inference_mode():
-        return ScaleGrid.of(linear.weight_scale_inv.float().cpu().numpy()), tuple(linear.weight.shape)
+@dataclass(frozen=True)
+class WeightScales:
+    """The 128x128 tile scales of one projection, the shape `[N, K]` of its weight, and, where it was quantised as it
+    was loaded, each tile's relative error: median and largest."""
+
+    grid: ScaleGrid
+    shape: tuple[int, int]
+    error: tuple[float, float] | None
+
+
+@torch.inference_mode()
+def weight_scales(model: Transformer, layer: int, projection: str) -> WeightScales:
+    linear, error = model.model.layers[layer].get_submodule(projection), None
+    if linear.tile_errors is not None:
+        error = (linear.tile_errors.median().item(), linear.tile_errors.max().item())
+    return WeightScales(ScaleGrid.of(linear.weight_scale_inv.float().cpu().numpy()), linear.stored, error)

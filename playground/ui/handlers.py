@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import gradio as gr
 
 from playground import CheckpointError, Playground, RequestError, SamplingParams
+from playground.chat import Message
 from playground.engine.request import Sampler
 from playground.engine.service import EngineError, Stream
 from playground.inspect.scales import ScaleGrid, projections, weight_scales
+from playground.shelf import Shelf
 from playground.ui.components import Heatmap
 from playground.ui.painting import Pane, paints
 
@@ -28,6 +31,11 @@ class Session:
         self.layer, self.projection = 0, None  # None: the layer's first
         self.seed: int | None = None  # of the last run that drew with one
         self.scales: dict[str, list[float]] = {}
+        self.chat: list[Message] = []
+
+    def forget_model(self) -> None:
+        """What belonged to a model that is no longer the one loaded."""
+        self.layer, self.projection, self.scales, self.chat = 0, None, {}, []
 
 
 def whole_number(name: str, value: object) -> int:
@@ -38,9 +46,12 @@ def whole_number(name: str, value: object) -> int:
 
 
 class Handlers:
-    def __init__(self, playground: Playground):
-        self.playground = playground
-        self.projections = projections(playground.model)
+    def __init__(self, shelf: Shelf):
+        self.shelf = shelf
+
+    @property
+    def playground(self) -> Playground:
+        return self.shelf.current
 
     def params(self, sampler, temperature, seed, top_k, top_p, min_p) -> SamplingParams:
         seed, top_k = whole_number("Seed", seed), whole_number("Top-k", top_k)
@@ -75,11 +86,19 @@ class Handlers:
         playground = self.playground
         options = {"ignore_eos": bool(past_end), "trace_scales": len(params) == 1}
         limit = whole_number("Max new tokens", max_new_tokens)
-        session.streams = streams = playground.compare(prompt, params, limit, **options)
+        yield from self.paint(session, playground.compare(prompt, params, limit, **options), params)
+
+    def answer(self, messages: list[Message], params: SamplingParams, max_new_tokens, past_end) -> Stream:
+        """The assistant's next turn, not yet painted."""
+        limit = whole_number("Max new tokens", max_new_tokens)
+        return self.playground.chat(messages, params, limit, ignore_eos=bool(past_end), trace_scales=True)
+
+    def paint(self, session: Session, streams: list[Stream], params: list[SamplingParams]) -> Iterator[list[Pane]]:
+        session.streams = streams
         try:
-            tokens, total = len(playground.encode(prompt)), playground.service.engine.cache.total_tokens
+            total = self.playground.service.engine.cache.total_tokens
             panes = [
-                Pane(stream, tokens, total, None if p.is_greedy else p.seed)
+                Pane(stream, stream.prompt_tokens, total, None if p.is_greedy else p.seed)
                 for stream, p in zip(streams, params, strict=True)
             ]
             yield panes
@@ -88,25 +107,36 @@ class Handlers:
         finally:
             stop(session)
 
-    def choose(self, layer: int, projection: str, session: Session) -> tuple:
+    def layer_names(self, layer: int) -> list[str]:
+        return projections(self.playground.model, layer)
+
+    def choose(self, layer: int, projection: str | None, session: Session) -> tuple:
         """A choice in the panel: the dropdown of the layer's projections, and both pictures."""
-        names = self.projections[layer]
+        names = self.layer_names(layer)
         session.layer = layer
-        session.projection = projection if projection in names else names[0]
+        session.projection = projection if projection in names else names[0] if names else None
         return (
-            gr.Dropdown(choices=names, value=session.projection),
+            gr.update(choices=names, value=session.projection),
             self.weight_view(session.layer, session.projection),
             self.activation_view(session),
         )
 
-    def weight_view(self, layer: int, projection: str) -> dict:
-        grid, (rows, columns) = weight_scales(self.playground.model, layer, projection)
+    def weight_view(self, layer: int, projection: str | None) -> dict:
+        if projection is None:
+            return Heatmap.empty("Weight scales", "This layer is not quantised: it has none.")
+        scales = weight_scales(self.playground.model, layer, projection)
+        (rows, columns), grid = scales.shape, scales.grid
         note = f"{rows} x {columns} weight, one scale per 128x128 tile: {grid.rows} x {grid.columns}"
+        if scales.error:
+            note += (
+                f". Quantised at load: a tile's relative error is {scales.error[0]:.2%}, at most {scales.error[1]:.2%}"
+            )
         return Heatmap.show(grid, "Weight scales", note, "row", "column")
 
     def activation_view(self, session: Session) -> dict:
         title = "Activation scales of the newest token"
-        projection = session.projection or self.projections[session.layer][0]
+        names = [] if session.projection else self.layer_names(session.layer)
+        projection = session.projection or (names[0] if names else "")
         strip = session.scales.get(f"layers.{session.layer}.{projection}")
         if strip:
             note = f"{128 * len(strip)} values enter, one scale per 1x128 block: {len(strip)}"
@@ -117,6 +147,59 @@ class Handlers:
             return Heatmap.empty(title, ABSORBED)
         return Heatmap.empty(title, "The gate did not send the newest token to this expert.")
 
+    def switch(self, name: str, session: Session, progress=gr.Progress()) -> list:  # noqa: B008  gradio's convention
+        """Another model of the shelf. A failure is told, and everything stays as it was."""
+        shown = 0.0
+
+        def tell(done: int, total: int) -> None:
+            nonlocal shown
+            if done == total or time.perf_counter() - shown > 0.1:
+                shown = time.perf_counter()
+                progress((done >> 20, total >> 20), desc=f"Loading {name}", unit="MB")
+
+        try:
+            self.shelf.switch(name, tell)
+        except CheckpointError as error:
+            return self.describe(session, str(error))
+        return self.describe(session)
+
+    def describe(self, session: Session, failure: str = "") -> list:
+        """Updates of everything on the page that depends on the model, in the order of `build_page`."""
+        session.forget_model()
+        playground, d = self.playground, self.playground.defaults
+        layers = [(f"Layer {i}", i) for i in range(playground.config.num_hidden_layers)]
+        return [
+            gr.update(value=self.shelf.name),
+            gr.update(value=failure, visible=bool(failure)),
+            title(playground),
+            gr.update(maximum=playground.context, value=playground.default_tokens),
+            d.temperature,
+            d.top_k,
+            d.top_p,
+            d.min_p,
+            defaults_note(playground),
+            gr.update(choices=layers, value=0),
+            *self.choose(0, None, session),
+            gr.update(visible=playground.template is not None),
+            {"turns": []},
+        ]
+
+
+def title(playground: Playground) -> str:
+    """The page's first lines."""
+    config = playground.config
+    form = "FP8 E4M3 in 128x128 tiles" if config.quantization else "unquantised"
+    where = f"{config.num_hidden_layers} layers, {form}; {playground.path}."
+    return f"# FP8 Playground\nModel **{playground.name}**, {where}"
+
+
+def defaults_note(playground: Playground) -> str:
+    """Where the sampling settings come from, if the checkpoint says."""
+    d = playground.defaults
+    if d.source is None:
+        return ""
+    return f"From the checkpoint's `{d.source}`: temperature {d.temperature:g}, top-k {d.top_k}, top-p {d.top_p:g}."
+
 
 class Run:
     """One run per page at a time; whatever goes wrong inside becomes a sentence for the page and the API."""
@@ -125,14 +208,18 @@ class Run:
         self.session = session
 
     def __enter__(self) -> None:
-        if self.session.running:
-            raise gr.Error(SECOND_RUN, print_exception=False)
+        refuse_during_a_run(self.session)
         self.session.running = True
 
     def __exit__(self, kind, error, trace) -> None:
         self.session.running = False
         if isinstance(error, (RequestError, CheckpointError, EngineError)):
             raise gr.Error(str(error), print_exception=False) from None
+
+
+def refuse_during_a_run(session: Session) -> None:
+    if session.running:
+        raise gr.Error(SECOND_RUN, print_exception=False)
 
 
 def stop(session: Session) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 import gradio as gr
 
 from playground import Playground
+from playground.shelf import Shelf
+from playground.ui.chat import chat_tab, connect_chat
 from playground.ui.components import Heatmap, StatsBar, TextView
 from playground.ui.controls import Number, Radio, Slider
-from playground.ui.handlers import COMPARED, Handlers, Session, stop
+from playground.ui.handlers import COMPARED, Handlers, Session, defaults_note, stop, title
 
 CSS = (Path(__file__).parent / "page.css").read_text()
 THEME = gr.themes.Default(
@@ -36,15 +38,21 @@ GREEDY_INFO = "Greedy takes the likeliest token: temperature, filters and seed h
 SAMPLER_INFO = "How a token is drawn from the model's probabilities."
 
 
-def build_page(playground: Playground) -> gr.Blocks:
-    handlers = Handlers(playground)
+def build_page(shelf: Shelf) -> gr.Blocks:
+    handlers = Handlers(shelf)
     with gr.Blocks(title="FP8 Playground") as page:
         session = gr.State(Session())
-        _header(playground)
+        with gr.Row():
+            with gr.Column(scale=5, min_width=330):
+                heading = gr.Markdown(title(shelf.current), elem_id="title")
+            with gr.Column(scale=2, min_width=240, visible=len(shelf.names) > 1):
+                model = gr.Dropdown(_labelled(shelf.names), value=shelf.name, label="Model", elem_id="model")
+                failure = gr.Textbox(visible=False, label="Not loaded", interactive=False, elem_id="failure")
         with gr.Row():
             with gr.Column(scale=6, min_width=330):
-                prompt = gr.Textbox(EXAMPLES[0], label="Prompt", lines=2, max_lines=8, elem_id="prompt")
-                gr.Examples([[e] for e in EXAMPLES], inputs=[prompt], label="Examples", api_visibility="private")
+                with gr.Column(elem_id="prompt-part") as prompt_part:
+                    prompt = gr.Textbox(EXAMPLES[0], label="Prompt", lines=2, max_lines=8, elem_id="prompt")
+                    gr.Examples([[e] for e in EXAMPLES], inputs=[prompt], label="Examples", api_visibility="private")
                 with gr.Tab("Generate", id="generate") as generate_tab:
                     run, stop_generate = _run_row("")
                     output = TextView("Output", elem_id="output")
@@ -53,10 +61,11 @@ def build_page(playground: Playground) -> gr.Blocks:
                     gr.Markdown("One prompt, prefilled once; three rows of one batch, on the same seed.")
                     run_compare, stop_compare = _run_row("-compare")
                     columns = _columns()
+                chat = chat_tab(shelf.current)
             with gr.Column(scale=3, min_width=260):
-                settings = _settings(playground, session)
+                settings, note = _settings(shelf.current, session)
             with gr.Column(scale=4, min_width=300, elem_id="panel") as panel:
-                strip = _panel(handlers, session)
+                layer, projection, weights, strip = _panel(handlers, session)
         run.click(
             handlers.generate,
             [prompt, *settings, session],
@@ -75,21 +84,38 @@ def build_page(playground: Playground) -> gr.Blocks:
             concurrency_limit=4,
             trigger_mode="multiple",
         )
-        for button in (stop_generate, stop_compare):
+        connect_chat(chat, handlers, settings, strip, session)
+        for button in (stop_generate, stop_compare, chat.stop):
             button.click(stop, [session], None, api_visibility="private", show_progress="hidden", queue=False)
-        for tab, shown in ((generate_tab, True), (compare_tab, False)):  # three columns need the panel's room
-            tab.select(None, None, [panel], js=f"() => ({{__type__: 'update', visible: {str(shown).lower()}}})")
+        # three columns need the panel's room, and a conversation has a prompt of its own
+        for tab, shown in ((generate_tab, (True, True)), (compare_tab, (True, False)), (chat.tab, (False, True))):
+            updates = ", ".join(f"{{__type__: 'update', visible: {str(visible).lower()}}}" for visible in shown)
+            tab.select(None, None, [prompt_part, panel], js=f"() => [{updates}]")
         page.load(None, js=SUBMIT_KEY)
+        if len(shelf.names) > 1:
+            _, temperature, tokens, _, top_k, top_p, min_p, _ = settings
+            parts = [
+                model,
+                failure,
+                heading,
+                tokens,
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                note,
+            ]  # in the order of `describe`
+            parts += [layer, projection, weights, strip, chat.tab, chat.talk]
+            model.select(handlers.switch, [model, session], parts, api_visibility="private", show_progress_on=[heading])
+            # whoever opens the page later finds the model that is loaded then
+            page.load(handlers.describe, [session], parts, api_visibility="private", show_progress="hidden")
     return page
 
 
-def _header(playground: Playground) -> None:
-    config = playground.config
-    form = "FP8 E4M3 in 128x128 tiles" if config.quantization else "unquantised"
-    gr.Markdown(
-        f"# FP8 Playground\nModel **{playground.name}**, {config.num_hidden_layers} layers, {form}; {playground.path}.",
-        elem_id="title",
-    )
+def _labelled(models: list[str]) -> list[tuple[str, str]]:
+    """A folder by its own name alone, where that tells the models apart."""
+    short = [Path(m).name if Path(m).expanduser().is_dir() else m for m in models]
+    return list(zip(short if len(set(short)) == len(models) else models, models, strict=True))
 
 
 def _run_row(suffix: str) -> tuple[gr.Button, gr.Button]:
@@ -111,11 +137,14 @@ def _columns() -> list:
     return parts
 
 
-def _settings(playground: Playground, session: gr.State) -> list:
-    """Sampler first, then the rest in the order of the `/generate` API."""
+def _settings(playground: Playground, session: gr.State) -> tuple[list, gr.Markdown]:
+    """Sampler first, then the rest in the order of the `/generate` API; and where their defaults come from."""
+    defaults = playground.defaults
     samplers = [("Greedy", "greedy"), ("Multinomial", "multinomial"), ("Gumbel-max", "gumbel")]
     sampler = Radio(samplers, value="gumbel", label="Sampler", info=SAMPLER_INFO, elem_id="sampler")
-    temperature = Slider(0, 2, value=0.8, step=0.05, label="Temperature", info="0 is greedy", elem_id="temperature")
+    temperature = Slider(
+        0, 2, value=defaults.temperature, step=0.05, label="Temperature", info="0 is greedy", elem_id="temperature"
+    )
     tokens = Slider(
         1, playground.context, value=playground.default_tokens, step=1, label="Max new tokens", elem_id="max-new-tokens"
     )
@@ -129,10 +158,11 @@ def _settings(playground: Playground, session: gr.State) -> list:
         show_progress="hidden",
     )
     with gr.Accordion("Filters", open=False):
-        top_k = Slider(0, 200, value=0, step=1, label="Top-k", info="0 keeps all")
-        top_p = Slider(0.05, 1, value=1, step=0.01, label="Top-p", info="1 keeps all")
-        min_p = Slider(0, 0.5, value=0, step=0.01, label="Min-p", info="0 keeps all")
-    past_end = gr.Checkbox(False, label="Write past the end of the story", elem_id="past-end")
+        top_k = Slider(0, 200, value=defaults.top_k, step=1, label="Top-k", info="0 keeps all")
+        top_p = Slider(0.05, 1, value=defaults.top_p, step=0.01, label="Top-p", info="1 keeps all")
+        min_p = Slider(0, 0.5, value=defaults.min_p, step=0.01, label="Min-p", info="0 keeps all")
+    note = gr.Markdown(defaults_note(playground), elem_id="defaults")
+    past_end = gr.Checkbox(False, label="Write past the end", elem_id="past-end")
 
     def explain(chosen: str) -> list:
         greedy = chosen == "greedy"
@@ -146,19 +176,18 @@ def _settings(playground: Playground, session: gr.State) -> list:
         api_visibility="private",
         show_progress="hidden",
     )
-    return [sampler, temperature, tokens, seed, top_k, top_p, min_p, past_end]
+    return [sampler, temperature, tokens, seed, top_k, top_p, min_p, past_end], note
 
 
-def _panel(handlers: Handlers, session: gr.State) -> Heatmap:
-    """The scales: returns the strip that a run keeps up to date."""
+def _panel(handlers: Handlers, session: gr.State) -> tuple[gr.Dropdown, gr.Dropdown, Heatmap, Heatmap]:
+    """The scales: what to look at, the weight's picture, and the strip that a run keeps up to date."""
     gr.Markdown("### Scales")
-    layers = [(f"Layer {i}", i) for i in range(len(handlers.projections))]
-    if not any(handlers.projections):
-        return Heatmap(Heatmap.empty("Scales", "This checkpoint is not quantised: there are none."))
-    names = handlers.projections[0]
+    layers = [(f"Layer {i}", i) for i in range(handlers.playground.config.num_hidden_layers)]
+    names = handlers.layer_names(0)
+    first = names[0] if names else None
     layer = gr.Dropdown(layers, value=0, label="Layer", elem_id="layer")
-    projection = gr.Dropdown(names, value=names[0], label="Projection", elem_id="projection")
-    weights = Heatmap(handlers.weight_view(0, names[0]), elem_id="weight-scales")
+    projection = gr.Dropdown(names, value=first, label="Projection", elem_id="projection")
+    weights = Heatmap(handlers.weight_view(0, first), elem_id="weight-scales")
     strip = Heatmap(Heatmap.empty("Activation scales of the newest token", "They appear here while the model writes."))
     strip.elem_id = "activation-scales"
     for event in (layer.input, projection.input):
@@ -169,4 +198,4 @@ def _panel(handlers: Handlers, session: gr.State) -> Heatmap:
             api_visibility="private",
             show_progress="hidden",
         )
-    return strip
+    return layer, projection, weights, strip

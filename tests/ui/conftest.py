@@ -1,43 +1,57 @@
-"""The page as a user starts it: `python app.py` in a process of its own."""
+"""The page in a process of its own, and a Chromium to look at it."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from pathlib import Path
+import json
 
 import pytest
+from serving import serve
 
-ROOT = Path(__file__).parents[2]
-READY_SECONDS = 15
+from playground.api import EMBEDDED
 
 
 @pytest.fixture(scope="session")
 def server():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "app.py", "--device", "cpu", "--port", str(port)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    environment.pop("TRITON_INTERPRET", None)
-    began = time.monotonic()
-    process = subprocess.Popen(command, cwd=ROOT, env=environment)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        while True:
-            assert process.poll() is None, "app.py ended"
-            assert time.monotonic() - began < 4 * READY_SECONDS, "the page did not come up"
-            try:
-                urllib.request.urlopen(url, timeout=2).read()
-                break
-            except OSError:
-                time.sleep(0.1)
-        print(f"\npage ready {time.monotonic() - began:.1f} s after Python started")
+    with serve() as url:
         yield url
-    finally:
-        process.terminate()
-        process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def chatty(tmp_path_factory):
+    """The storyteller as a chat model: a template that hands it the conversation, and settings of its own."""
+    folder = tmp_path_factory.mktemp("models") / "chatty"
+    folder.mkdir()
+    for file in EMBEDDED.iterdir():
+        if file.name not in ("generation_config.json", "tokenizer_config.json"):
+            (folder / file.name).symlink_to(file)
+    generation = {"eos_token_id": [0], "temperature": 0.6, "top_k": 20, "top_p": 0.95}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ ' ' }}{% endfor %}"
+    config = {"chat_template": template, "bos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def choice(chatty):
+    """A page that offers three models: the storyteller, the same with a chat template, and one that is broken."""
+    broken = chatty.parent / "broken"
+    broken.mkdir()
+    for file in chatty.iterdir():
+        (broken / file.name).symlink_to(file)
+    (broken / "config.json").unlink()
+    (broken / "config.json").write_text('{"model_type": "gpt2"}')
+    models = [str(EMBEDDED), str(chatty), str(broken)]
+    with serve(*(part for model in models for part in ("--model", model))) as url:
+        yield url, models
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=arguments)
+        yield chromium
+        chromium.close()

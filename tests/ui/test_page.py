@@ -6,19 +6,9 @@ import re
 import time
 
 import pytest
+from driving import figures, finished, run, set_number, text_of, wait_until
 
 pytestmark = pytest.mark.browser
-ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=ARGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
@@ -32,36 +22,6 @@ def page(browser, server):
     yield page
     page.close()
     assert page.problems == [], "script errors, or requests that leave the machine"
-
-
-def text_of(page, name="output") -> str:
-    return page.locator(f"#{name} .tv-text").inner_text()
-
-
-def figures(page, name="stats") -> dict[str, str]:
-    pairs = "pairs => pairs.map(p => [p.children[0].textContent, p.children[1].textContent])"
-    return dict(page.locator(f"#{name} .stats > div").evaluate_all(pairs))
-
-
-def wait_until(condition, seconds=30.0, what="condition"):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.05)
-
-
-def set_number(page, selector: str, value: float) -> None:
-    box = page.locator(f"{selector} input[type=number]").first
-    box.fill(str(value))
-    box.blur()
-
-
-def run(page, button="#run"):
-    page.click(button)
-
-
-def finished(page, name="stats") -> bool:
-    return figures(page, name).get("State") not in ("ready", "prefill", "writing", None)
 
 
 @pytest.mark.parametrize("sampler", ["Greedy", "Multinomial", "Gumbel-max"])

@@ -4,8 +4,9 @@ Model and user text reaches the page through `textContent` only: the templates b
 ever put into one.
 """
 
+from playground.ui.components.chat_view.chat_view import ChatView
 from playground.ui.components.heatmap.heatmap import Heatmap
 from playground.ui.components.stats.stats import StatsBar
 from playground.ui.components.text_view.text_view import TextView
 
-__all__ = ["Heatmap", "StatsBar", "TextView"]
+__all__ = ["ChatView", "Heatmap", "StatsBar", "TextView"]

@@ -1,5 +1,5 @@
 const REASONS = {
-  eos: "end of the story",
+  eos: "end of text",
   stop: "stop text",
   length: "token limit",
   cancelled: "stopped",
