@@ -9,11 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from playground import RequestError, SamplingParams
-from playground.tokenizer import TextStream
 
 ROOT = Path(__file__).parents[1]
 STORY = (
@@ -98,21 +95,6 @@ def test_a_long_document_is_scored_in_windows_that_overlap_by_half(small):
             logits = model.logits(model(before, Step(torch.arange(len(before)), slots=None))[-1:])
             nats -= logits.log_softmax(-1)[0, ids[at]].item()
     assert document_nats(model, ids.tolist()) == pytest.approx(nats, rel=1e-5)
-
-
-@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
-@settings(max_examples=150, deadline=None)
-def test_streamed_text_is_what_decoding_the_whole_gives(storyteller, text):
-    ids = storyteller.tokenizer.encode(text)
-    stream = TextStream(storyteller.tokenizer)
-    assert "".join(map(stream.push, ids)) + stream.flush() == storyteller.tokenizer.decode(ids) == text
-
-
-@given(st.lists(st.integers(1, 4095), max_size=30))
-@settings(max_examples=150, deadline=None)
-def test_any_token_sequence_streams_to_its_decoding_broken_utf8_included(storyteller, ids):
-    stream = TextStream(storyteller.tokenizer)
-    assert "".join(map(stream.push, ids)) + stream.flush() == storyteller.tokenizer.decode(ids)
 
 
 def test_a_special_token_typed_by_a_user_is_plain_text(storyteller):
