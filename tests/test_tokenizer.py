@@ -17,7 +17,7 @@ SCRIPTS = [
     "ሰላም ልዑል", "ᚠᛇᚻ᛫ᛒᛦᚦ", "𐍅𐌿𐌻𐍆𐌹𐌻𐌰", "𓀀𓂀𓃀", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢", "Z̷͎̈a̵͉͝l̶̰̈g̸̱͆o̴̗̊",
     "👩‍👩‍👧‍👦", "🏳️‍🌈", "👍🏽", "🇺🇳🇫🇷", "❤️‍🔥", "a\u200db\u200cc", "\u202eabc\u202c", "e\u0301 e\u0308", "\ufeffbom",
     "\u00a0\u2003 x", "<|endoftext|>", "<s>", "</s>", "<unk>", "<0x41>", "<|im_start|>", "▁▁", "  two  spaces ",
-    "\n\n\t\r\n", "\x00\x01\x7f", "\ufffd", "\ufffd\ufffd", "def f(x):\n    return x**2  # é", "1234567890.5e-3", "a" * 40, "",
+    "\n\n\t\r\n", "\x00\x01\x7f", "\ufffd", "\ufffd\ufffd", "def f(x):\n    return x**2  # é", "a" * 40, "",
 ]  # fmt: skip
 
 
