@@ -63,11 +63,11 @@ FAMILIES = {  # class of transformers, changes to the common sizes
 }  # fmt: skip
 
 
-def theirs(name: str):
+def theirs(name: str, **more):
     """A random model of transformers whose every parameter matters, with the correction bias spread."""
     kind, changes = FAMILIES[name]
     torch.manual_seed(3)
-    config = getattr(transformers, f"{kind}Config")(**(COMMON | changes))
+    config = getattr(transformers, f"{kind}Config")(**(COMMON | changes | more))
     model = getattr(transformers, f"{kind}ForCausalLM")(config).float().eval()
     with torch.no_grad():
         for key, p in model.named_parameters():
