@@ -17,7 +17,7 @@ from playground.engine.engine import Engine
 from playground.engine.request import Request, RequestError, SamplingParams
 from playground.engine.service import Service, Stream
 from playground.families import parse_defaults
-from playground.hub import find
+from playground.hub import find, local_folder
 from playground.memory import Plan, free_bytes, plan
 from playground.model.loading import check_headers
 from playground.model.transformer import Transformer
@@ -65,6 +65,7 @@ def load_model(
     empty = Transformer(config)
     check_headers(empty, checkpoint.headers)
     room = plan(empty, device, dtype, MAX_ROWS, context, free_bytes(device))
+    config = replace(config, max_position_embeddings=room.context)
     tensors = reported(checkpoint.tensors(device), checkpoint.bytes, progress)
     return Transformer.build(config, tensors, device, dtype), room
 
@@ -130,6 +131,7 @@ class Playground:
         in order. Raises `RequestError`, also where the checkpoint has no chat template."""
         if self.template is None:
             raise RequestError(f"{self.name} is a base model without a chat template; give it a text to continue.")
+        self._check_size(sum(len(m["content"]) for m in messages if isinstance(m.get("content"), str)))
         try:
             ids = self.template.encode(messages)
         except RequestError:
@@ -155,18 +157,23 @@ class Playground:
     def encode(self, prompt: str) -> tuple[int, ...]:
         if not isinstance(prompt, str) or not prompt.strip():
             raise RequestError("The prompt is empty; write a few words for the model to continue.")
-        if len(prompt) > 64 * self.context:  # no token is that long: don't even tokenise it
-            raise RequestError(
-                f"The prompt has {len(prompt)} characters and the context holds "
-                f"{self.context} tokens; shorten the prompt."
-            )
+        self._check_size(len(prompt))
         try:
             return tuple(self.tokenizer.encode(prompt))
         except ValueError as error:
             raise RequestError(f"The prompt is not valid text: {error}; remove it and run again.") from None
 
+    def _check_size(self, characters: int) -> None:
+        if characters > 64 * self.context:  # no token is that long: don't even tokenise it
+            raise RequestError(
+                f"The prompt has {characters} characters and the context holds {self.context} tokens; shorten it."
+            )
+
     def close(self) -> None:
+        """Ends the engine's thread and lets go of model and cache, whoever still holds a stream."""
         self.service.close()
+        self.service.engine.release()
+        self.model = None
 
     def __enter__(self) -> Playground:
         return self
@@ -179,7 +186,7 @@ def check(model: str, dtype: str = "auto") -> None:
     """Whether a folder or Hub id (downloaded if need be) holds a checkpoint that we run, without loading a weight.
     Raises `CheckpointError`."""
     checkpoint = Checkpoint(find(model))
-    Tokenizer(checkpoint.folder, checkpoint.config.vocab_size)
+    ChatTemplate.read(checkpoint.folder, Tokenizer(checkpoint.folder, checkpoint.config.vocab_size))
     check_headers(Transformer(choose_form(checkpoint.config, dtype)), checkpoint.headers)
 
 
@@ -198,8 +205,11 @@ def load(
     """
     chosen = choose_device(device)
     folder = find(str(model)) if model else EMBEDDED
-    name = folder.name if folder == EMBEDDED or folder == Path(str(model)).expanduser() else str(model)
+    name = str(model) if model and local_folder(str(model)) is None else folder.name
     checkpoint = Checkpoint(folder)
     tokenizer = Tokenizer(folder, checkpoint.config.vocab_size)
-    transformer, room = load_model(checkpoint, chosen, form=dtype, context=context, progress=progress)
-    return Playground(name, checkpoint, transformer, tokenizer, room)
+    try:
+        transformer, room = load_model(checkpoint, chosen, form=dtype, context=context, progress=progress)
+        return Playground(name, checkpoint, transformer, tokenizer, room)
+    except torch.OutOfMemoryError as error:
+        raise CheckpointError(f"{name} does not fit on the card after all: {error}; try a smaller --context.") from None

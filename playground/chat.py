@@ -7,16 +7,20 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from playground import render
 from playground.config import CheckpointError
 from playground.engine.request import RequestError
-from playground.tokenizer import Tokenizer
+from playground.tokenizer import Tokenizer, read_tokenizer_config
 
 MARK = "\ue000"  # private use: stands inside a special token's text that a user typed, so that it stays text
 WALL_SECONDS = 10
+LONGEST_TEMPLATE = 1_000_000  # characters
+# where the child finds jinja2, which ignores this user's own environment
+_LIBRARIES = sorted({str(Path(find_spec(name).origin).parents[1]) for name in ("jinja2", "markupsafe")})
 _ROLES = ("system", "user", "assistant")
 
 Message = dict[str, str]  # role and content
@@ -27,21 +31,27 @@ class ChatTemplate:
 
     def __init__(self, source: str, tokens: dict[str, str], tokenizer: Tokenizer):
         self.source, self.tokens, self.tokenizer = source, tokens, tokenizer
-        texts = sorted(tokenizer.special_tokens, key=len, reverse=True)
-        self.special = re.compile("(" + "|".join(map(re.escape, texts)) + ")") if texts else None
+        texts = sorted(tokenizer.added_tokens, key=len, reverse=True)
+        self.added = re.compile("(" + "|".join(map(re.escape, texts)) + ")") if texts else None
 
     @classmethod
     def read(cls, folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
         """From `chat_template.jinja` or `tokenizer_config.json`; None where the checkpoint has none."""
-        config = _config(folder)
+        config = read_tokenizer_config(folder)
         file, source = folder / "chat_template.jinja", config.get("chat_template")
         if file.is_file():
-            source = file.read_text(encoding="utf-8", errors="replace")
+            try:
+                with file.open(encoding="utf-8", errors="replace") as stream:
+                    source = stream.read(LONGEST_TEMPLATE + 1)
+            except OSError as error:
+                raise CheckpointError(f"{file} can't be read: {error}") from None
         elif isinstance(source, list):  # several named ones: the default is for conversation
             named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
             source = named.get("default")
         if not isinstance(source, str) or not source.strip():
             return None
+        if len(source) > LONGEST_TEMPLATE:
+            raise CheckpointError(f"The chat template of {folder} has more than {LONGEST_TEMPLATE} characters.")
         tokens = {}
         for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
             value = config.get(name)
@@ -53,13 +63,15 @@ class ChatTemplate:
         """Ids of the conversation up to where the assistant speaks next. The special tokens are the template's alone:
         what a user typed stays text. Raises `RequestError` for a conversation that the template refuses."""
         messages, typed = self._checked(messages)
-        text = self._render({"messages": messages, "add_generation_prompt": True, **self.tokens})
-        if not typed or self.special is None:
+        text = self._render(
+            {"messages": messages, "add_generation_prompt": True, "tools": None, "documents": None, **self.tokens}
+        )
+        if not typed or self.added is None:
             return tuple(self.tokenizer.encode_template(text))
         ids: list[int] = []
-        for number, piece in enumerate(self.special.split(text)):
+        for number, piece in enumerate(self.added.split(text)):
             piece = piece.replace(MARK, "")
-            ids += [self.tokenizer.special_tokens[piece]] if number % 2 else self.tokenizer.encode_plain(piece)
+            ids += [self.tokenizer.added_tokens[piece]] if number % 2 else self.tokenizer.encode_plain(piece)
         return tuple(ids)
 
     def _checked(self, messages: Sequence[Message]) -> tuple[list[Message], bool]:
@@ -70,7 +82,8 @@ class ChatTemplate:
             if role not in _ROLES or not isinstance(content, str):
                 raise RequestError(f"A message needs a role ({', '.join(_ROLES)}) and a text, not {str(message)[:80]}.")
             content = content.replace(MARK, "")
-            marked = self.special.sub(lambda m: m[0][0] + MARK + m[0][1:], content) if self.special else content
+            touch = self.added is not None and role != "assistant"  # what the model wrote may hold its own tokens
+            marked = self.added.sub(lambda m: m[0][0] + MARK + m[0][1:], content) if touch else content
             typed |= marked != content
             out.append({"role": role, "content": marked})
         if not any(m["role"] == "user" and m["content"].strip() for m in out):
@@ -80,22 +93,12 @@ class ChatTemplate:
     def _render(self, variables: dict[str, Any]) -> str:
         try:
             request = json.dumps({"template": self.source, "variables": variables})
-            command = [sys.executable, "-I", render.__file__]
+            command = [sys.executable, "-I", render.__file__, *_LIBRARIES]
             done = subprocess.run(command, input=request.encode(), capture_output=True, timeout=WALL_SECONDS)
             answer = json.loads(done.stdout)
         except (subprocess.TimeoutExpired, ValueError):
             answer = {"error": f"it takes more than {render.SECONDS} seconds or too much memory"}
         if "error" in answer:
-            raise RequestError(f"This checkpoint's chat template can't render the conversation: {answer['error']}.")
+            words = answer["error"].replace("<", "\u2039")  # gradio shows an error as HTML
+            raise RequestError(f"This checkpoint's chat template can't render the conversation: {words}.")
         return answer["text"]
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} can't be read as JSON: {error}") from None
-    return config if isinstance(config, dict) else {}

@@ -11,6 +11,10 @@ BLOCK_SIZE = 128
 """Width of an activation block and side of a weight tile: the only block size of the DeepSeek-V3 FP8 format."""
 
 
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 10.0
+"""Of sampling; below the first, 0 says the same better."""
+
+
 class CheckpointError(ValueError):
     """A model folder that can't be used: the message names the file, field or tensor and says what would do."""
 
@@ -129,7 +133,7 @@ class QuantizationConfig:
     """Block-scaled FP8: E4M3 weights in 128x128 tiles, activations quantised on the fly in 1x128 blocks."""
 
     scale_fmt: str | None = None  # None: float32 scales (V3). "ue8m0": powers of two (V3.1)
-    not_converted: tuple[str, ...] = ()  # modules that stay as they are, with everything below them
+    not_converted: frozenset[str] = frozenset()  # modules that stay as they are, with everything below them
 
 
 @dataclass(frozen=True)
@@ -168,5 +172,7 @@ class ModelConfig:
 
     def quantises(self, module: str) -> bool:
         """Whether the projection of this name is stored and multiplied in FP8."""
-        q = self.quantization
-        return q is not None and not any(f"{module}.".startswith(f"{name}.") for name in q.not_converted)
+        if self.quantization is None:
+            return False
+        parts = module.split(".")
+        return self.quantization.not_converted.isdisjoint(".".join(parts[:n]) for n in range(1, len(parts) + 1))

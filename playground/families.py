@@ -11,6 +11,8 @@ from typing import Any
 
 from playground.config import (
     BLOCK_SIZE,
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
     CheckpointError,
     GqaConfig,
     Llama3Scaling,
@@ -37,6 +39,7 @@ _LIMITS = {  # the largest known model stays under a quarter of each; more is a 
     "num_local_experts": 4096,
     "head_dim": 1024,
     "max_position_embeddings": 1 << 24,
+    "original_max_position_embeddings": 1 << 24,
 }
 _MAX_INT = 1 << 16
 
@@ -138,7 +141,7 @@ def _quantization(raw: Any) -> QuantizationConfig | None:
     fields.choice("fmt", ("e4m3",), "e4m3")
     # the head is never FP8 in this format, whether or not the list names it
     left = fields.list_of("modules_to_not_convert", str)
-    return QuantizationConfig(fields.choice("scale_fmt", (None, "ue8m0"), None), left)
+    return QuantizationConfig(fields.choice("scale_fmt", (None, "ue8m0"), None), frozenset(left))
 
 
 def _mla(fields: Fields) -> tuple[MlaConfig, RopeConfig]:
@@ -235,7 +238,7 @@ def parse_config(raw: Any, generation: Any = None) -> ModelConfig:
     family = raw.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
         raise CheckpointError(f"config.json: model_type {family!r} is not supported; {', '.join(FAMILIES)} are.")
-    _refuse_unknown_forms(raw)
+    _refuse_unknown_forms(raw, family)
     attention_of, moe_of = FAMILIES[family]
     attention, rope = attention_of(fields)
     moe, vocab_size = moe_of(fields), fields.integer("vocab_size")
@@ -269,7 +272,7 @@ def parse_defaults(generation: Any) -> SamplingDefaults:
     if not isinstance(generation, dict):
         return SamplingDefaults()
     fields, found = Fields(generation, "generation_config.json"), {}
-    ranges = {"temperature": (0.01, 100.0), "top_p": (1e-6, 1.0), "min_p": (0.0, 1.0)}
+    ranges = {"temperature": (MIN_TEMPERATURE, MAX_TEMPERATURE), "top_p": (1e-6, 1.0), "min_p": (0.0, 1.0)}
     for name, (low, high) in ranges.items():
         value = generation.get(name)
         if type(value) in (int, float) and low <= value <= high:
@@ -279,13 +282,15 @@ def parse_defaults(generation: Any) -> SamplingDefaults:
     return SamplingDefaults(**found, source="generation_config.json" if found else None)
 
 
-def _refuse_unknown_forms(raw: dict) -> None:
+def _refuse_unknown_forms(raw: dict, family: str) -> None:
     if raw.get("hidden_act", "silu") != "silu":
         raise CheckpointError(f"config.json: hidden_act {raw['hidden_act']!r} is not supported; 'silu' is.")
     for name in ("attention_bias", "mlp_bias"):
         if raw.get(name):
             raise CheckpointError(f"config.json: {name} is not supported; it must be false.")
-    if raw.get("sliding_window") is not None and raw.get("use_sliding_window", True):
+    if raw.get("rope_interleave") is False:
+        raise CheckpointError("config.json: rope_interleave false is not supported; only true is.")
+    if raw.get("sliding_window") is not None and raw.get("use_sliding_window", family == "mistral"):
         raise CheckpointError(f"config.json: sliding_window {raw['sliding_window']!r} is not supported; only null is.")
 
 

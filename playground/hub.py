@@ -15,8 +15,7 @@ _ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 def find(model: str) -> Path:
     """The folder of `model`: a path, or `owner/name[@revision]` on the Hub, downloaded if need be (resumed if begun;
     `HF_HUB_OFFLINE` is respected). Raises `CheckpointError` with what to do."""
-    folder = Path(model).expanduser()
-    if model and folder.is_dir():
+    if (folder := local_folder(model)) is not None:
         return folder
     if not _ID.fullmatch(model) or model.startswith((".", "/", "~")):
         raise CheckpointError(f"{model} is neither a folder nor a Hub id such as Qwen/Qwen3-0.6B-FP8.")
@@ -24,11 +23,21 @@ def find(model: str) -> Path:
     return _download(name, revision or None)
 
 
+def local_folder(model: str) -> Path | None:
+    try:
+        folder = Path(model).expanduser()
+        return folder if model and folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # a name that is too long, or of a user who does not exist
+        return None
+
+
 def _download(name: str, revision: str | None) -> Path:
+    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -50,5 +59,7 @@ def _download(name: str, revision: str | None) -> Path:
             f"{name} is not in the local cache and the Hub can't be reached (no network, or HF_HUB_OFFLINE is set): "
             "go online once to download it, or name a folder."
         ) from None
-    except (HfHubHTTPError, OSError) as error:
+    except HFValidationError as error:
+        raise CheckpointError(f"{name} is no Hub id: {error}") from None
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise CheckpointError(f"{name} could not be downloaded: {error}. Run again to resume.") from None

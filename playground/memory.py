@@ -48,15 +48,18 @@ def weight_bytes(model: nn.Module, device: torch.device, dtype: torch.dtype) -> 
     if isinstance(a := c.attention, MlaConfig):  # kv_b_proj again, in the form that decode absorbs
         absorbed = a.kv_lora_rank * a.heads * (a.qk_nope_head_dim + a.v_head_dim)
         total += c.num_hidden_layers * absorbed * dtype.itemsize
-    return total + c.max_position_embeddings * c.rope.dim * 4
+    return total
 
 
-def workspace_bytes(c: ModelConfig) -> int:
-    """The widest moment of a prefill piece, and of sampling, in float32: generous, and small beside the weights."""
+def workspace_bytes(c: ModelConfig, context: int) -> int:
+    """The widest moment of a prefill piece, and of sampling, in float32, and every head's keys and values of the whole
+    context in two copies: generous, and small beside the weights."""
     a = c.attention
     heads = a.heads * (a.qk_head_dim * 3 if isinstance(a, MlaConfig) else a.head_dim * 2)
+    seen = a.heads * (a.qk_head_dim + a.v_head_dim + a.qk_nope_head_dim if isinstance(a, MlaConfig) else 2 * a.head_dim)
     width = 4 * c.hidden_size + 2 * heads + 3 * max(c.intermediate_size, c.moe.moe_intermediate_size if c.moe else 0)
-    return PREFILL_CHUNK * width * 4 + 32 * c.vocab_size * 8
+    piece = min(PREFILL_CHUNK, context)
+    return piece * (width * 4 + context) + 2 * context * seen * 4 + 32 * c.vocab_size * 8
 
 
 def free_bytes(device: torch.device) -> int:
@@ -77,18 +80,31 @@ def plan(model: nn.Module, device: torch.device, dtype: torch.dtype, rows: int, 
     if context is not None and not 1 <= context <= limit:
         raise CheckpointError(f"--context must be from 1 to {limit} for this model, not {context}.")
     context = context or limit
-    weights, workspace = weight_bytes(model, device, dtype), workspace_bytes(c) + RESERVE
+    weights = weight_bytes(model, device, dtype) + context * c.rope.dim * 4
+    workspace = workspace_bytes(c, context) + RESERVE
     per_token = c.num_hidden_layers * c.attention.cache_width * dtype.itemsize
     room = max(free - weights - workspace, 0) // (per_token * PAGE_SIZE) * PAGE_SIZE
     one_row = -(-context // PAGE_SIZE) * PAGE_SIZE
     if room < one_row:
         need = weights + workspace + one_row * per_token
-        hint = f"; --context {room} would fit" if room else "; not even a short context would fit"
+        fitting = _largest_context(c, free - weight_bytes(model, device, dtype) - RESERVE, per_token, context)
+        hint = f"; --context {fitting} would fit" if fitting else "; not even a short context would fit"
         raise CheckpointError(
             f"{_gib(weights)} of weights, {_gib(one_row * per_token)} of KV cache for {context} tokens and "
             f"{_gib(workspace)} of working space make {_gib(need)}, but {_gib(free)} is free on {device}{hint}."
         )
     return Plan(weights, workspace, per_token, free, context, min(room, rows * one_row))
+
+
+def _largest_context(c: ModelConfig, room: int, per_token: int, below: int) -> int:
+    """In whole pages; 0 where there is no room for one."""
+    low, high = 0, below // PAGE_SIZE
+    while low < high:
+        middle = (low + high + 1) // 2
+        tokens = middle * PAGE_SIZE
+        need = tokens * (per_token + c.rope.dim * 4) + workspace_bytes(c, tokens)
+        low, high = (middle, high) if need <= room else (low, middle - 1)
+    return low * PAGE_SIZE
 
 
 def _gib(size: int) -> str:

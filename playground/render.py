@@ -21,20 +21,36 @@ def limit_resources() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
+def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
 def render(template: str, variables: dict) -> str:
     """The rendered text. The environment is what transformers gives a chat template."""
     from jinja2.exceptions import TemplateError
+    from jinja2.ext import Extension
+    from jinja2.nodes import Scope
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def refuse(message):
         raise TemplateError(message)
 
+    class Generation(Extension):
+        """`{% generation %}` marks the assistant's words for training; here it only holds its body."""
+
+        tags = frozenset({"generation"})
+
+        def parse(self, parser):
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+            return Scope(body, lineno=line)
+
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
     )
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    environment.filters["tojson"] = to_json
     parts, length = [], 0
     for part in environment.from_string(template).generate(**variables):
         parts.append(part)
@@ -45,7 +61,8 @@ def render(template: str, variables: dict) -> str:
 
 
 def main() -> None:
-    import jinja2.ext
+    sys.path[:0] = sys.argv[1:]
+    import jinja2.ext  # loaded before memory is limited
     import jinja2.sandbox  # noqa: F401
 
     request = json.load(sys.stdin)

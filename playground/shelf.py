@@ -11,6 +11,7 @@ import torch
 from playground.api import Playground, Progress, check, load
 from playground.config import CheckpointError
 from playground.engine.request import RequestError
+from playground.hub import local_folder
 
 EMBEDDED_NAME = "storyteller"
 
@@ -27,6 +28,12 @@ class Shelf:
         self.options = options
         self.loading = threading.Lock()
         self.name, self._current = self.names[0], self._load(self.names[0])
+
+    @property
+    def labels(self) -> list[tuple[str, str]]:
+        """What to show for each name: a folder's own name alone, where that tells the models apart."""
+        short = [folder.name if (folder := local_folder(name)) else name for name in self.names]
+        return list(zip(short if len(set(short)) == len(short) else self.names, self.names, strict=True))
 
     @property
     def current(self) -> Playground:
@@ -52,26 +59,32 @@ class Shelf:
             if not self.embedded:
                 check(name, self.options.get("dtype", "auto"))
             self._release()
-            try:
-                self._current = self._load(name, progress)
-                self.name = name
-            except Exception as error:
+            failure = self._try(name, progress)
+            if failure is not None:  # outside of `except`, whose traceback would hold on to what was half loaded
+                _collect()
                 self._current = self._load(self.name)
-                raise CheckpointError(f"{name} could not be loaded, {self.name} is back: {error}") from error
+                raise CheckpointError(f"{name} could not be loaded, {self.name} is back: {failure}")
         finally:
             self.loading.release()
 
     def _load(self, name: str, progress: Progress | None = None) -> Playground:
         return load(None if self.embedded else name, **self.options, progress=progress)
 
+    def _try(self, name: str, progress: Progress | None) -> str | None:
+        """Loads `name`; what went wrong, in words, or None."""
+        try:
+            self._current = self._load(name, progress)
+            self.name = name
+        except Exception as error:  # whatever stops a load, the old model must come back
+            return str(error) or type(error).__name__
+        return None
+
     def _release(self) -> None:
         old, self._current = self._current, None
         if old is not None:
             old.close()
             del old
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            _collect()
 
     def close(self) -> None:
         self._release()
@@ -81,3 +94,9 @@ class Shelf:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def _collect() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

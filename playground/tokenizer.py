@@ -2,52 +2,77 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+import json
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers.decoders import DecodeStream
 
 from playground.config import CheckpointError
 
+_MAX_JSON = 16 << 20
+
 
 class Tokenizer:
-    """A tokenizer whose special tokens can't be typed: text that looks like one is encoded as plain text."""
+    """A tokenizer whose added tokens (special ones, roles, tool marks) can't be typed: text that looks like one is
+    encoded as plain text. Only a chat template may write them."""
 
     def __init__(self, folder: Path, vocab_size: int):
         path = folder / "tokenizer.json"
         if not path.is_file():
-            raise CheckpointError(f"{folder} has no tokenizer.json.")
+            raise CheckpointError(f"{folder} has no tokenizer.json, the only kind of tokenizer that is read.")
         try:
-            self.inner = tokenizers.Tokenizer.from_file(str(path))
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            self.inner = tokenizers.Tokenizer.from_str(json.dumps(raw))
+            for token in raw.get("added_tokens") or []:
+                token["special"] = True  # in this copy, so that all of them can be switched off
+            self.plain = tokenizers.Tokenizer.from_str(json.dumps(raw))
         except Exception as error:  # the library raises bare Exception for a damaged file
-            raise CheckpointError(f"{path} can't be read: {error}") from None
+            raise CheckpointError(f"{path} can't be read: {str(error)[:300]}") from None
         if self.inner.get_vocab_size() > vocab_size:
             raise CheckpointError(f"{path} has {self.inner.get_vocab_size()} tokens, the model only {vocab_size}.")
-        self.path = path
-        self.inner.encode_special_tokens = True
-        added = self.inner.get_added_tokens_decoder()
-        self.special_tokens = {token.content: number for number, token in added.items() if token.special}
+        self.plain.encode_special_tokens = True
+        self.added_tokens = {token.content: number for number, token in self.inner.get_added_tokens_decoder().items()}
+        self.first = self._missing_bos(folder)
+
+    def _missing_bos(self, folder: Path) -> list[int]:
+        """DeepSeek's tokenizer.json puts nothing before a text; `add_bos_token` in the other file asks for it."""
+        config = read_tokenizer_config(folder)
+        bos = config.get("bos_token")
+        number = self.added_tokens.get(bos.get("content") if isinstance(bos, dict) else bos if bos else "")
+        wanted = config.get("add_bos_token") is True and number is not None
+        return [number] if wanted and self.plain.encode("a").ids[:1] != [number] else []
 
     def encode(self, text: str) -> list[int]:
         """Ids with the special tokens that the tokenizer itself puts around a text. ValueError for lone surrogates."""
-        return self.inner.encode(_whole_characters(text)).ids
+        return self.first + self.plain.encode(_whole_characters(text)).ids
 
     def encode_plain(self, text: str) -> list[int]:
-        """Ids of the text alone: nothing put around it, and no special token inside it."""
-        return self.inner.encode(_whole_characters(text), add_special_tokens=False).ids
+        """Ids of the text alone: nothing put around it, and no added token inside it."""
+        return self.plain.encode(_whole_characters(text), add_special_tokens=False).ids
 
     def encode_template(self, text: str) -> list[int]:
-        """Ids of a rendered chat template: the special tokens that it wrote are special."""
-        return self._with_special_tokens.encode(_whole_characters(text), add_special_tokens=False).ids
-
-    @cached_property
-    def _with_special_tokens(self) -> tokenizers.Tokenizer:
-        return tokenizers.Tokenizer.from_file(str(self.path))  # a switch on one object would reach other threads
+        """Ids of a rendered chat template: the added tokens in it are what they say."""
+        return self.inner.encode(_whole_characters(text), add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:
         """The text of a whole sequence, special tokens left out."""
         return self.inner.decode(ids, skip_special_tokens=True)
+
+
+def read_tokenizer_config(folder: Path) -> dict[str, Any]:
+    """`tokenizer_config.json`, empty where there is none. Raises `CheckpointError` for one that can't be read."""
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise CheckpointError(f"{path} is larger than {_MAX_JSON >> 20} MB.")
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} can't be read as JSON: {error}") from None
+    return config if isinstance(config, dict) else {}
 
 
 def _whole_characters(text: str) -> str:

@@ -64,6 +64,23 @@ def test_an_id_with_a_revision_fetches_only_json_and_safetensors(monkeypatch, tm
 
 def test_a_folder_is_taken_as_it_is_and_anything_else_is_refused(tmp_path):
     assert find(str(tmp_path)) == tmp_path
-    for wrong in ("/nowhere", "nowhere", "../a/b", "a/b/c", "https://huggingface.co/a/b", "a b/c", ""):
+    for wrong in (
+        "/nowhere",
+        "nowhere",
+        "../a/b",
+        "a/b/c",
+        "https://huggingface.co/a/b",
+        "a b/c",
+        "",
+        "~nosuchuser/x",
+        "a" * 5000,
+    ):
         with pytest.raises(CheckpointError, match="neither a folder nor a Hub id"):
+            find(wrong)
+
+
+def test_a_name_that_the_hub_does_not_allow_is_told(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for wrong in ("a/b--c", "a/b..c", "a/-b", "a/" + "b" * 200):
+        with pytest.raises(CheckpointError, match="is no Hub id"):
             find(wrong)

@@ -62,6 +62,10 @@ class Engine:
         self.waiting: deque[list[Row]] = deque()
         self.running: list[Row] = []
 
+    def release(self) -> None:
+        """Lets go of the weights and the cache; the engine is of no use afterwards."""
+        self.model = self.cache.data = None
+
     @property
     def busy(self) -> bool:
         return bool(self.waiting or self.running)

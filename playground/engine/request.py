@@ -7,8 +7,9 @@ import secrets
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from playground.config import MAX_TEMPERATURE, MIN_TEMPERATURE
+
 MAX_SEED = 2**53 - 1  # the largest integer that JSON and JavaScript carry exactly
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 10.0
 MAX_STOPS, MAX_STOP_LENGTH = 8, 200
 
 

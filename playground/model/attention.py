@@ -17,6 +17,8 @@ from playground.model.layers import Activation, Linear, Quantiser, RMSNorm
 from playground.model.rope import rotate
 from playground.model.step import Step
 
+LATENT_EPS = 1e-6  # DeepSeek's own code leaves these two norms at their default, whatever `rms_norm_eps` says
+
 
 def remember(new: torch.Tensor, cache: torch.Tensor | None, step: Step) -> torch.Tensor:
     """Writes what the new tokens leave in the cache, `[T, width]`; returns that of all tokens that a prefill sees."""
@@ -30,12 +32,14 @@ def remember(new: torch.Tensor, cache: torch.Tensor | None, step: Step) -> torch
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
     """Prefill: the last T of S tokens look at all before them. `q [T, H, D]`, `k [S, G, D]`, `v [S, G, V]` with H a
     multiple of G; returns `[T, H, V]`."""
-    mask = None
+    mask, grouped = None, q.shape[1] // k.shape[1]
     if len(q) != len(k):
         mask = torch.ones(len(q), len(k), dtype=torch.bool, device=q.device).tril(len(k) - len(q))
+        # with a mask, torch's memory-saving form of attention knows no groups: give every head its own keys
+        k, v = (t.repeat_interleave(grouped, dim=1) for t in (k, v))
+        grouped = 1
     q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
-    grouped = q.shape[1] != k.shape[1]
-    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=grouped)
+    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=grouped > 1)
     return out[0].transpose(0, 1)
 
 
@@ -50,12 +54,12 @@ class LatentAttention(nn.Module):
             query = "q_proj"
         else:
             self.q_a_proj = Linear(c.hidden_size, a.q_lora_rank, c, f"{name}.q_a_proj")
-            self.q_a_layernorm = RMSNorm(a.q_lora_rank, c.rms_norm_eps)
+            self.q_a_layernorm = RMSNorm(a.q_lora_rank, LATENT_EPS)
             self.q_b_proj = Linear(a.q_lora_rank, queries, c, f"{name}.q_b_proj")
             self.quantise_q = Quantiser(c, f"{name}.q_b_proj")
             query = "q_a_proj"
         self.kv_a_proj_with_mqa = Linear(c.hidden_size, a.cache_width, c, f"{name}.kv_a_proj_with_mqa")
-        self.kv_a_layernorm = RMSNorm(a.kv_lora_rank, c.rms_norm_eps)
+        self.kv_a_layernorm = RMSNorm(a.kv_lora_rank, LATENT_EPS)
         expanded = a.heads * (a.qk_nope_head_dim + a.v_head_dim)
         self.kv_b_proj = Linear(a.kv_lora_rank, expanded, c, f"{name}.kv_b_proj")
         self.o_proj = Linear(a.heads * a.v_head_dim, c.hidden_size, c, f"{name}.o_proj")

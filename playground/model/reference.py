@@ -33,7 +33,7 @@ class Attention(nn.Module):
 
     def __init__(self, c: ModelConfig):
         super().__init__()
-        eps, dim, c = c.rms_norm_eps, c.hidden_size, c.attention
+        eps, dim, c = 1e-6, c.hidden_size, c.attention  # these norms don't follow `rms_norm_eps`
         self.config, self.softmax_scale, heads = c, c.softmax_scale, c.heads
         if c.q_lora_rank is None:
             self.q_proj = _linear(dim, heads * c.qk_head_dim)

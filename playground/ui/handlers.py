@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import gradio as gr
 
@@ -111,7 +112,10 @@ class Handlers:
         return projections(self.playground.model, layer)
 
     def choose(self, layer: int, projection: str | None, session: Session) -> tuple:
-        """A choice in the panel: the dropdown of the layer's projections, and both pictures."""
+        """A choice in the panel: the dropdown of the layer's projections, and both pictures. Another page may have
+        switched to a model with fewer layers since this one's list was made."""
+        with told():
+            layer = min(layer, self.playground.config.num_hidden_layers - 1)
         names = self.layer_names(layer)
         session.layer = layer
         session.projection = projection if projection in names else names[0] if names else None
@@ -166,7 +170,9 @@ class Handlers:
     def describe(self, session: Session, failure: str = "") -> list:
         """Updates of everything on the page that depends on the model, in the order of `build_page`."""
         session.forget_model()
-        playground, d = self.playground, self.playground.defaults
+        with told():
+            playground = self.playground
+        d = playground.defaults
         layers = [(f"Layer {i}", i) for i in range(playground.config.num_hidden_layers)]
         return [
             gr.update(value=self.shelf.name),
@@ -199,6 +205,15 @@ def defaults_note(playground: Playground) -> str:
     if d.source is None:
         return ""
     return f"From the checkpoint's `{d.source}`: temperature {d.temperature:g}, top-k {d.top_k}, top-p {d.top_p:g}."
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Whatever goes wrong inside becomes a sentence for the page and the API."""
+    try:
+        yield
+    except (RequestError, CheckpointError, EngineError) as error:
+        raise gr.Error(str(error), print_exception=False) from None
 
 
 class Run:

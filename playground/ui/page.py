@@ -46,7 +46,7 @@ def build_page(shelf: Shelf) -> gr.Blocks:
             with gr.Column(scale=5, min_width=330):
                 heading = gr.Markdown(title(shelf.current), elem_id="title")
             with gr.Column(scale=2, min_width=240, visible=len(shelf.names) > 1):
-                model = gr.Dropdown(_labelled(shelf.names), value=shelf.name, label="Model", elem_id="model")
+                model = gr.Dropdown(shelf.labels, value=shelf.name, label="Model", elem_id="model")
                 failure = gr.Textbox(visible=False, label="Not loaded", interactive=False, elem_id="failure")
         with gr.Row():
             with gr.Column(scale=6, min_width=330):
@@ -110,12 +110,6 @@ def build_page(shelf: Shelf) -> gr.Blocks:
             # whoever opens the page later finds the model that is loaded then
             page.load(handlers.describe, [session], parts, api_visibility="private", show_progress="hidden")
     return page
-
-
-def _labelled(models: list[str]) -> list[tuple[str, str]]:
-    """A folder by its own name alone, where that tells the models apart."""
-    short = [Path(m).name if Path(m).expanduser().is_dir() else m for m in models]
-    return list(zip(short if len(set(short)) == len(models) else models, models, strict=True))
 
 
 def _run_row(suffix: str) -> tuple[gr.Button, gr.Button]:

@@ -209,9 +209,16 @@ def test_the_embedded_checkpoint_opened_by_transformers_writes_the_same_greedy_t
         ({"rope_parameters": None, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
         ({"attention_bias": True}, "attention_bias"),
         ({"hidden_act": "gelu"}, "'gelu'"),
+        ({"rope_interleave": False}, "rope_interleave false"),
     ],
 )  # fmt: skip
 def test_what_cannot_run_is_refused_by_name_with_what_is_supported(change, message):
     config = COMMON | GQA | {"model_type": "qwen3", "rope_theta": 1e6}
     with pytest.raises(CheckpointError, match=message):
         parse_config(config | change)
+
+
+def test_yarn_over_a_long_original_context_and_a_window_that_is_not_used_are_taken():
+    config = COMMON | GQA | {"model_type": "qwen3", "sliding_window": 4096}
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 262144, "rope_theta": 5e6}
+    assert parse_config(config | {"rope_parameters": yarn}).rope.scaling.original_max_position_embeddings == 262144
