@@ -233,6 +233,10 @@ class Run:
 
 
 def refuse_during_a_run(session: Session) -> None:
+    """One run per page. A run that has ended, and whose last words are still being painted, gets a moment to leave."""
+    patience = time.monotonic() + 1.0
+    while session.running and all(stream.ended for stream in session.streams) and time.monotonic() < patience:
+        time.sleep(0.02)
     if session.running:
         raise gr.Error(SECOND_RUN, print_exception=False)
 

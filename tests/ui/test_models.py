@@ -8,6 +8,7 @@ from gradio_client import Client
 from serving import serve
 
 pytestmark = pytest.mark.browser
+PAUSE = 800  # milliseconds between the end of a run and a person's next click: gradio repeats a run's last values once
 
 
 @pytest.fixture
@@ -89,11 +90,13 @@ def test_a_conversation_goes_on_is_retried_edited_and_begun_anew(page, choice):
     page.click("#retry")
     wait_until(lambda: finished(page, "stats-chat") and talk(page)[3:] not in ([], [second]), 30, "another answer")
     assert len(talk(page)) == 4
+    page.wait_for_timeout(PAUSE)
     page.click("#edit")
     wait_until(lambda: page.locator("#message textarea").input_value().startswith("The hen said"), 5, "the old words")
     assert talk(page) == first
     send(page, "The hen ran away.")
     wait_until(lambda: finished(page, "stats-chat") and talk(page)[2:3] == ["The hen ran away."], 30, "the edited turn")
+    page.wait_for_timeout(PAUSE)
     page.click("#clear-chat")
     wait_until(lambda: talk(page) == [], 5, "an empty conversation")
     send(page, "   ")
