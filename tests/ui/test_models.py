@@ -48,6 +48,13 @@ def send(page, text: str) -> None:
     page.press("#message textarea", "Enter")
 
 
+def settle(page) -> None:
+    """Figures and text are painted one after the other: the end counts once it has stood for a while."""
+    page.wait_for_timeout(PAUSE)
+    wait_until(lambda: finished(page, "stats-chat"), 30, "the end")
+    page.wait_for_timeout(PAUSE)
+
+
 def test_another_model_brings_its_chat_tab_its_settings_and_keeps_writing(page, choice):
     if "chatty" in shown_model(page):
         choose(page, "storyteller")
@@ -90,13 +97,13 @@ def test_a_conversation_goes_on_is_retried_edited_and_begun_anew(page, choice):
     page.click("#retry")
     wait_until(lambda: finished(page, "stats-chat") and talk(page)[3:] not in ([], [second]), 30, "another answer")
     assert len(talk(page)) == 4
-    page.wait_for_timeout(PAUSE)
+    settle(page)
     page.click("#edit")
     wait_until(lambda: page.locator("#message textarea").input_value().startswith("The hen said"), 5, "the old words")
     assert talk(page) == first
     send(page, "The hen ran away.")
     wait_until(lambda: finished(page, "stats-chat") and talk(page)[2:3] == ["The hen ran away."], 30, "the edited turn")
-    page.wait_for_timeout(PAUSE)
+    settle(page)
     page.click("#clear-chat")
     wait_until(lambda: talk(page) == [], 5, "an empty conversation")
     send(page, "   ")
