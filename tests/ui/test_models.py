@@ -71,6 +71,8 @@ def test_another_model_brings_its_chat_tab_its_settings_and_keeps_writing(page, 
 
 
 def test_a_model_that_cannot_be_loaded_is_told_and_the_old_one_goes_on(page, choice):
+    load_chatty(page, choice)  # also waits for what the server says at page load
+    page.wait_for_timeout(PAUSE)
     before = shown_model(page)
     choose(page, "broken")
     page.locator("#failure textarea").wait_for(timeout=20_000)
