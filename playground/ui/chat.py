@@ -10,7 +10,7 @@ import gradio as gr
 
 from playground import Playground
 from playground.ui.components import ChatView, StatsBar
-from playground.ui.handlers import Handlers, Run, Session, refuse_during_a_run
+from playground.ui.handlers import Handlers, Session, refuse_during_a_run, run_of
 
 
 class ChatTab(NamedTuple):
@@ -103,7 +103,7 @@ class ChatHandlers:
 
     def _answer(self, turns, system, settings, max_new_tokens, past_end, session: Session) -> Iterator[tuple]:
         handlers = self.handlers
-        with Run(session):
+        with run_of(session):
             params = handlers.params(*settings)
             session.seed = params.seed
             before = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []

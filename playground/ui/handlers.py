@@ -62,7 +62,7 @@ class Handlers:
         self, prompt, sampler, temperature, max_new_tokens, seed, top_k, top_p, min_p, past_end, session: Session
     ) -> Iterator[tuple]:
         """Yields the continuation so far, the figures, and the panel's strip."""
-        with Run(session):
+        with run_of(session):
             params = self.params(sampler, temperature, seed, top_k, top_p, min_p)
             session.seed = params.seed
             for panes in self.stream(session, prompt, [params], max_new_tokens, past_end):
@@ -73,7 +73,7 @@ class Handlers:
         self, prompt, temperature, max_new_tokens, seed, top_k, top_p, min_p, past_end, session: Session
     ) -> Iterator[tuple]:
         """Yields text and figures of each column in turn."""
-        with Run(session):
+        with run_of(session):
             drawn = self.params("greedy", temperature, seed, top_k, top_p, min_p).seed
             session.seed = drawn
             every = [self.params(s, temperature, drawn, top_k, top_p, min_p) for s in COMPARED]
@@ -216,20 +216,16 @@ def told() -> Iterator[None]:
         raise gr.Error(str(error), print_exception=False) from None
 
 
-class Run:
-    """One run per page at a time; whatever goes wrong inside becomes a sentence for the page and the API."""
-
-    def __init__(self, session: Session):
-        self.session = session
-
-    def __enter__(self) -> None:
-        refuse_during_a_run(self.session)
-        self.session.running = True
-
-    def __exit__(self, kind, error, trace) -> None:
-        self.session.running = False
-        if isinstance(error, (RequestError, CheckpointError, EngineError)):
-            raise gr.Error(str(error), print_exception=False) from None
+@contextmanager
+def run_of(session: Session) -> Iterator[None]:
+    """One run per page at a time; whatever goes wrong inside is told."""
+    refuse_during_a_run(session)
+    session.running = True
+    try:
+        with told():
+            yield
+    finally:
+        session.running = False
 
 
 def refuse_during_a_run(session: Session) -> None:
