@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -177,7 +178,37 @@ class Checkpoint:
 
         Layer by layer inside a shard, so that a weight and its scales come close together.
         """
-        for file in sorted({h.file for h in self.headers.values()}):
-            with self._open(file, str(device)) as shard:
-                for name in sorted(shard.keys()):
-                    yield name, shard.get_tensor(name)
+        files = sorted({h.file for h in self.headers.values()})
+        with _read_ahead([self.folder / file for file in files]) as done:
+            for file in files:
+                with self._open(file, str(device)) as shard:
+                    for name in sorted(shard.keys()):
+                        yield name, shard.get_tensor(name)
+                done()
+
+
+@contextmanager
+def _read_ahead(paths: list[Path]) -> Iterator[Callable[[], object]]:
+    """Brings files into the page cache on a thread, in order, at most one beyond the file in use; yields what to call
+    when a file is done with. A memory map alone reaches three quarters of a disk's rate: it reads a little at a time,
+    and not while a tensor is on its way to the device."""
+    wanted, ended = threading.Semaphore(2), threading.Event()
+
+    def read() -> None:
+        piece = bytearray(16 << 20)
+        for path in paths:
+            wanted.acquire()
+            try:
+                with open(path, "rb", buffering=0) as file:
+                    while not ended.is_set() and file.readinto(piece):
+                        pass
+            except OSError:
+                return  # whoever needs the file meets the error, and can say it
+
+    threading.Thread(target=read, name="read-ahead", daemon=True).start()
+    try:
+        yield wanted.release
+    finally:
+        ended.set()
+        for _ in paths:  # nobody waits for a file that is not wanted any more
+            wanted.release()

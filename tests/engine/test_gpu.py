@@ -191,13 +191,15 @@ def test_gqa_decode_at_qwen_size_equals_its_twin_and_is_row_invariant(rows):
 
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen3-moe", "llama-3", "deepseek-v2-lite", "deepseek-v2"])
-def test_every_family_gives_the_cpu_twins_logits_within_the_format(family, tmp_path):
+def test_every_family_gives_the_cpu_twins_logits(family, tmp_path):
     theirs(family).save_pretrained(tmp_path)
-    ids, models = tokens(200), [load_model(tmp_path, torch.device(d), form="bf16")[0] for d in ("cpu", "cuda")]
+    ids = tokens(200)
+    # float32 all through: in bfloat16 a gate near a tie sends a token to other experts, and its logits are others
+    models = [load_model(tmp_path, torch.device(d), torch.float32, "bf16")[0] for d in ("cpu", "cuda")]
     with torch.inference_mode():
         right = prefill(models[0], ids)
         found = models[1].logits(models[1](ids.cuda(), Step(torch.arange(200, device="cuda"), None))).cpu()
-    assert ((found - right).norm() / right.norm()) < 0.03  # bfloat16: 2^-9 a rounding, some hundred of them in a row
+    assert ((found - right).norm() / right.norm()) < 1e-4
     fp8, _ = load_model(tmp_path, torch.device("cuda"))
     requests = [Request(tuple(tokens(30 + i).tolist()), SamplingParams("gumbel", seed=i), 20) for i in range(3)]
     together = write(fp8, requests)
