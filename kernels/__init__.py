@@ -11,24 +11,37 @@ import importlib
 import torch
 
 from kernels import reference
-from kernels.reference import FP8_MAX, INVARIANT_ROWS, has_fp8_units
-from kernels.sampling import draw_gumbel, draw_multinomial, gumbel_noise, process_logits, uniform_noise
+from kernels.reference import FP8_MAX, INVARIANT_ROWS, Form, Formed, Routing, has_fp8_units
+from kernels.sampling import draw_multinomial, gumbel_noise, process_logits, uniform_noise
 
 __all__ = [
     "FP8_MAX",
     "INVARIANT_ROWS",
+    "Form",
+    "Formed",
+    "Routing",
+    "absorb_queries",
     "act_dequant",
     "act_quant",
-    "draw_gumbel",
+    "add_norm",
+    "add_up",
+    "draw",
     "draw_multinomial",
+    "expert_gemm",
+    "formed",
     "fp8_gemm",
+    "gemm_parts",
     "gqa_decode",
     "gumbel_noise",
     "has_fp8_units",
     "mla_decode",
     "plain_gemm",
     "process_logits",
-    "rms_norm",
+    "rope_heads",
+    "rotate",
+    "route",
+    "split_latents",
+    "swiglu",
     "uniform_noise",
     "weight_dequant",
     "weight_quant",
@@ -122,57 +135,198 @@ def fp8_gemm(
     return _implementation("gemm", a).fp8_gemm(a, a_s, b, b_s, out_dtype)
 
 
-def plain_gemm(a: torch.Tensor, b: torch.Tensor, *, out_dtype: torch.dtype) -> torch.Tensor:
-    """Plain product `a [M, K] @ b [N, K]^T`, or a batch of them `[H, M, K]`, `[H, N, K]`, summed in float32.
+def add_up(parts: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
+    """Partial sums `[P, ...]`, contiguous, added in order in float32 and rounded to `dtype`."""
+    return _implementation("gemm", parts).add_up(parts, dtype)
 
-    For what the format keeps out of FP8: head, gate, and MLA's absorbed projections. Same row invariance as `fp8_gemm`.
-    """
-    if a.ndim != b.ndim or a.ndim not in (2, 3) or a.shape[-1] != b.shape[-1] or (a.ndim == 3 and len(a) != len(b)):
-        raise ValueError(f"can't multiply {tuple(a.shape)} by {tuple(b.shape)}")
-    if not (a.dtype == b.dtype):
-        raise ValueError(f"operands must share a dtype, not {a.dtype} and {b.dtype}")
+
+def _check_product(a: torch.Tensor, b: torch.Tensor, a_s: torch.Tensor | None, b_s: torch.Tensor | None) -> None:
+    if a.ndim != 2 or a.shape[-1] != b.shape[-1] or a.dtype != b.dtype or (a_s is None) != (b_s is None):
+        raise ValueError(f"can't multiply {a.dtype} {tuple(a.shape)} by {b.dtype} {tuple(b.shape)}")
+
+
+def plain_gemm(a: torch.Tensor, b: torch.Tensor, *, out_dtype: torch.dtype) -> torch.Tensor:
+    """Plain product `a [M, K] @ b [N, K]^T`, summed in float32, for what the format keeps out of FP8 (head, gate).
+    Same row invariance as `fp8_gemm`."""
+    _check_product(a, b, None, None)
     return _implementation("gemm", a).plain_gemm(a, b, out_dtype)
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """`x * rsqrt(mean(x^2) + eps) * weight` over the last dimension, in float32, returned in the dtype of `x`."""
-    if not (weight.shape == x.shape[-1:]):
-        raise ValueError(f"weight {tuple(weight.shape)} does not fit x {tuple(x.shape)}")
-    return _implementation("norm", x).rms_norm(x, weight, eps)
+def gemm_parts(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    a_s: torch.Tensor | None = None,
+    b_s: torch.Tensor | None = None,
+    *,
+    out_dtype: torch.dtype,
+) -> torch.Tensor:
+    """`fp8_gemm`, or without scales `plain_gemm`, as partial sums `[P, M, N]`: float32 for few rows, where a reader
+    that must load the result anyway adds them up in passing; otherwise one part in `out_dtype`."""
+    _check_product(a, b, a_s, b_s)
+    return _implementation("gemm", a).gemm_parts(a, b, a_s, b_s, out_dtype)
+
+
+def expert_gemm(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    experts: torch.Tensor,
+    a_s: torch.Tensor | None = None,
+    b_s: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
+    *,
+    out_dtype: torch.dtype,
+) -> torch.Tensor:
+    """Products with the experts that each row chose: `b [E, N, K]`, `experts [T, k]` int32; `a [T, K]`, read by all
+    choices of a row, or `[T * k, K]`, one row per choice. Scales as in `fp8_gemm`, `b_s [E, ceil(N/128), K/128]`.
+    Multiplied by `weights [T, k]` float32 where given. Returns `[T, k, N]`: float32 for few rows, else `out_dtype`."""
+    _check_product(a, b, a_s, b_s)
+    if experts.ndim != 2 or len(a) not in (len(experts), experts.numel()):
+        raise ValueError(f"experts {tuple(experts.shape)} do not fit {len(a)} rows")
+    return _implementation("gemm", a).expert_gemm(a, b, a_s, b_s, experts, weights, out_dtype)
+
+
+def route(parts: torch.Tensor, bias: torch.Tensor | None, rule: Routing) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which experts each row goes to: partial sums of logits `[P, T, E]` and a correction `bias [E]` that chooses but
+    does not weigh, to the chosen `[T, k]` int32, best first, and their weights `[T, k]` float32."""
+    return _implementation("moe", parts).route(parts, bias, rule)
+
+
+def formed(x: torch.Tensor, form: Form) -> Formed:
+    """Leaves `x [T, K]` in the form that its readers want."""
+    q, s = act_quant(x, scale_fmt="ue8m0" if form.ue8m0 else None) if form.fp8 else (None, None)
+    return Formed(x if form.plain else None, q, s)
+
+
+def add_norm(
+    x: torch.Tensor, parts: list[torch.Tensor], weight: torch.Tensor, eps: float, form: Form
+) -> tuple[torch.Tensor, Formed]:
+    """The residual sum and its RMSNorm: `x [T, D]` plus every part of up to two stacks `[P, T, D]`, in order, rounded
+    to the dtype of `x`; and `x * rsqrt(mean(x^2) + eps) * weight` of that, in `form`."""
+    if weight.shape != x.shape[-1:] or len(parts) > 2 or any(p.shape[1:] != x.shape for p in parts):
+        raise ValueError(
+            f"weight {tuple(weight.shape)} or {[tuple(p.shape) for p in parts]} don't fit {tuple(x.shape)}"
+        )
+    return _implementation("norm", x).add_norm(x, parts, weight, eps, form)
+
+
+def swiglu(parts: torch.Tensor, form: Form, *, dtype: torch.dtype) -> Formed:
+    """`silu(gate) * up` of partial sums `[P, T, 2 * I]` that hold gate, then up; I a multiple of 128. Each sum, the
+    SiLU and the result are rounded to `dtype`. Returns `[T, I]` in `form`."""
+    if parts.ndim != 3 or parts.shape[-1] % 256:
+        raise ValueError(f"gate and up must be two multiples of 128: {tuple(parts.shape)}")
+    return _implementation("norm", parts).swiglu(parts, dtype, form)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
+    """Rotary embedding: turns pairs of the last dimension, `(x[2i], x[2i+1])` as DeepSeek's weights are laid out, or
+    `(x[i], x[i+dim/2])` as Llama's and Qwen's are. Torch on every device; a decode step turns in passing.
+
+    `x` is `[..., dim]`, `cos` and `sin` broadcast against `[..., dim/2]`; the arithmetic is float32, the result
+    has the dtype of `x`.
+    """
+    return reference.rotate(x, cos, sin, interleaved)
+
+
+def rope_heads(
+    parts: torch.Tensor,
+    starts: tuple[int, int, int],
+    norms: tuple[torch.Tensor, torch.Tensor] | None,
+    rope: torch.Tensor,
+    slots: torch.Tensor,
+    kv: torch.Tensor,
+    *,
+    heads: int,
+    eps: float,
+) -> torch.Tensor:
+    """From partial sums `[P, T, W]` in which all queries, keys and values begin at columns `starts`: RMSNorm on every
+    query and key head where `norms` gives the two weights `[D]`, then rotary embedding of halves by `rope [T, 2, D/2]`.
+    Returns the queries `[T, heads, D]` and writes keys and values to `kv[slots[t]]`, `kv [places, 2 * kv_heads * D]`.
+    """
+    return _implementation("rope", parts).rope_heads(parts, starts, norms, rope, slots, kv, heads, eps)
+
+
+def split_latents(
+    parts: torch.Tensor,
+    q_norm: torch.Tensor | None,
+    kv_norm: torch.Tensor,
+    rope: torch.Tensor,
+    slots: torch.Tensor,
+    kv: torch.Tensor,
+    form: Form,
+    *,
+    kv_at: int,
+    eps: float,
+) -> Formed | None:
+    """MLA's first products apart, from partial sums `[P, T, W]`: the query latent (the first `len(q_norm)` columns) is
+    normed and returned in `form`; at column `kv_at` the KV latent is normed and the rotary key behind it turned by
+    `rope [T, 2, R/2]`, and both go to `kv[slots[t]]`, `kv [places, latent + R]`. Without `q_norm` returns None."""
+    room = _implementation("rope", parts)
+    return room.split_latents(parts, kv_at, q_norm, kv_norm, eps, rope, slots, kv, form)
+
+
+def absorb_queries(
+    parts: torch.Tensor, absorb: torch.Tensor, rope: torch.Tensor, *, dtype: torch.dtype
+) -> torch.Tensor:
+    """Queries against the latent cache: of partial sums `[P, T, >= H * (nope + R)]`, each head's first `nope` values
+    times its `absorb [H, latent, nope]`, and its last R turned by `rope [T, 2, R/2]`. Returns `[T, H, latent + R]`."""
+    return _implementation("rope", parts).absorb_queries(parts, absorb, rope, dtype)
 
 
 def mla_decode(
-    q: torch.Tensor, cache: torch.Tensor, pages: torch.Tensor, lengths: torch.Tensor, *, scale: float, value_dim: int
+    q: torch.Tensor,
+    cache: torch.Tensor,
+    pages: torch.Tensor,
+    lengths: torch.Tensor,
+    expand: torch.Tensor,
+    *,
+    scale: float,
 ) -> torch.Tensor:
     """One decode step of absorbed multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1).
 
-    `q [R, H, value_dim + rope]` holds each head's query against the latent, then its rotary part; `cache [pages,
-    page_size, value_dim + rope]` the latents and rotary keys; `pages [R, P]` int32 each row's pages in order;
-    `lengths [R]` int32 >= 1 how many tokens each row sees. Returns `[R, H, value_dim]`: still latent, to be expanded
-    by the caller. A row's result depends on that row alone.
+    `q [R, H, latent + rope]` holds each head's query against the latent, then its rotary part; `cache [pages,
+    page_size, latent + rope]` the latents and rotary keys; `pages [R, P]` int32 each row's pages in order;
+    `lengths [R]` int32 >= 1 how many tokens each row sees; `expand [H, V, latent]` turns a head's result into values.
+    Returns `[R, H * V]`. A row's result depends on that row alone.
     """
-    if not (q.ndim == 3 and q.shape[-1] == cache.shape[-1]):
-        raise ValueError(f"q {tuple(q.shape)} does not fit {tuple(cache.shape)}")
-    if not (q.dtype == cache.dtype):
-        raise ValueError(f"q and cache must share a dtype, not {q.dtype} and {cache.dtype}")
+    _check_decode(q, cache, pages, lengths)
+    if q.shape[-1] != cache.shape[-1] or expand.shape[0] != q.shape[1]:
+        raise ValueError(f"q {tuple(q.shape)} does not fit {tuple(cache.shape)} and {tuple(expand.shape)}")
+    return _implementation("attention", q).mla_decode(q, cache, pages, lengths, scale, expand)
+
+
+def _check_decode(q: torch.Tensor, cache: torch.Tensor, pages: torch.Tensor, lengths: torch.Tensor) -> None:
+    if not (q.ndim == 3 and q.dtype == cache.dtype):
+        raise ValueError(f"q {tuple(q.shape)} and cache must share a dtype, not {q.dtype} and {cache.dtype}")
     if not (pages.shape[0] == lengths.shape[0] == q.shape[0]):
         raise ValueError("pages, lengths and q must have the same rows")
-    return _implementation("attention", q).mla_decode(q, cache, pages, lengths, scale, value_dim)
 
 
 def gqa_decode(
-    q: torch.Tensor, cache: torch.Tensor, pages: torch.Tensor, lengths: torch.Tensor, *, scale: float, kv_heads: int
-) -> torch.Tensor:
+    q: torch.Tensor,
+    cache: torch.Tensor,
+    pages: torch.Tensor,
+    lengths: torch.Tensor,
+    form: Form,
+    *,
+    scale: float,
+    kv_heads: int,
+) -> Formed:
     """One decode step of grouped-query attention (Ainslie et al., 2023, arXiv:2305.13245).
 
     `q [R, H, D]`; `cache [pages, page_size, 2 * kv_heads * D]` holds all key heads of a token, then all value heads;
     `pages [R, P]` int32 and `lengths [R]` int32 as in `mla_decode`. Head h reads key-value head `h // (H / kv_heads)`.
-    Returns `[R, H, D]`. A row's result depends on that row alone.
+    Returns `[R, H * D]` in `form`. A row's result depends on that row alone.
     """
-    if not (q.ndim == 3 and q.shape[1] % kv_heads == 0 and cache.shape[-1] == 2 * kv_heads * q.shape[-1]):
+    _check_decode(q, cache, pages, lengths)
+    if not (q.shape[1] % kv_heads == 0 and cache.shape[-1] == 2 * kv_heads * q.shape[-1]):
         raise ValueError(f"q {tuple(q.shape)} with {kv_heads} key-value heads does not fit {tuple(cache.shape)}")
-    if not (q.dtype == cache.dtype):
-        raise ValueError(f"q and cache must share a dtype, not {q.dtype} and {cache.dtype}")
-    if not (pages.shape[0] == lengths.shape[0] == q.shape[0]):
-        raise ValueError("pages, lengths and q must have the same rows")
-    return _implementation("attention", q).gqa_decode(q, cache, pages, lengths, scale, kv_heads)
+    return _implementation("attention", q).gqa_decode(q, cache, pages, lengths, scale, kv_heads, form)
+
+
+def draw(
+    logits: torch.Tensor, temperature: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token per row by Gumbel-max: the argmax of `logits [R, V]` (float32 or float64) over `temperature [R]`
+    (float64) plus `gumbel_noise` of `seeds` and `positions`, both `[R]` int64; equals go to the lowest id. Temperature
+    0 is greedy: no noise. Returns ids `[R]` int64 and their log-probabilities `[R]` float32 at temperature 1."""
+    return _implementation("drawing", logits).draw(logits, temperature, seeds, positions)

@@ -1,8 +1,9 @@
 """Decode attention in Triton over a paged cache: MLA in its latent space, and grouped-query attention.
 
 Heads that read the same keys share a program, so a page is loaded once for up to 16 of them: with MLA that is every
-head (after absorption it is multi-query attention), with GQA the heads of a group. The loop over pages has a row's own
-length: nothing depends on the other rows.
+head (after absorption it is multi-query attention), with GQA the heads of a group. A row's pages are cut into up to
+`SPLITS` spans that run at the same time, and a second kernel joins them in order. The cuts follow the row's own length:
+nothing depends on the other rows.
 """
 
 from __future__ import annotations
@@ -11,101 +12,187 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.launch import let_next_start, overlap, wait_for_previous
+from kernels.quant import allocate, emit, emitted
+from kernels.reference import Form, Formed
+
 HEADS_PER_PROGRAM = 16  # the smallest M that a tensor core takes
+SPLITS = 32
 
 
 @triton.jit
-def mla_decode_kernel(
-    q_ptr, cache_ptr, pages_ptr, lengths_ptr, out_ptr, scale, heads, pages_row,
-    VALUE_DIM: tl.constexpr, ROPE_DIM: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_H: tl.constexpr, PAGE: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0)
-    head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
-    v, r, t = tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_R), tl.arange(0, PAGE)
-    length = tl.load(lengths_ptr + row)
-    dim: tl.constexpr = VALUE_DIM + ROPE_DIM
-    q_row = q_ptr + (row * heads + head[:, None]).to(tl.int64) * dim
-    q_v = tl.load(q_row + v[None, :], mask=(head < heads)[:, None] & (v < VALUE_DIM)[None, :], other=0.0)
-    q_r = tl.load(q_row + VALUE_DIM + r[None, :], mask=(head < heads)[:, None] & (r < ROPE_DIM)[None, :], other=0.0)
-    top = tl.full((BLOCK_H,), float("-inf"), dtype=tl.float32)
-    total = tl.zeros((BLOCK_H,), dtype=tl.float32)
-    acc = tl.zeros((BLOCK_H, BLOCK_V), dtype=tl.float32)
-    for start in range(0, length, PAGE):
-        page = tl.load(pages_ptr + row * pages_row + start // PAGE).to(tl.int64)
-        seen = start + t < length
-        keys = cache_ptr + (page * PAGE + t)[:, None] * dim
-        k_v = tl.load(keys + v[None, :], mask=seen[:, None] & (v < VALUE_DIM)[None, :], other=0.0)
-        k_r = tl.load(keys + VALUE_DIM + r[None, :], mask=seen[:, None] & (r < ROPE_DIM)[None, :], other=0.0)
-        scores = tl.dot(q_v, tl.trans(k_v), input_precision="ieee") + tl.dot(q_r, tl.trans(k_r), input_precision="ieee")
-        scores = tl.where(seen[None, :], scores * scale, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, axis=1))
-        p = tl.exp(scores - new_top[:, None])
-        shrink = tl.exp(top - new_top)
-        total = total * shrink + tl.sum(p, axis=1)
-        acc = acc * shrink[:, None] + tl.dot(p.to(k_v.dtype), k_v, input_precision="ieee")
-        top = new_top
-    out = out_ptr + (row * heads + head[:, None]).to(tl.int64) * VALUE_DIM + v[None, :]
-    inside = (head < heads)[:, None] & (v < VALUE_DIM)[None, :]
-    tl.store(out, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=inside)
-
-
-def mla_decode(
-    q: torch.Tensor, cache: torch.Tensor, pages: torch.Tensor, lengths: torch.Tensor, scale: float, value_dim: int
-) -> torch.Tensor:
-    rows, heads, dim = q.shape
-    out = torch.empty(rows, heads, value_dim, dtype=q.dtype, device=q.device)
-    rope_dim = dim - value_dim
-    mla_decode_kernel[(rows, triton.cdiv(heads, HEADS_PER_PROGRAM))](
-        q.contiguous(), cache, pages, lengths, out, scale, heads, pages.stride(0),
-        VALUE_DIM=value_dim, ROPE_DIM=rope_dim,
-        BLOCK_V=max(16, triton.next_power_of_2(value_dim)), BLOCK_R=max(16, triton.next_power_of_2(rope_dim)),
-        BLOCK_H=HEADS_PER_PROGRAM, PAGE=cache.shape[1], num_warps=4,
-    )  # fmt: skip
-    return out
+def span_of(length, PAGE: tl.constexpr, SPLITS: tl.constexpr):
+    """Tokens that each of a row's spans covers: whole pages, as evenly as they go."""
+    return tl.cdiv(tl.cdiv(length, PAGE), SPLITS) * PAGE
 
 
 @triton.jit
-def gqa_decode_kernel(
-    q_ptr, cache_ptr, pages_ptr, lengths_ptr, out_ptr, scale, heads, kv_heads, pages_row,
-    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr, PAGE: tl.constexpr,
+def decode_attention_kernel(
+    q_ptr, cache_ptr, pages_ptr, lengths_ptr, acc_ptr, top_ptr, total_ptr, scale, heads, per_group, pages_row,
+    cache_row, values_at,
+    DIM: tl.constexpr, ROPE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr,
+    PAGE: tl.constexpr, SPLITS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    row, group = tl.program_id(0), tl.program_id(1)
-    per_group = heads // kv_heads
-    member = tl.program_id(2) * BLOCK_H + tl.arange(0, BLOCK_H)
-    d, t = tl.arange(0, BLOCK_D), tl.arange(0, PAGE)
+    """One span of a row, for up to BLOCK_H heads that share keys. ROPE > 0 is MLA: keys are DIM of latent and ROPE of
+    rotary key, values the latent again."""
+    row, split = tl.program_id(0), tl.program_id(2)
+    blocks = tl.cdiv(per_group, BLOCK_H)
+    group = tl.program_id(1) // blocks
+    member = tl.program_id(1) % blocks * BLOCK_H + tl.arange(0, BLOCK_H)
+    head = group * per_group + member
+    d, r, t = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R), tl.arange(0, PAGE)
+    wait_for_previous(PDL)
+    let_next_start(PDL)
     length = tl.load(lengths_ptr + row)
-    at = (row * heads + group * per_group + member[:, None]).to(tl.int64) * DIM + d[None, :]
-    inside = (member < per_group)[:, None] & (d < DIM)[None, :]
-    q = tl.load(q_ptr + at, mask=inside, other=0.0)
+    span = span_of(length, PAGE, SPLITS)
+    first = split * span
+    if first >= length:
+        return
+    whole = (row * heads + head).to(tl.int64)
+    inside = (member < per_group)[:, None]
+    q_row = q_ptr + whole[:, None] * (DIM + ROPE)
+    q = tl.load(q_row + d[None, :], mask=inside & (d < DIM)[None, :], other=0.0)
+    if ROPE:
+        q_r = tl.load(q_row + DIM + r[None, :], mask=inside & (r < ROPE)[None, :], other=0.0)
     top = tl.full((BLOCK_H,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((BLOCK_H,), dtype=tl.float32)
     acc = tl.zeros((BLOCK_H, BLOCK_D), dtype=tl.float32)
-    for start in range(0, length, PAGE):
+    for start in tl.range(first, tl.minimum(first + span, length), PAGE):
         page = tl.load(pages_ptr + row * pages_row + start // PAGE).to(tl.int64)
         seen = start + t < length
-        keys = cache_ptr + (page * PAGE + t)[:, None] * (2 * kv_heads * DIM) + group * DIM + d[None, :]
         mask = seen[:, None] & (d < DIM)[None, :]
-        k = tl.load(keys, mask=mask, other=0.0)
-        v = tl.load(keys + kv_heads * DIM, mask=mask, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        scores = tl.where(seen[None, :], scores, float("-inf"))
+        keys = cache_ptr + (page * PAGE + t)[:, None] * cache_row + group * DIM
+        k = tl.load(keys + d[None, :], mask=mask, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        if ROPE:
+            k_r = tl.load(keys + DIM + r[None, :], mask=seen[:, None] & (r < ROPE)[None, :], other=0.0)
+            scores += tl.dot(q_r, tl.trans(k_r), input_precision="ieee")
+            v = k
+        else:
+            v = tl.load(keys + values_at + d[None, :], mask=mask, other=0.0)
+        scores = tl.where(seen[None, :], scores * scale, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, axis=1))
         p = tl.exp(scores - new_top[:, None])
         shrink = tl.exp(top - new_top)
         total = total * shrink + tl.sum(p, axis=1)
         acc = acc * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
         top = new_top
-    tl.store(out_ptr + at, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=inside)
+    place = whole * SPLITS + split
+    tl.store(top_ptr + place, top, mask=member < per_group)
+    tl.store(total_ptr + place, total, mask=member < per_group)
+    tl.store(acc_ptr + place[:, None] * DIM + d[None, :], acc, mask=inside & (d < DIM)[None, :])
 
 
-def gqa_decode(
-    q: torch.Tensor, cache: torch.Tensor, pages: torch.Tensor, lengths: torch.Tensor, scale: float, kv_heads: int
-) -> torch.Tensor:
+@triton.jit
+def join_spans(
+    acc_ptr, top_ptr, total_ptr, head, d, active,
+    DIM: tl.constexpr, SPLITS: tl.constexpr, WIDTH: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    """Attention output `[WIDTH]` at columns `d` of `head` (both `[WIDTH]`), from the row's spans in order."""
+    top = tl.full((WIDTH,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((WIDTH,), dtype=tl.float32)
+    acc = tl.zeros((WIDTH,), dtype=tl.float32)
+    for start in tl.range(0, active, AT_ONCE):
+        span = start + tl.arange(0, AT_ONCE)
+        there = (span < active)[:, None] & (d < DIM)[None, :]
+        place = head[None, :].to(tl.int64) * SPLITS + span[:, None]
+        tops = tl.load(top_ptr + place, mask=there, other=float("-inf"))
+        new_top = tl.maximum(top, tl.max(tops, axis=0))
+        finite = tl.where(new_top == float("-inf"), 0.0, new_top)
+        weight = tl.exp(tops - finite[None, :])
+        shrink = tl.exp(top - finite)
+        total = total * shrink + tl.sum(weight * tl.load(total_ptr + place, mask=there, other=0.0), axis=0)
+        piece = tl.load(acc_ptr + place * DIM + d[None, :], mask=there, other=0.0)
+        acc = acc * shrink + tl.sum(weight * piece, axis=0)
+        top = new_top
+    return acc / tl.where(total == 0.0, 1.0, total)
+
+
+@triton.jit
+def join_heads_kernel(
+    acc_ptr, top_ptr, total_ptr, lengths_ptr, plain_ptr, q_ptr, s_ptr, heads, like_ptr,
+    DIM: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr, PLAIN: tl.constexpr, FP8: tl.constexpr,
+    UE8M0: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One block of 128 columns of all heads' outputs, which lie one behind the other."""
+    row, block = tl.program_id(0), tl.program_id(1)
+    cols = block * 128 + tl.arange(0, 128)
+    width = heads * DIM
+    wait_for_previous(PDL)
+    let_next_start(PDL)
+    length = tl.load(lengths_ptr + row)
+    active = tl.cdiv(length, span_of(length, PAGE, SPLITS))
+    head = row * heads + tl.minimum(cols, width - 1) // DIM
+    y = join_spans(acc_ptr, top_ptr, total_ptr, head, cols % DIM, active, DIM, SPLITS, 128, 8)
+    y = y.to(like_ptr.dtype.element_ty).to(tl.float32)[None, :]
+    at = row.to(tl.int64) * width + cols[None, :]
+    one = tl.arange(0, 1)
+    emit(
+        y, at, (cols < width)[None, :], row * (width // 128) + block + one, one == 0,
+        plain_ptr, q_ptr, s_ptr, PLAIN, FP8, UE8M0,
+    )  # fmt: skip
+
+
+@triton.jit
+def join_latents_kernel(
+    acc_ptr, top_ptr, total_ptr, lengths_ptr, expand_ptr, out_ptr, heads,
+    LATENT: tl.constexpr, VALUE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_V: tl.constexpr, PAGE: tl.constexpr,
+    SPLITS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """A head's output in the latent space, expanded by its slice of `kv_b_proj`: BLOCK_V values."""
+    row, head = tl.program_id(0), tl.program_id(1)
+    v = tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
+    d = tl.arange(0, BLOCK_L)
+    inside = (v < VALUE)[:, None] & (d < LATENT)[None, :]
+    expand = tl.load(
+        expand_ptr + (head * VALUE + v)[:, None].to(tl.int64) * LATENT + d[None, :], mask=inside, other=0.0
+    )
+    wait_for_previous(PDL)
+    let_next_start(PDL)
+    length = tl.load(lengths_ptr + row)
+    active = tl.cdiv(length, span_of(length, PAGE, SPLITS))
+    which = row * heads + head + d * 0
+    latent = join_spans(acc_ptr, top_ptr, total_ptr, which, d, active, LATENT, SPLITS, BLOCK_L, 4)
+    latent = latent.to(out_ptr.dtype.element_ty).to(tl.float32)
+    y = tl.sum(expand.to(tl.float32) * latent[None, :], axis=1)
+    tl.store(out_ptr + (row * heads + head).to(tl.int64) * VALUE + v, y.to(out_ptr.dtype.element_ty), mask=v < VALUE)
+
+
+def _spans(q, cache, pages, lengths, scale: float, kv_heads: int, dim: int, rope: int):
+    """Each span's unscaled output, largest score and sum of weights: `[R, H, SPLITS, dim]` and `[R, H, SPLITS]`."""
+    rows, heads, _ = q.shape
+    acc = torch.empty(rows, heads, SPLITS, dim, dtype=torch.float32, device=q.device)
+    top, total = torch.empty(2, rows, heads, SPLITS, dtype=torch.float32, device=q.device)
+    per_group = heads // kv_heads
+    decode_attention_kernel[(rows, kv_heads * triton.cdiv(per_group, HEADS_PER_PROGRAM), SPLITS)](
+        q, cache, pages, lengths, acc, top, total, scale, heads, per_group, pages.stride(0),
+        cache.shape[2], kv_heads * dim,
+        DIM=dim, ROPE=rope, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_R=max(16, triton.next_power_of_2(rope)),
+        BLOCK_H=HEADS_PER_PROGRAM, PAGE=cache.shape[1], SPLITS=SPLITS, num_warps=4, num_stages=2, **overlap(q),
+    )  # fmt: skip
+    return acc, top, total
+
+
+def gqa_decode(q, cache, pages, lengths, scale: float, kv_heads: int, form: Form) -> Formed:
     rows, heads, dim = q.shape
-    out = torch.empty(rows, heads, dim, dtype=q.dtype, device=q.device)
-    gqa_decode_kernel[(rows, kv_heads, triton.cdiv(heads // kv_heads, HEADS_PER_PROGRAM))](
-        q.contiguous(), cache, pages, lengths, out, scale, heads, kv_heads, pages.stride(0),
-        DIM=dim, BLOCK_D=triton.next_power_of_2(dim), BLOCK_H=HEADS_PER_PROGRAM, PAGE=cache.shape[1], num_warps=4,
+    spans = _spans(q.contiguous(), cache, pages, lengths, scale, kv_heads, dim, 0)
+    out = allocate(form, rows, heads * dim, q)
+    pointers, flags = emitted(form, out, q)
+    join_heads_kernel[(rows, triton.cdiv(heads * dim, 128))](
+        *spans, lengths, *pointers, heads, q, DIM=dim, PAGE=cache.shape[1], SPLITS=SPLITS, **flags,
+        num_warps=4, **overlap(q),
+    )  # fmt: skip
+    return out
+
+
+def mla_decode(q, cache, pages, lengths, scale: float, expand: torch.Tensor) -> torch.Tensor:
+    rows, heads, width = q.shape
+    _, value, latent = expand.shape
+    spans = _spans(q.contiguous(), cache, pages, lengths, scale, 1, latent, width - latent)
+    out = torch.empty(rows, heads * value, dtype=q.dtype, device=q.device)
+    block_v = 32
+    join_latents_kernel[(rows, heads, triton.cdiv(value, block_v))](
+        *spans, lengths, expand, out, heads, LATENT=latent, VALUE=value, BLOCK_L=triton.next_power_of_2(latent),
+        BLOCK_V=block_v, PAGE=cache.shape[1], SPLITS=SPLITS, num_warps=4, **overlap(q),
     )  # fmt: skip
     return out

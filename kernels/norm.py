@@ -1,4 +1,8 @@
-"""RMSNorm in Triton: one program per row, so a row's sum never depends on how many rows there are."""
+"""What stands between two products of a layer: residual sum and RMSNorm, SwiGLU. Each adds up the partial sums that the
+product before it left, and leaves its own result quantised for the product after it.
+
+One program per row (or per blocks of a row), so a row's numbers never depend on how many rows there are.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,97 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.launch import let_next_start, overlap, wait_for_previous
+from kernels.quant import allocate, emit, emitted
+from kernels.reference import Form, Formed
+
 
 @triton.jit
-def rms_norm_kernel(x_ptr, w_ptr, y_ptr, dim, x_row, eps, BLOCK: tl.constexpr):
+def add_parts(total, parts_ptr, at, stride, inside, COUNT: tl.constexpr):
+    """Adds COUNT partial sums in order. Unrolled, so that their loads are on their way together."""
+    for p in tl.static_range(COUNT):
+        total += tl.load(parts_ptr + p * stride + at, mask=inside, other=0.0).to(tl.float32)
+    return total
+
+
+@triton.jit
+def add_norm_kernel(
+    x_ptr, a_ptr, b_ptr, w_ptr, sum_ptr, plain_ptr, q_ptr, s_ptr, dim, x_row, a_part, a_row, b_part, b_row, eps,
+    A: tl.constexpr, B: tl.constexpr, PLAIN: tl.constexpr, FP8: tl.constexpr, UE8M0: tl.constexpr,
+    BLOCKS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    cols = tl.arange(0, BLOCK)
+    block = tl.arange(0, BLOCKS)
+    cols = block[:, None] * 128 + tl.arange(0, 128)[None, :]
     inside = cols < dim
-    x = tl.load(x_ptr + row * x_row + cols, mask=inside, other=0.0).to(tl.float32)
     w = tl.load(w_ptr + cols, mask=inside, other=0.0).to(tl.float32)
-    y = x * tl.rsqrt(tl.sum(x * x, axis=0) / dim + eps) * w
-    tl.store(y_ptr + row * dim + cols, y.to(y_ptr.dtype.element_ty), mask=inside)
+    wait_for_previous(PDL)
+    let_next_start(PDL)
+    x = tl.load(x_ptr + row * x_row + cols, mask=inside, other=0.0)
+    if A + B > 0:
+        update = tl.zeros((BLOCKS, 128), dtype=tl.float32)
+        update = add_parts(update, a_ptr, row * a_row + cols, a_part, inside, A)
+        update = add_parts(update, b_ptr, row * b_row + cols, b_part, inside, B)
+        x = (x.to(tl.float32) + update.to(x.dtype).to(tl.float32)).to(x.dtype)
+        tl.store(sum_ptr + row * dim + cols, x, mask=inside)
+    wide = x.to(tl.float32)
+    square = tl.sum(tl.sum(wide * wide, axis=1), axis=0)
+    y = (wide * tl.rsqrt(square / dim + eps) * w).to(x.dtype).to(tl.float32)
+    at, blocks = row * dim + cols, dim // 128
+    emit(y, at, inside, row * blocks + block, block < blocks, plain_ptr, q_ptr, s_ptr, PLAIN, FP8, UE8M0)
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    rows = x.flatten(0, -2)  # a view for slices of a wider row: only the row stride differs
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if len(rows):
-        block = triton.next_power_of_2(x.shape[-1])
-        rms_norm_kernel[(len(rows),)](rows, weight, y, x.shape[-1], rows.stride(0), eps, BLOCK=block, num_warps=4)
-    return y
+def add_norm(
+    x: torch.Tensor, parts: list[torch.Tensor], weight: torch.Tensor, eps: float, form: Form
+) -> tuple[torch.Tensor, Formed]:
+    (rows, dim), (a, b) = x.shape, (*parts, x[None], x[None])[:2]
+    total = torch.empty(rows, dim, dtype=x.dtype, device=x.device) if parts else x
+    out = allocate(form, rows, dim, x)
+    pointers, flags = emitted(form, out, x)
+    blocks = triton.next_power_of_2(triton.cdiv(dim, 128))
+    if rows:
+        add_norm_kernel[(rows,)](
+            x, a, b, weight, total, *pointers, dim, x.stride(0), *a.stride()[:2], *b.stride()[:2], eps,
+            A=len(a) if len(parts) > 0 else 0, B=len(b) if len(parts) > 1 else 0, **flags,
+            BLOCKS=blocks, num_warps=16 if blocks >= 32 and rows <= 64 else 8 if blocks >= 16 else 4, **overlap(x),
+        )  # fmt: skip
+    return total, out
+
+
+@triton.jit
+def swiglu_kernel(
+    parts_ptr, plain_ptr, q_ptr, s_ptr, blocks, stride, row_stride,
+    PARTS: tl.constexpr, PLAIN: tl.constexpr, FP8: tl.constexpr, UE8M0: tl.constexpr, ROUND: tl.constexpr,
+    BLOCKS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
+    cols = block[:, None] * 128 + tl.arange(0, 128)[None, :]
+    inside = tl.broadcast_to((block < blocks)[:, None], (BLOCKS, 128))
+    dim = blocks * 128
+    wait_for_previous(PDL)
+    let_next_start(PDL)
+    zero = tl.zeros((BLOCKS, 128), dtype=tl.float32)
+    at = row * row_stride + cols
+    gate = add_parts(zero, parts_ptr, at, stride, inside, PARTS).to(ROUND).to(tl.float32)
+    up = add_parts(zero, parts_ptr, at + dim, stride, inside, PARTS).to(ROUND).to(tl.float32)
+    silu = (gate / (1.0 + tl.exp(-gate))).to(ROUND).to(tl.float32)
+    y = (silu * up).to(ROUND).to(tl.float32)
+    out = row * dim + cols
+    emit(y, out, inside, row * blocks + block, block < blocks, plain_ptr, q_ptr, s_ptr, PLAIN, FP8, UE8M0)
+
+
+TRITON_DTYPE = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+def swiglu(parts: torch.Tensor, dtype: torch.dtype, form: Form) -> Formed:
+    count, rows, width = parts.shape
+    out = allocate(form, rows, width // 2, parts.new_empty(0, dtype=dtype))
+    pointers, flags = emitted(form, out, parts)
+    group = 1 if rows <= 64 else 8
+    if rows:
+        swiglu_kernel[(rows, triton.cdiv(width // 256, group))](
+            parts, *pointers, width // 256, *parts.stride()[:2], PARTS=count, **flags, ROUND=TRITON_DTYPE[dtype],
+            BLOCKS=group, num_warps=1 if group == 1 else 4, **overlap(parts),
+        )  # fmt: skip
+    return out

@@ -11,7 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.reference import AMAX_FLOOR, FP8_MAX
+from kernels.launch import let_next_start, overlap, wait_for_previous
+from kernels.reference import AMAX_FLOOR, FP8_MAX, Form, Formed
 
 _FP8_MAX = tl.constexpr(FP8_MAX)
 _AMAX_FLOOR = tl.constexpr(AMAX_FLOOR)
@@ -50,7 +51,43 @@ def block_scale(amax, UE8M0: tl.constexpr):
 
 
 @triton.jit
-def act_quant_kernel(x_ptr, q_ptr, s_ptr, num_blocks, UE8M0: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def emit(
+    y, at, inside, block_at, block_inside, plain_ptr, q_ptr, s_ptr,
+    PLAIN: tl.constexpr, FP8: tl.constexpr, UE8M0: tl.constexpr,
+):  # fmt: skip
+    """The end of every op that feeds a product: stores blocks `y [B, 128]` (float32, already rounded to the dtype of
+    the model) plain at `at`, or quantised with a scale per block at `block_at`, or both."""
+    if PLAIN:
+        tl.store(plain_ptr + at, y.to(plain_ptr.dtype.element_ty), mask=inside)
+    if FP8:
+        scale = block_scale(tl.max(tl.abs(y), axis=1), UE8M0)
+        code = encode_e4m3(tl.div_rn(y, tl.broadcast_to(scale[:, None], y.shape)))
+        tl.store(q_ptr + at, code, mask=inside)
+        tl.store(s_ptr + block_at, scale, mask=block_inside)
+
+
+def allocate(form: Form, rows: int, dim: int, like: torch.Tensor) -> Formed:
+    """Empty outputs for `emit`: only what the form asks for."""
+    plain = torch.empty(rows, dim, dtype=like.dtype, device=like.device) if form.plain else None
+    if not form.fp8:
+        return Formed(plain, None, None)
+    q = torch.empty(rows, dim, dtype=torch.float8_e4m3fn, device=like.device)
+    return Formed(plain, q, torch.empty(rows, dim // 128, dtype=torch.float32, device=like.device))
+
+
+def emitted(form: Form, out: Formed, unused: torch.Tensor) -> tuple[tuple, dict[str, bool]]:
+    """Pointers and flags of `emit`; `unused` stands in for what is not written."""
+    codes = out.q.view(torch.uint8) if form.fp8 else unused
+    pointers = (out.plain if form.plain else unused, codes, out.s if form.fp8 else unused)
+    return pointers, {"PLAIN": form.plain, "FP8": form.fp8, "UE8M0": form.ue8m0}
+
+
+@triton.jit
+def act_quant_kernel(
+    x_ptr, q_ptr, s_ptr, num_blocks, UE8M0: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+):  # fmt: skip
+    wait_for_previous(PDL)
+    let_next_start(PDL)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     offsets = rows[:, None].to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[None, :]
     inside = rows < num_blocks
@@ -68,8 +105,9 @@ def act_quant(x: torch.Tensor, block_size: int, scale_fmt: str | None) -> tuple[
     rows = 1 if s.numel() < 1024 else 16  # few blocks: spread them over the card; many: amortise the launch
     if s.numel():
         act_quant_kernel[(triton.cdiv(s.numel(), rows),)](
-            x, q.view(torch.uint8), s, s.numel(), UE8M0=scale_fmt == "ue8m0", ROWS=rows, BLOCK=block_size, num_warps=4
-        )
+            x, q.view(torch.uint8), s, s.numel(), UE8M0=scale_fmt == "ue8m0", ROWS=rows, BLOCK=block_size, num_warps=4,
+            **overlap(x),
+        )  # fmt: skip
     return q, s
 
 

@@ -7,12 +7,43 @@ Shapes, dtypes and errors are stated once, at the public functions in `kernels/_
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 
+from kernels.sampling import gumbel_noise
+
 FP8_MAX = 448.0
 AMAX_FLOOR = 1e-4  # keeps the scale of an all-zero block away from zero
-INVARIANT_ROWS = 16  # up to this many rows, a product's row depends on that row alone (see `plain_gemm`)
+INVARIANT_ROWS = 32  # up to this many rows, a product's row depends on that row alone (see `plain_gemm`)
+
+
+class Form(NamedTuple):
+    """In which form an op leaves what products will read: in the model's dtype, block-quantised, or both."""
+
+    plain: bool
+    fp8: bool
+    ue8m0: bool = False  # scales are powers of two
+
+
+class Routing(NamedTuple):
+    """How a gate chooses experts (DeepSeek-V3, arXiv:2412.19437, section 2.1.2)."""
+
+    top_k: int
+    groups: int  # of equal size; 1: no groups
+    kept_groups: int
+    sigmoid: bool  # scores; otherwise softmax
+    normalised: bool  # weights of the chosen sum to 1 before scaling
+    scaling: float
+
+
+class Formed(NamedTuple):
+    """Activations `[T, K]` in the form that was asked for; None for what was not."""
+
+    plain: torch.Tensor | None
+    q: torch.Tensor | None  # float8_e4m3fn
+    s: torch.Tensor | None  # [T, K/128] float32
 
 
 def has_fp8_units(device: torch.device) -> bool:
@@ -72,31 +103,138 @@ def fp8_gemm(
 def plain_gemm(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
     """Few rows go one by one: a BLAS picks its summation order by the number of rows, and a running row's result
     must not depend on how many others share its step."""
-    if 1 < a.shape[-2] <= INVARIANT_ROWS:
-        return torch.cat([plain_gemm(row, b, out_dtype) for row in a.split(1, -2)], dim=-2)
-    a, b = a.float(), b.float()
-    return (F.linear(a, b) if b.ndim == 2 else a @ b.mT).to(out_dtype)
+    if 1 < len(a) <= INVARIANT_ROWS:
+        return torch.cat([plain_gemm(row, b, out_dtype) for row in a.split(1)])
+    return F.linear(a.float(), b.float()).to(out_dtype)
+
+
+def gemm_parts(a, b, a_s, b_s, out_dtype: torch.dtype) -> torch.Tensor:
+    return (plain_gemm(a, b, out_dtype) if a_s is None else fp8_gemm(a, a_s, b, b_s, out_dtype))[None]
+
+
+def expert_gemm(a, b, a_s, b_s, experts, weights, out_dtype: torch.dtype) -> torch.Tensor:
+    chosen, share = experts.flatten(), experts.numel() // len(a)
+    out = torch.empty(len(chosen), b.shape[1], dtype=out_dtype, device=a.device)
+    for expert in chosen.unique().tolist():
+        which = (chosen == expert).nonzero()[:, 0]
+        rows = which // share
+        scales = (None, None) if a_s is None else (a_s[rows], b_s[expert])
+        out[which] = gemm_parts(a[rows], b[expert], *scales, out_dtype)[0]
+    if weights is not None:
+        out = (out * weights.reshape(-1, 1)).to(out_dtype)
+    return out.view(*experts.shape, -1)
+
+
+def row_sigmoid(logits: torch.Tensor) -> torch.Tensor:
+    """Sigmoid with the same bits for a row alone and in company. A CPU computes a tensor's last few values, short of a
+    whole vector, by another formula than the rest; padded to 64 columns, no row has such a tail."""
+    return F.pad(logits, (0, -logits.shape[-1] % 64)).sigmoid()[:, : logits.shape[-1]]
+
+
+def route(parts: torch.Tensor, bias: torch.Tensor | None, rule: Routing) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = add_up(parts, torch.float32)
+    scores = row_sigmoid(logits) if rule.sigmoid else logits.softmax(-1)
+    choice = scores if bias is None else scores + bias
+    if rule.groups > 1:
+        groups = choice.view(len(choice), rule.groups, -1)
+        two = min(2, groups.shape[-1])
+        best = groups.amax(-1) if bias is None else groups.topk(two, dim=-1).values.sum(-1)
+        kept = best.topk(rule.kept_groups, dim=-1).indices
+        dropped = torch.ones_like(best, dtype=torch.bool).scatter(-1, kept, False)
+        choice = groups.masked_fill(dropped[..., None], float("-inf")).view_as(scores)
+    chosen = choice.topk(rule.top_k, dim=-1).indices
+    weights = scores.gather(-1, chosen)  # the bias chooses, the plain score weighs
+    if rule.normalised and rule.top_k > 1:
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+    return chosen.int(), weights * rule.scaling
+
+
+def formed(y: torch.Tensor, form: Form) -> Formed:
+    q, s = act_quant(y, 128, "ue8m0" if form.ue8m0 else None) if form.fp8 else (None, None)
+    return Formed(y if form.plain else None, q, s)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return F.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
 
 
-def mla_decode(
-    q: torch.Tensor, cache: torch.Tensor, pages: torch.Tensor, lengths: torch.Tensor, scale: float, value_dim: int
-) -> torch.Tensor:
+def add_up(parts: torch.Tensor | list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    """Partial sums added in order."""
+    total = parts[0].float()
+    for part in parts[1:]:
+        total = total + part.float()
+    return total.to(dtype)
+
+
+def add_norm(
+    x: torch.Tensor, parts: list[torch.Tensor], weight: torch.Tensor, eps: float, form: Form
+) -> tuple[torch.Tensor, Formed]:
+    if parts:
+        x = x + add_up([part for group in parts for part in group], x.dtype)
+    return x, formed(rms_norm(x, weight, eps), form)
+
+
+def swiglu(parts: torch.Tensor, dtype: torch.dtype, form: Form) -> Formed:
+    gate, up = add_up(parts, dtype).chunk(2, dim=-1)
+    return formed(F.silu(gate) * up, form)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
+    along = -1 if interleaved else -2
+    shape = (-1, 2) if interleaved else (2, -1)
+    a, b = x.float().unflatten(-1, shape).unbind(along)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=along).flatten(-2).to(x.dtype)
+
+
+def _rotate_heads(x: torch.Tensor, rope: torch.Tensor, interleaved: bool) -> torch.Tensor:
+    """`x [T, H, R]` by `rope [T, 2, R/2]`."""
+    return rotate(x, rope[:, None, 0], rope[:, None, 1], interleaved)
+
+
+def rope_heads(parts, starts, norms, rope, slots, kv, heads: int, eps: float) -> torch.Tensor:
+    whole = add_up(parts, kv.dtype)
+    dim, keys = rope.shape[-1] * 2, kv.shape[-1] // 2
+    ends = (heads * dim, starts[1] + keys, starts[2] + keys)
+    q, k, v = (whole[:, a:b].unflatten(-1, (-1, dim)) for a, b in zip(starts, ends, strict=True))
+    if norms:
+        q, k = rms_norm(q, norms[0], eps), rms_norm(k, norms[1], eps)
+    kv[slots] = torch.cat([_rotate_heads(k, rope, False), v], dim=1).flatten(1)
+    return _rotate_heads(q, rope, False)
+
+
+def split_latents(parts, kv_at: int, q_norm, kv_norm, eps: float, rope, slots, kv, form: Form | None) -> Formed | None:
+    both = add_up(parts, kv.dtype)
+    latent, k_rope = both[:, kv_at : kv_at + kv.shape[-1]].tensor_split([len(kv_norm)], dim=-1)
+    k_rope = _rotate_heads(k_rope[:, None], rope, True)[:, 0]
+    kv[slots] = torch.cat([rms_norm(latent, kv_norm, eps), k_rope], dim=-1)
+    return None if q_norm is None else formed(rms_norm(both[:, : len(q_norm)], q_norm, eps), form)
+
+
+def absorb_queries(parts, absorb: torch.Tensor, rope: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    heads, _, nope = absorb.shape
+    rotary = rope.shape[-1] * 2
+    q = add_up(parts, dtype)[:, : heads * (nope + rotary)].unflatten(-1, (heads, -1))
+    q_nope, q_rope = q.split([nope, rotary], dim=-1)
+    return torch.cat([_per_head(q_nope, absorb), _rotate_heads(q_rope, rope, True)], dim=-1)
+
+
+def _per_head(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """`x [R, H, K]` times each head's `weight [H, N, K]`, row by row: `[R, H, N]`."""
+    return torch.stack([(weight.float() @ row.float()[..., None])[..., 0] for row in x]).to(x.dtype)
+
+
+def mla_decode(q, cache, pages, lengths, scale: float, expand: torch.Tensor) -> torch.Tensor:
+    value_dim = expand.shape[-1]
     out = torch.empty(*q.shape[:-1], value_dim, dtype=q.dtype, device=q.device)
     for row, length in enumerate(lengths.tolist()):
         used = pages[row, : -(-length // cache.shape[1])]
         keys = cache[used].flatten(0, 1)[:length].float()  # [length, latent]
         probs = ((q[row].float() @ keys.T) * scale).softmax(-1)
         out[row] = (probs @ keys[:, :value_dim]).to(q.dtype)
-    return out
+    return _per_head(out, expand).flatten(1)
 
 
-def gqa_decode(
-    q: torch.Tensor, cache: torch.Tensor, pages: torch.Tensor, lengths: torch.Tensor, scale: float, kv_heads: int
-) -> torch.Tensor:
+def gqa_decode(q, cache, pages, lengths, scale: float, kv_heads: int, form: Form) -> Formed:
     out = torch.empty_like(q)
     for row, length in enumerate(lengths.tolist()):
         used = pages[row, : -(-length // cache.shape[1])]
@@ -104,4 +242,15 @@ def gqa_decode(
         keys, values = seen.permute(1, 2, 0, 3)  # [G, length, D] each
         probs = (q[row].float().unflatten(0, (kv_heads, -1)) @ keys.mT * scale).softmax(-1)  # [G, H/G, length]
         out[row] = (probs @ values).flatten(0, 1).to(q.dtype)
-    return out
+    return formed(out.flatten(1), form)
+
+
+def draw(logits, temperature, seeds, positions) -> tuple[torch.Tensor, torch.Tensor]:
+    drawn = temperature > 0
+    scores = logits.double()
+    if bool(drawn.any()):
+        noise = gumbel_noise(seeds, positions, logits.shape[-1])
+        scores = torch.where(drawn[:, None], scores / torch.where(drawn, temperature, 1.0)[:, None] + noise, scores)
+    ids = scores.argmax(-1)  # the first of equals
+    logprobs = logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(-1)
+    return ids, logprobs.float()

@@ -21,7 +21,9 @@ def philox(counter: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     The words are kept as the pairs (c0, c2) and (c1, c3), so that one operation does both halves of a round.
     """
     even, odd = counter[0::2], counter[1::2]
-    constants = torch.tensor([_MULTIPLIERS, _WEYL], device=key.device).reshape(2, 2, *[1] * (key.ndim - 1))
+    # filled, not copied from the host: a CUDA graph can record that
+    filled = [torch.full((1,), c, device=key.device) for c in (*_MULTIPLIERS, *_WEYL)]
+    constants = torch.cat(filled).reshape(2, 2, *[1] * (key.ndim - 1))
     for _ in range(10):
         # the 64-bit product wraps in int64, but its low 64 bits, and so both halves, are right
         product = even * constants[0]
@@ -69,22 +71,22 @@ def process_logits(
 
     In this order: temperature (> 0); top-k keeps the k likeliest (0: all; of equals, the lowest ids); top-p keeps the
     shortest prefix of what is left, renormalised, that reaches top_p (1: all); min-p drops what is less likely than
-    min_p times the likeliest (0: none). The likeliest token always stays. All parameters are `[R]` tensors.
+    min_p times the likeliest (0: none). The likeliest token always stays. All parameters are `[R]` tensors. A row that
+    filters nothing keeps its bits whatever the others filter.
     """
     log_probs = torch.log_softmax(logits.double() / temperature.double()[:, None], dim=-1)
-    if bool(((top_k > 0) | (top_p < 1) | (min_p > 0)).any()):
-        ordered, order = log_probs.sort(dim=-1, descending=True, stable=True)
-        probs = ordered.exp()
-        ranks = torch.arange(logits.shape[-1], device=logits.device)[None, :]
-        limit = torch.where(top_k > 0, top_k, logits.shape[-1])[:, None]
-        probs = probs.masked_fill(ranks >= limit, 0.0)
-        before = (probs.cumsum(-1) - probs) / probs.sum(-1, keepdim=True)
-        kept = (ranks < limit) & ((before < top_p[:, None]) | (top_p >= 1)[:, None])
-        kept &= probs >= min_p[:, None] * probs[:, :1]
-        kept[:, 0] = True
-        cut = torch.empty_like(kept).scatter(-1, order, ~kept)
-        log_probs = torch.log_softmax(log_probs.masked_fill(cut, float("-inf")), dim=-1)
-    return log_probs
+    ordered, order = log_probs.sort(dim=-1, descending=True, stable=True)
+    probs = ordered.exp()
+    ranks = torch.arange(logits.shape[-1], device=logits.device)[None, :]
+    limit = torch.where(top_k > 0, top_k, logits.shape[-1])[:, None]
+    probs = probs.masked_fill(ranks >= limit, 0.0)
+    before = (probs.cumsum(-1) - probs) / probs.sum(-1, keepdim=True)
+    kept = (ranks < limit) & ((before < top_p[:, None]) | (top_p >= 1)[:, None])
+    kept &= probs >= min_p[:, None] * probs[:, :1]
+    kept[:, 0] = True
+    cut = torch.empty_like(kept).scatter(-1, order, ~kept)
+    filtered = torch.log_softmax(log_probs.masked_fill(cut, float("-inf")), dim=-1)
+    return torch.where(((top_k > 0) | (top_p < 1) | (min_p > 0))[:, None], filtered, log_probs)
 
 
 def draw_multinomial(log_probs: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -93,8 +95,3 @@ def draw_multinomial(log_probs: torch.Tensor, seeds: torch.Tensor, positions: to
     target = uniform_noise(seeds, positions)[:, None] * cumulative[:, -1:]
     # the first id whose cumulative probability reaches the target, which is above 0: never one of probability zero
     return (cumulative < target).sum(-1)
-
-
-def draw_gumbel(log_probs: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Ids `[R]` by Gumbel-max: the argmax of log-probability plus noise; equals go to the lowest id."""
-    return (log_probs + gumbel_noise(seeds, positions, log_probs.shape[-1])).argmax(-1)

@@ -24,7 +24,7 @@ from playground.model.transformer import Transformer
 from playground.tokenizer import Tokenizer
 
 EMBEDDED = Path(__file__).parent / "assets" / "storyteller"
-MAX_ROWS = 16
+MAX_ROWS = kernels.INVARIANT_ROWS
 Progress = Callable[[int, int], None]
 
 

@@ -10,11 +10,13 @@ PAGE_SIZE = 64
 
 
 class PagedCache:
-    """`data [layers, pages, PAGE_SIZE, cache_width]`, a free list, and how many rows hold each page."""
+    """`data [layers, pages + 1, PAGE_SIZE, cache_width]`, a free list, and how many rows hold each page. The last page
+    is `scratch`: nobody's, for what a step of fixed size computes beyond its rows."""
 
     def __init__(self, config: ModelConfig, tokens: int, device: torch.device, dtype: torch.dtype):
         pages = -(-tokens // PAGE_SIZE)
-        shape = (config.num_hidden_layers, pages, PAGE_SIZE, config.attention.cache_width)
+        self.scratch = pages
+        shape = (config.num_hidden_layers, pages + 1, PAGE_SIZE, config.attention.cache_width)
         self.data = torch.zeros(shape, device=device, dtype=dtype)
         self.holders = [0] * pages
         self.free = list(range(pages))[::-1]  # lowest page first: a lone row stays in the same memory

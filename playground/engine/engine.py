@@ -1,21 +1,24 @@
 """The loop: groups of rows wait, are prefilled once, and then share every step until each of them ends.
 
-Single-threaded and passive: `add` queues, `step` does one prefill or one decode and returns what happened, `cancel`
-frees at once. `service.py` runs it on a thread; `generate.py` and the tests drive it by hand.
+Single-threaded and passive: `add` queues, `step` does one piece of prefill or one decode and returns what happened,
+`cancel` frees at once. `service.py` runs it on a thread; `generate.py` and the tests drive it by hand.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 import kernels
 from playground.engine.cache import PAGE_SIZE, PagedCache, pages_for
-from playground.engine.request import Event, FinishEvent, Request, RequestError, Stats, TokenEvent
-from playground.engine.sampler import sample
+from playground.engine.decoder import Drawn, make_decoder
+from playground.engine.request import Event, FinishEvent, Request, RequestError, TokenEvent
+from playground.engine.row import Row
+from playground.engine.sampler import Settings, draw_rows, is_shaped
 from playground.model.step import ScaleTrace, Step
 from playground.model.transformer import Transformer
 from playground.tokenizer import TextStream, Tokenizer
@@ -23,21 +26,15 @@ from playground.tokenizer import TextStream, Tokenizer
 PREFILL_CHUNK = 2048  # tokens of a prompt per forward: bounds the working space. Boundaries follow positions alone
 
 
-@dataclass(eq=False)
-class Row:
-    """One running sequence."""
+@dataclass
+class Filling:
+    """A group whose prompt is on its way into the cache."""
 
-    request: Request
-    limit: int  # tokens it may draw: what was asked for, or what the context leaves
-    text: TextStream | None
-    submitted: float
-    pages: list[int] = field(default_factory=list)
-    length: int = 0  # tokens that stand in the cache
-    new_ids: list[int] = field(default_factory=list)
-    prefill_seconds: float = 0.0
-    first_token: float = 0.0
-    last_token: float = 0.0
-    finished: bool = False
+    rows: list[Row]  # the one with the highest limit first: the pages suffice for it
+    pages: list[int]
+    trace: ScaleTrace | None  # of the last piece
+    done: int = 0  # tokens that stand in the cache
+    seconds: float = 0.0
 
 
 class Engine:
@@ -47,7 +44,7 @@ class Engine:
         self,
         model: Transformer,
         tokenizer: Tokenizer | None,
-        max_rows: int = 16,
+        max_rows: int = kernels.INVARIANT_ROWS,
         cache_tokens: int | None = None,
         context: int | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
@@ -60,15 +57,19 @@ class Engine:
         self.cache = PagedCache(model.config, cache_tokens or max_rows * self.context, model.device, model.dtype)
         self.cpu_threads = torch.get_num_threads()
         self.waiting: deque[list[Row]] = deque()
+        self.filling: Filling | None = None
         self.running: list[Row] = []
+        self.decode_next = False
+        self.decoder = make_decoder(model, self.cache, self.context)
+        self.pending: tuple[list[Row], Callable[[], Drawn]] | None = None
 
     def release(self) -> None:
         """Lets go of the weights and the cache; the engine is of no use afterwards."""
-        self.model = self.cache.data = None
+        self.model = self.cache.data = self.decoder = self.pending = None
 
     @property
     def busy(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self.waiting or self.filling or self.running)
 
     def add(self, requests: list[Request]) -> list[Row]:
         """Queues rows that share one prompt: prefilled once, then forked. Raises `RequestError`."""
@@ -96,19 +97,22 @@ class Engine:
                 group.remove(row)
                 if not group:
                     self.waiting.remove(group)
+        if self.filling and row in self.filling.rows:
+            self.filling.rows.remove(row)
+            if not self.filling.rows:
+                self.cache.release(self.filling.pages)
+                self.filling = None
         return [(row, self._finish(row, "cancelled"))]
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Row, Event]]:
-        """One prefill if a waiting group fits, otherwise one decode over all running rows."""
-        if self.waiting:
-            group = self.waiting[0]
-            fits = self._pages_needed(group) <= len(self.cache.free)
-            if fits and len(self.running) + len(group) <= self.max_rows:
-                self._use_threads(self.cpu_threads)
-                return self._prefill(self.waiting.popleft())
-        self._use_threads(1)
-        return self._decode() if self.running else []
+        """One piece of a prompt, or one decode over all running rows: in turn, so that neither waits for long."""
+        if self.filling is None and self.waiting and self._fits(self.waiting[0]):
+            self._begin(self.waiting.popleft())
+        fill = self.filling is not None and not (self.running and self.decode_next)
+        self.decode_next = fill
+        self._use_threads(self.cpu_threads if fill else 1)
+        return self._fill(self.filling) if fill else self._decode()
 
     def _use_threads(self, count: int) -> None:
         """Decode on a CPU is a thousand small operations bound by memory: one thread runs them nearly twice as fast
@@ -122,38 +126,51 @@ class Engine:
         shared = prompt // PAGE_SIZE
         return shared + sum(pages_for(prompt + row.limit) - shared for row in group)
 
-    def _prefill(self, group: list[Row]) -> list[tuple[Row, Event]]:
-        began = time.perf_counter()
-        prompt, first = group[0].request.prompt, group[0]
-        first.pages = self.cache.take(pages_for(len(prompt) + first.limit))
-        trace = ScaleTrace() if any(row.request.trace_scales for row in group) else None
-        logits = self._feed_prompt(prompt, first.pages, trace)
-        for row in group[1:]:
-            self._fork(first, row, len(prompt))
-        for row in group:
-            row.length = len(prompt)
-        self.running += group
-        ids, logprobs = self._draw(logits.expand(len(group), -1), group)
-        seconds = time.perf_counter() - began
-        for row in group:
-            row.prefill_seconds = seconds
-        newest = (len(prompt) - 1) % self.prefill_chunk  # its place in the last piece, which is what was traced
-        last = read_scales(trace, [newest] * len(group)) if trace else None
-        return self._advance(group, ids, logprobs, last)
+    def _fits(self, group: list[Row]) -> bool:
+        return len(self.running) + len(group) <= self.max_rows and self._pages_needed(group) <= len(self.cache.free)
 
-    def _feed_prompt(self, prompt: tuple[int, ...], pages: list[int], trace: ScaleTrace | None) -> torch.Tensor:
-        """Prefill in pieces; returns the logits `[1, vocab]` after the last token. Only the last piece is traced."""
-        device, size = self.model.device, self.prefill_chunk
-        positions = torch.arange(len(prompt))
-        slots = torch.tensor(pages)[positions // PAGE_SIZE] * PAGE_SIZE + positions % PAGE_SIZE
+    def _begin(self, group: list[Row]) -> None:
+        rows = sorted(group, key=lambda row: -row.limit)
+        pages = self.cache.take(pages_for(len(rows[0].request.prompt) + rows[0].limit))
+        self.filling = Filling(rows, pages, ScaleTrace() if any(row.request.trace_scales for row in rows) else None)
+
+    def _fill(self, filling: Filling) -> list[tuple[Row, Event]]:
+        """Feeds one piece of the prompt; after the last, draws every row's first token."""
+        began = time.perf_counter()
+        prompt, start, size = filling.rows[0].request.prompt, filling.done, self.prefill_chunk
+        filling.done = end = min(start + size, len(prompt))
+        positions = torch.arange(end)
+        slots = torch.tensor(filling.pages)[positions // PAGE_SIZE] * PAGE_SIZE + positions % PAGE_SIZE
+        device = self.model.device
         positions, slots = positions.to(device), slots.to(device)
-        tokens = torch.tensor(prompt, device=device)
-        for start in range(0, len(prompt), size):
-            piece, end = slice(start, start + size), min(start + size, len(prompt))
-            context = slots[:end] if start else None
-            step = Step(positions[piece], slots[piece], context, trace=trace if end == len(prompt) else None)
-            hidden = self.model(tokens[piece], step, self.cache.data)
-        return self.model.logits(hidden[-1:])
+        trace = filling.trace if end == len(prompt) else None
+        step = Step(positions[start:], slots[start:], slots if start else None, trace=trace)
+        hidden = self.model(torch.tensor(prompt[start:end], device=device), step, self.cache.data)
+        if end < len(prompt):
+            filling.seconds += time.perf_counter() - began
+            return []
+        drawn = self._first_tokens(filling, self.model.logits(hidden[-1:]))
+        for row in filling.rows:
+            row.prefill_seconds = filling.seconds + time.perf_counter() - began
+        self.filling = None
+        self.running += filling.rows
+        return self._advance(filling.rows, drawn)
+
+    def _first_tokens(self, filling: Filling, logits: torch.Tensor) -> Drawn:
+        rows, length, device = filling.rows, filling.done, self.model.device
+        rows[0].pages = filling.pages
+        for row in rows:
+            row.length = length
+            if row is not rows[0]:
+                self._fork(rows[0], row, length)
+        params = [row.request.params for row in rows]
+        at = torch.full((len(rows),), length, device=device)
+        logits, shaped = logits.expand(len(rows), -1).contiguous(), any(map(is_shaped, params))
+        ids, logprobs = draw_rows(logits, Settings.of(params, device), at, shaped)
+        newest = (length - 1) % self.prefill_chunk  # its place in the last piece, which is what was traced
+        trace = filling.trace
+        scales = trace.read(trace.flat().tolist(), [newest] * len(rows)) if trace else None
+        return Drawn(ids.tolist(), logprobs.tolist(), scales)
 
     def _fork(self, source: Row, row: Row, prompt: int) -> None:
         """Shares the prompt's full pages and copies the page that both will go on writing."""
@@ -163,40 +180,32 @@ class Engine:
             self.cache.copy(source.pages[shared], row.pages[shared])
 
     def _decode(self) -> list[tuple[Row, Event]]:
-        rows, device = list(self.running), self.model.device
-        used = [row.pages[: pages_for(row.length + 1)] for row in rows]
-        width = max(map(len, used))
-        table = torch.tensor([pages + [0] * (width - len(pages)) for pages in used], dtype=torch.int32)
-        positions = torch.tensor([row.length for row in rows])
-        slots = table.long()[torch.arange(len(rows)), positions // PAGE_SIZE] * PAGE_SIZE + positions % PAGE_SIZE
-        trace = ScaleTrace() if any(row.request.trace_scales for row in rows) else None
-        step = Step(
-            positions.to(device),
-            slots.to(device),
-            pages=table.to(device),
-            lengths=(positions + 1).int().to(device),
-            trace=trace,
-        )
-        tokens = torch.tensor([row.new_ids[-1] for row in rows], device=device)
-        logits = self.model.logits(self.model(tokens, step, self.cache.data))
+        """Reads the step that is under way; where nobody can join or leave because of it, the next one starts first."""
+        if not self.running:
+            self.pending = None  # what was still under way was nobody's
+            return []
+        rows, read = self.pending or (list(self.running), self.decoder.start(self.running))
+        self.pending = None
+        ends = any(len(row.new_ids) + 1 >= row.limit for row in rows)
+        if self.decoder.runs_ahead and rows == self.running and not ends:
+            self.pending = (rows, self.decoder.start(rows))
+        drawn = read()
         for row in rows:
-            row.length += 1
-        ids, logprobs = self._draw(logits, rows)
-        return self._advance(rows, ids, logprobs, read_scales(trace, range(len(rows))) if trace else None)
+            row.length += not row.finished
+        return self._advance(rows, drawn)
 
-    def _draw(self, logits: torch.Tensor, rows: list[Row]) -> tuple[list[int], list[float]]:
-        return sample(logits, [row.request.params for row in rows], [row.length for row in rows])
-
-    def _advance(self, rows, ids, logprobs, scales) -> list[tuple[Row, Event]]:
+    def _advance(self, rows: list[Row], drawn: Drawn) -> list[tuple[Row, Event]]:
         """Hands each row its token; ends those that are done."""
         now, events = time.perf_counter(), []
-        for number, (row, token, logprob) in enumerate(zip(rows, ids, logprobs, strict=True)):
+        for number, (row, token, logprob) in enumerate(zip(rows, drawn.ids, drawn.logprobs, strict=True)):
+            if row.finished:
+                continue  # it ended while this step was under way
             row.first_token = row.first_token or now
             row.last_token = now
             row.new_ids.append(token)
             at_end = token in self.model.config.eos_token_ids and not row.request.ignore_eos
             text = row.text.push(token) if row.text else ""
-            seen = scales[number] if scales and row.request.trace_scales else None
+            seen = drawn.scales[number] if drawn.scales and row.request.trace_scales else None
             prefill = row.prefill_seconds if len(row.new_ids) == 1 else None
             events.append((row, TokenEvent(len(row.new_ids) - 1, token, text, logprob, prefill, seen)))
             if at_end:
@@ -208,40 +217,8 @@ class Engine:
         return events
 
     def _finish(self, row: Row, reason: str) -> FinishEvent:
-        stats = Stats(
-            finish_reason=reason,
-            prompt_tokens=len(row.request.prompt),
-            new_tokens=len(row.new_ids),
-            seed=row.request.params.seed,
-            ttft=max(row.first_token - row.submitted, 0.0),
-            prefill_rate=len(row.request.prompt) / row.prefill_seconds if row.prefill_seconds else 0.0,
-            decode_rate=(len(row.new_ids) - 1) / seconds if (seconds := row.last_token - row.first_token) > 0 else 0.0,
-            cache_used=row.length,
-            cache_total=self.cache.total_tokens,
-        )
-        row.finished = True
         self.cache.release(row.pages)
         row.pages = []
         if row in self.running:
             self.running.remove(row)
-        return FinishEvent(row.text.flush() if row.text else "", stats)
-
-
-def read_scales(trace: ScaleTrace, rows) -> list[dict[str, list[float]]]:
-    """Each row's scales per projection, brought to the host in one transfer. Experts that a row did not use are
-    absent from its dictionary."""
-    names = list(trace.scales)
-    flat = torch.cat([trace.scales[name].flatten() for name in names]).tolist() if names else []
-    at = {name: index.tolist() for name, index in trace.rows.items()}
-    out: list[dict[str, list[float]]] = [{} for _ in rows]
-    offset = 0
-    for name in names:
-        count, width = trace.scales[name].shape
-        for number, row in enumerate(rows):
-            places = at.get(name)
-            place = row if places is None else places.index(row) if row in places else None
-            if place is not None:
-                start = offset + place * width
-                out[number][name] = flat[start : start + width]
-        offset += count * width
-    return out
+        return row.finish(reason, self.cache.total_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -10,31 +11,55 @@ import kernels
 from playground.engine.request import Sampler, SamplingParams
 
 
-def sample(
-    logits: torch.Tensor, params: Sequence[SamplingParams], positions: Sequence[int]
-) -> tuple[list[int], list[float]]:
-    """Draws a token per row. `logits [R, V]`; `positions[r]` is where the token will stand: its noise's address.
+class Settings(NamedTuple):
+    """The parameters of R rows as tensors `[R]`, so that a step can read them where it runs."""
 
-    Returns ids and raw log-probabilities (natural logarithm, softmax at T=1).
+    temperature: torch.Tensor  # float64; 0 is greedy
+    seeds: torch.Tensor  # int64
+    top_k: torch.Tensor  # int64
+    top_p: torch.Tensor  # float64
+    min_p: torch.Tensor  # float64
+    multinomial: torch.Tensor  # bool
+
+    @classmethod
+    def of(cls, params: Sequence[SamplingParams], device: torch.device) -> Settings:
+        def column(values, dtype=torch.float64):
+            return torch.tensor(list(values), dtype=dtype).to(device)
+
+        return cls(
+            column(0.0 if p.is_greedy else p.temperature for p in params),
+            column((max(p.seed, 0) for p in params), torch.int64),
+            column((p.top_k for p in params), torch.int64),
+            column(p.top_p for p in params),
+            column(p.min_p for p in params),
+            column((p.sampler is Sampler.MULTINOMIAL for p in params), torch.bool),
+        )
+
+
+def is_shaped(params: SamplingParams) -> bool:
+    """Whether a draw needs the processed distribution: for a filter, or for the cumulative sum of a multinomial."""
+    filters = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
+    return not params.is_greedy and (filters or params.sampler is Sampler.MULTINOMIAL)
+
+
+def draw_rows(
+    logits: torch.Tensor, settings: Settings, positions: torch.Tensor, shaped: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draws a token per row. `logits [R, V]`; `positions [R]` is where each token will stand: its noise's address;
+    `shaped` where any row `is_shaped`. Returns ids and raw log-probabilities (natural logarithm, softmax at T=1).
+
+    A row goes the way that its own parameters say, whatever the others need: its draw has the same bits in any company.
     """
-    ids = logits.argmax(-1)  # the first of equals, on every device
-    for kind, draw in ((Sampler.MULTINOMIAL, kernels.draw_multinomial), (Sampler.GUMBEL, kernels.draw_gumbel)):
-        rows = [r for r, p in enumerate(params) if p.sampler is kind and not p.is_greedy]
-        if rows:
-            chosen = [params[r] for r in rows]
-
-            def column(values, dtype=torch.float64):
-                return torch.tensor(values, dtype=dtype, device=logits.device)
-
-            log_probs = kernels.process_logits(
-                logits[rows],
-                column([p.temperature for p in chosen]),
-                column([p.top_k for p in chosen], torch.int64),
-                column([p.top_p for p in chosen]),
-                column([p.min_p for p in chosen]),
-            )
-            seeds = column([p.seed for p in chosen], torch.int64)
-            ids[rows] = draw(log_probs, seeds, column([positions[r] for r in rows], torch.int64))
-    raw = logits.gather(-1, ids[:, None]) - logits.logsumexp(-1, keepdim=True)
-    both = torch.cat([ids[:, None].double(), raw.double()], dim=-1).tolist()  # one read-back
-    return [int(i) for i, _ in both], [logprob for _, logprob in both]
+    s = settings
+    ids, logprobs = kernels.draw(logits, s.temperature, s.seeds, positions)
+    if not shaped:
+        return ids, logprobs
+    filtered = (s.top_k > 0) | (s.top_p < 1) | (s.min_p > 0)
+    drawn = s.temperature > 0
+    temperature = torch.where(drawn, s.temperature, 1.0)
+    processed = kernels.process_logits(logits, temperature, s.top_k, s.top_p, s.min_p)
+    by_noise, _ = kernels.draw(processed, torch.ones_like(temperature), s.seeds, positions)
+    by_sum = kernels.draw_multinomial(processed, s.seeds, positions)
+    ids = torch.where(drawn & filtered, by_noise, ids)
+    ids = torch.where(drawn & s.multinomial, by_sum, ids)
+    return ids, (logits.gather(-1, ids[:, None]) - logits.logsumexp(-1, keepdim=True))[:, 0]

@@ -13,20 +13,24 @@ from torch import nn
 
 import kernels
 from playground.config import ModelConfig
-from playground.model.layers import Activation, Linear, Quantiser, RMSNorm
-from playground.model.rope import rotate
+from playground.model.layers import Feed, Linear, Product, RMSNorm
 from playground.model.step import Step
 
 LATENT_EPS = 1e-6  # DeepSeek's own code leaves these two norms at their default, whatever `rms_norm_eps` says
 
 
-def remember(new: torch.Tensor, cache: torch.Tensor | None, step: Step) -> torch.Tensor:
-    """Writes what the new tokens leave in the cache, `[T, width]`; returns that of all tokens that a prefill sees."""
-    if step.slots is None:
-        return new
-    flat = cache.view(-1, cache.shape[-1])
-    flat[step.slots] = new
-    return new if step.context is None else flat[step.context]
+def places(cache: torch.Tensor | None, step: Step, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where a step's tokens leave what attention keeps of them: the cache as `[places, width]`, or, where nothing is
+    kept, a buffer for this forward; and the place of each token in it."""
+    if cache is not None:
+        return cache.view(-1, width), step.slots
+    count, device = len(step.positions), step.positions.device
+    return torch.empty(count, width, dtype=dtype, device=device), torch.arange(count, device=device)
+
+
+def seen_by_prefill(kv: torch.Tensor, slots: torch.Tensor, step: Step) -> torch.Tensor:
+    """What the cache holds of all tokens that a prefill sees, `[S, width]`."""
+    return kv[slots if step.context is None else step.context]
 
 
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
@@ -50,22 +54,24 @@ class LatentAttention(nn.Module):
         self.config = a
         queries = a.heads * a.qk_head_dim
         if a.q_lora_rank is None:
-            self.q_proj = Linear(c.hidden_size, queries, c, f"{name}.q_proj")
-            query = "q_proj"
+            query, self.q_proj = "q_proj", Linear(c.hidden_size, queries, c, f"{name}.q_proj")
+            first = self.q_proj
         else:
-            self.q_a_proj = Linear(c.hidden_size, a.q_lora_rank, c, f"{name}.q_a_proj")
+            query, self.q_a_proj = "q_a_proj", Linear(c.hidden_size, a.q_lora_rank, c, f"{name}.q_a_proj")
             self.q_a_layernorm = RMSNorm(a.q_lora_rank, LATENT_EPS)
             self.q_b_proj = Linear(a.q_lora_rank, queries, c, f"{name}.q_b_proj")
-            self.quantise_q = Quantiser(c, f"{name}.q_b_proj")
-            query = "q_a_proj"
+            self.expand_query = Product((self.q_b_proj,))
+            self.feed_query = Feed(c, f"{name}.q_b_proj")
+            first = self.q_a_proj
         self.kv_a_proj_with_mqa = Linear(c.hidden_size, a.cache_width, c, f"{name}.kv_a_proj_with_mqa")
         self.kv_a_layernorm = RMSNorm(a.kv_lora_rank, LATENT_EPS)
         expanded = a.heads * (a.qk_nope_head_dim + a.v_head_dim)
         self.kv_b_proj = Linear(a.kv_lora_rank, expanded, c, f"{name}.kv_b_proj")
         self.o_proj = Linear(a.heads * a.v_head_dim, c.hidden_size, c, f"{name}.o_proj")
-        self.quantise_in = Quantiser(c, f"{name}.{query}", f"{name}.kv_a_proj_with_mqa")
-        self.quantise_latent = Quantiser(c, f"{name}.kv_b_proj")
-        self.quantise_out = Quantiser(c, f"{name}.o_proj")
+        self.inputs = Product((first, self.kv_a_proj_with_mqa))
+        self.expand_latent, self.output = Product((self.kv_b_proj,)), Product((self.o_proj,))
+        self.feed = Feed(c, f"{name}.{query}", f"{name}.kv_a_proj_with_mqa")
+        self.feed_latent, self.feed_output = Feed(c, f"{name}.kv_b_proj"), Feed(c, f"{name}.o_proj")
 
     def prepare(self, dtype: torch.dtype) -> None:
         """Splits the restored `kv_b_proj` into what decode absorbs: `[H, latent, nope]` and `[H, v, latent]`."""
@@ -74,49 +80,44 @@ class LatentAttention(nn.Module):
         keys, values = expand.split([a.qk_nope_head_dim, a.v_head_dim], dim=1)
         self.absorb_keys, self.absorb_values = keys.mT.contiguous(), values.contiguous()
 
-    def forward(self, x: torch.Tensor, rope: torch.Tensor, cache: torch.Tensor | None, step: Step) -> torch.Tensor:
-        """`x [T, D]`, `rope [T, 2, R/2]`, `cache [pages, page_size, cache_width]` of this layer."""
-        a = self.config
-        act = self.quantise_in(x, step)
-        q_nope, q_rope = self._queries(act, rope, step)
-        latent, k_rope = self.kv_a_proj_with_mqa(act).split([a.kv_lora_rank, a.qk_rope_head_dim], dim=-1)
-        k_rope = rotate(k_rope, rope[:, 0], rope[:, 1], interleaved=True)
-        seen = remember(torch.cat([self.kv_a_layernorm(latent), k_rope], dim=-1), cache, step)
+    def forward(self, x: kernels.Formed, rope: torch.Tensor, cache: torch.Tensor | None, step: Step) -> torch.Tensor:
+        """`x [T, D]` in the form of `feed`, `rope [T, 2, R/2]`, `cache [pages, page_size, cache_width]` of this layer;
+        returns partial sums `[P, T, D]`."""
+        parts = self.inputs(self.feed(x, step))
+        kv, slots = places(cache, step, self.config.cache_width, self.output.dtype)
+        parts = self._split(parts, rope, kv, slots, step)
         if step.is_decode:
-            out = self._decode(q_nope, q_rope, cache, step)
+            q = kernels.absorb_queries(parts, self.absorb_keys, rope, dtype=kv.dtype)
+            scale = self.config.softmax_scale
+            out = kernels.mla_decode(q, cache, step.pages, step.lengths, self.absorb_values, scale=scale)
         else:
-            out = self._prefill(torch.cat([q_nope, q_rope], dim=-1), seen, step)
-        return self.o_proj(self.quantise_out(out.flatten(-2), step))
+            out = self._prefill(parts, rope, seen_by_prefill(kv, slots, step), step)
+        return self.output(self.feed_output(kernels.formed(out, self.feed_output.form), step))
 
-    def _queries(self, act: Activation, rope: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
-        """`[T, H, nope]` and the rotated `[T, H, R]`."""
-        a = self.config
-        if a.q_lora_rank is None:
-            q = self.q_proj(act)
-        else:
-            q = self.q_b_proj(self.quantise_q(self.q_a_layernorm(self.q_a_proj(act)), step))
-        q = q.unflatten(-1, (a.heads, a.qk_head_dim))
-        q_nope, q_rope = q.split([a.qk_nope_head_dim, a.qk_rope_head_dim], dim=-1)
-        return q_nope, rotate(q_rope, rope[:, None, 0], rope[:, None, 1], interleaved=True)
-
-    def _decode(self, q_nope, q_rope, cache: torch.Tensor, step: Step) -> torch.Tensor:
-        q_latent = kernels.plain_gemm(
-            q_nope.transpose(0, 1), self.absorb_keys, out_dtype=q_nope.dtype
-        )  # [H, R, latent]
-        out = kernels.mla_decode(
-            torch.cat([q_latent.transpose(0, 1), q_rope], dim=-1),
-            cache,
-            step.pages,
-            step.lengths,
-            scale=self.config.softmax_scale,
-            value_dim=self.config.kv_lora_rank,
+    def _split(self, parts: torch.Tensor, rope: torch.Tensor, kv: torch.Tensor, slots: torch.Tensor, step: Step):
+        """Keeps the latents of the step's tokens; returns partial sums that begin with the queries of all heads."""
+        lora = self.config.q_lora_rank is not None
+        query = kernels.split_latents(
+            parts,
+            self.q_a_layernorm.weight if lora else None,
+            self.kv_a_layernorm.weight,
+            rope,
+            slots,
+            kv,
+            self.feed_query.form if lora else None,
+            kv_at=self.inputs.starts[1],
+            eps=LATENT_EPS,
         )
-        return kernels.plain_gemm(out.transpose(0, 1), self.absorb_values, out_dtype=out.dtype).transpose(0, 1)
+        return self.expand_query(self.feed_query(query, step)) if lora else parts
 
-    def _prefill(self, q: torch.Tensor, seen: torch.Tensor, step: Step) -> torch.Tensor:
+    def _prefill(self, parts: torch.Tensor, rope: torch.Tensor, seen: torch.Tensor, step: Step) -> torch.Tensor:
         a = self.config
+        q = kernels.add_up(parts, dtype=seen.dtype)[:, : a.heads * a.qk_head_dim].unflatten(-1, (a.heads, -1))
+        q_nope, q_rope = q.split([a.qk_nope_head_dim, a.qk_rope_head_dim], dim=-1)
+        q = torch.cat([q_nope, kernels.rotate(q_rope, rope[:, None, 0], rope[:, None, 1], interleaved=True)], dim=-1)
         latent, k_rope = seen.split([a.kv_lora_rank, a.qk_rope_head_dim], dim=-1)
-        kv = self.kv_b_proj(self.quantise_latent(latent, step)).unflatten(-1, (a.heads, -1))
+        act = self.feed_latent(kernels.formed(latent.contiguous(), self.feed_latent.form), step)
+        kv = kernels.add_up(self.expand_latent(act), dtype=seen.dtype).unflatten(-1, (a.heads, -1))
         k_nope, v = kv.split([a.qk_nope_head_dim, a.v_head_dim], dim=-1)
         k = torch.cat([k_nope, k_rope[:, None].expand(-1, a.heads, -1)], dim=-1)
-        return causal_attention(q, k, v, a.softmax_scale)
+        return causal_attention(q, k, v, a.softmax_scale).flatten(1)

@@ -7,9 +7,8 @@ from torch import nn
 
 import kernels
 from playground.config import ModelConfig
-from playground.model.attention import causal_attention, remember
-from playground.model.layers import Linear, Quantiser, RMSNorm
-from playground.model.rope import rotate
+from playground.model.attention import causal_attention, places, seen_by_prefill
+from playground.model.layers import Feed, Linear, Product, RMSNorm
 from playground.model.step import Step
 
 
@@ -17,7 +16,7 @@ class GroupedQueryAttention(nn.Module):
     def __init__(self, config: ModelConfig, name: str):
         super().__init__()
         c, a = config, config.attention
-        self.config = a
+        self.config, self.eps = a, c.rms_norm_eps
         self.q_proj = Linear(c.hidden_size, a.heads * a.head_dim, c, f"{name}.q_proj")
         self.k_proj = Linear(c.hidden_size, a.kv_heads * a.head_dim, c, f"{name}.k_proj")
         self.v_proj = Linear(c.hidden_size, a.kv_heads * a.head_dim, c, f"{name}.v_proj")
@@ -25,20 +24,21 @@ class GroupedQueryAttention(nn.Module):
         if a.qk_norm:
             self.q_norm = RMSNorm(a.head_dim, c.rms_norm_eps)
             self.k_norm = RMSNorm(a.head_dim, c.rms_norm_eps)
-        self.quantise_in = Quantiser(c, *(f"{name}.{part}_proj" for part in "qkv"))
-        self.quantise_out = Quantiser(c, f"{name}.o_proj")
+        self.inputs, self.output = Product((self.q_proj, self.k_proj, self.v_proj)), Product((self.o_proj,))
+        self.feed = Feed(c, *(f"{name}.{part}_proj" for part in "qkv"))
+        self.feed_output = Feed(c, f"{name}.o_proj")
 
-    def forward(self, x: torch.Tensor, rope: torch.Tensor, cache: torch.Tensor | None, step: Step) -> torch.Tensor:
-        """`x [T, D]`, `rope [T, 2, head_dim/2]`, `cache [pages, page_size, cache_width]` of this layer."""
-        a, act = self.config, self.quantise_in(x, step)
-        q, k, v = (proj(act).unflatten(-1, (-1, a.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        if a.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = (rotate(t, rope[:, None, 0], rope[:, None, 1], interleaved=False) for t in (q, k))
-        seen = remember(torch.cat([k, v], dim=1).flatten(1), cache, step)
+    def forward(self, x: kernels.Formed, rope: torch.Tensor, cache: torch.Tensor | None, step: Step) -> torch.Tensor:
+        """`x [T, D]` in the form of `feed`, `rope [T, 2, head_dim/2]`, `cache [pages, page_size, cache_width]` of this
+        layer; returns partial sums `[P, T, D]`."""
+        a, parts = self.config, self.inputs(self.feed(x, step))
+        kv, slots = places(cache, step, a.cache_width, self.output.dtype)
+        norms = (self.q_norm.weight, self.k_norm.weight) if a.qk_norm else None
+        q = kernels.rope_heads(parts, self.inputs.starts, norms, rope, slots, kv, heads=a.heads, eps=self.eps)
+        scale, form = a.softmax_scale, self.feed_output.form
         if step.is_decode:
-            out = kernels.gqa_decode(q, cache, step.pages, step.lengths, scale=a.softmax_scale, kv_heads=a.kv_heads)
+            out = kernels.gqa_decode(q, cache, step.pages, step.lengths, form, scale=scale, kv_heads=a.kv_heads)
         else:
-            k, v = seen.unflatten(-1, (2, a.kv_heads, a.head_dim)).unbind(1)
-            out = causal_attention(q, k, v, a.softmax_scale)
-        return self.o_proj(self.quantise_out(out.flatten(-2), step))
+            k, v = seen_by_prefill(kv, slots, step).unflatten(-1, (2, a.kv_heads, a.head_dim)).unbind(1)
+            out = kernels.formed(causal_attention(q, k, v, scale).flatten(1), form)
+        return self.output(self.feed_output(out, step))

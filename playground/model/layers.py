@@ -1,57 +1,50 @@
-"""The parts that every layer is made of: block-quantised activations, projections, RMSNorm, SwiGLU."""
+"""The parts that every layer is made of: projections and the products that multiply them, norms, SwiGLU."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import kernels
-from playground.config import ModelConfig, whole_blocks
+from playground.config import CheckpointError, ModelConfig, whole_blocks
 from playground.model.step import Step
 
 
 @dataclass
 class Activation:
-    """Input of projections, quantised once and read by each of them."""
+    """Input of products, quantised once and read by each of them."""
 
-    plain: torch.Tensor | None = None  # [T, K] as it came, for projections that are not quantised
-    q: torch.Tensor | None = None  # [T, K] float8_e4m3fn
-    s: torch.Tensor | None = None  # [T, K/128] float32
+    formed: kernels.Formed
     restored: torch.Tensor | None = None  # [T, K] `q * s`, on a CPU only
 
-    def __getitem__(self, rows: torch.Tensor) -> Activation:
-        parts = (self.plain, self.q, self.s, self.restored)
-        return Activation(*(None if t is None else t[rows] for t in parts))
 
+class Feed(nn.Module):
+    """What stands before products: the form that they want their input in. The one place where the scales of
+    activations are seen; `readers` names the projections that read them."""
 
-class Quantiser(nn.Module):
-    """The one place where activations become FP8; `feeds` names the projections that read the result."""
-
-    def __init__(self, config: ModelConfig, *feeds: str):
+    def __init__(self, config: ModelConfig, *readers: str):
         super().__init__()
-        self.quantization = config.quantization
-        self.feeds = tuple(name for name in feeds if config.quantises(f"model.{name}"))
-        self.keeps_plain = len(self.feeds) < len(feeds)
+        self.readers = tuple(name for name in readers if config.quantises(f"model.{name}"))
+        ue8m0 = bool(self.readers) and config.quantization.scale_fmt == "ue8m0"
+        self.form = kernels.Form(len(self.readers) < len(readers), bool(self.readers), ue8m0)
 
-    def forward(self, x: torch.Tensor, step: Step, rows: torch.Tensor | None = None) -> Activation:
-        """`x [T, K]`; `rows` says which of the step's rows they are, where it is not all of them."""
-        plain = x if self.keeps_plain else None
-        if not self.feeds:
-            return Activation(plain)
-        q, s = kernels.act_quant(x, scale_fmt=self.quantization.scale_fmt)
+    def forward(self, x: kernels.Formed, step: Step, experts: torch.Tensor | None = None) -> Activation:
+        """`x` in this feed's form. `experts [T, k]`: its rows are choices, and only the expert chosen reads one."""
+        if x.q is None:
+            return Activation(x)
         if step.trace is not None:
-            step.trace.record(self.feeds, s, rows)
-        if x.is_cuda:
-            return Activation(plain, q, s)
+            step.trace.record(self.readers, x.s, experts)
         # a CPU has no FP8 units: products run in float32 on exactly the numbers that FP8 holds
-        return Activation(plain, restored=kernels.act_dequant(q, s).to(x.dtype))
+        return Activation(x, None if x.q.is_cuda else kernels.act_dequant(x.q, x.s))
 
 
 class Linear(nn.Module):
-    """A projection without bias: FP8 with `weight_scale_inv` as the checkpoint stores it, or plain.
+    """A projection's place: its weight, FP8 with `weight_scale_inv` as checkpoints store it, or plain. A `Product`
+    multiplies it.
 
     `name` is its place in the model, such as `layers.0.mlp.up_proj`. `stored` is the shape `[N, K]` in the files where
     it is smaller than the one here: the rest is zeros.
@@ -61,32 +54,93 @@ class Linear(nn.Module):
         self, inputs: int, outputs: int, config: ModelConfig, name: str, stored: tuple[int, int] | None = None
     ):
         super().__init__()
-        self.stored, self.decoded = stored or (outputs, inputs), None
+        self.stored = stored or (outputs, inputs)
         self.tile_errors: torch.Tensor | None = None  # of each tile, where the weight was quantised here at load
-        self.dtype = None  # of the result; set by `prepare`
         self.is_fp8 = config.quantises(f"model.{name}")
         self.scale_fmt = config.quantization.scale_fmt if self.is_fp8 else None
         self.weight = _parameter(outputs, inputs, dtype=torch.float8_e4m3fn if self.is_fp8 else None)
         if self.is_fp8:
             self.weight_scale_inv = _parameter(-(-outputs // 128), -(-inputs // 128), dtype=torch.float32)
 
-    def prepare(self, dtype: torch.dtype) -> None:
-        """Called once the weights are loaded. On a CPU the weight is restored here, once, not at every product."""
-        self.dtype = dtype
-        if self.is_fp8 and not self.weight.is_cuda:
-            self.decoded = self.dequantised(dtype)
-
     def dequantised(self, dtype: torch.dtype) -> torch.Tensor:
         if not self.is_fp8:
             return self.weight.to(dtype)
         return kernels.weight_dequant(self.weight, self.weight_scale_inv, dtype=dtype)
 
-    def forward(self, x: Activation) -> torch.Tensor:
-        if not self.is_fp8:
-            return kernels.plain_gemm(x.plain, self.weight, out_dtype=self.dtype)
+
+class Product(nn.Module):
+    """Projections of one input, multiplied as one: their weights lie below each other in one storage, of which the
+    projections' own parameters are views. `experts`: as many such stacks, behind each other.
+
+    Where some of its projections are FP8 and others are not, it falls into `pieces`: a product for each.
+    """
+
+    def __init__(self, *stacks: tuple[Linear, ...]):
+        super().__init__()
+        self.stacks = stacks  # a tuple, so that torch does not count the projections twice
+        first = stacks[0]
+        forms = {part.is_fp8 for stack in stacks for part in stack}
+        self.pieces = [Product((part,)) for part in first] if len(forms) > 1 else None
+        if self.pieces and len(stacks) > 1:
+            raise CheckpointError("Experts of one layer of which some are quantised and others not can't be run.")
+        self.fp8, self.inputs = first[0].is_fp8, first[0].weight.shape[1]
+        # each projection but the last begins a tile, so that scales stay with their weights
+        sizes = [whole_blocks(part.weight.shape[0]) for part in first]
+        self.starts = [sum(sizes[:i]) for i in range(len(first))]
+        self.outputs = self.starts[-1] + first[-1].weight.shape[0]
+        self.weight = self.scale = self.decoded = self.dtype = None
+
+    def allocate(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Makes the storage, all zeros, and the projections' parameters views of it."""
+        if self.pieces:
+            return self._each("allocate", device, dtype)
+        shape = (len(self.stacks), self.outputs, self.inputs)
+        self.weight = torch.zeros(shape, dtype=torch.uint8 if self.fp8 else dtype, device=device)
+        if self.fp8:
+            self.weight = self.weight.view(torch.float8_e4m3fn)
+            tiles = (len(self.stacks), -(-self.outputs // 128), -(-self.inputs // 128))
+            self.scale = torch.ones(tiles, dtype=torch.float32, device=device)
+        for number, stack in enumerate(self.stacks):
+            for start, part in zip(self.starts, stack, strict=True):
+                rows = part.weight.shape[0]
+                part.weight = _frozen(self.weight[number, start : start + rows])
+                if self.fp8:
+                    tile = start // 128
+                    part.weight_scale_inv = _frozen(self.scale[number, tile : tile - (-rows // 128)])
+
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Called once the weights are loaded. On a CPU they are restored here, once, not at every product."""
+        self.dtype = dtype
+        if self.pieces:
+            return self._each("prepare", dtype)
+        if self.fp8 and not self.weight.is_cuda:
+            pairs = zip(self.weight, self.scale, strict=True)
+            self.decoded = torch.stack([kernels.weight_dequant(w, s, dtype=dtype) for w, s in pairs])
+
+    def _each(self, method: str, *args) -> None:
+        for piece in self.pieces:
+            getattr(piece, method)(*args)
+
+    def _operands(self, x: Activation) -> tuple[torch.Tensor, torch.Tensor, tuple]:
+        if not self.fp8:
+            return x.formed.plain, self.weight, (None, None)
         if self.decoded is not None:
-            return kernels.plain_gemm(x.restored, self.decoded, out_dtype=self.dtype)
-        return kernels.fp8_gemm(x.q, x.s, self.weight, self.weight_scale_inv, out_dtype=self.dtype)
+            return x.restored, self.decoded, (None, None)
+        return x.formed.q, self.weight, (x.formed.s, self.scale)
+
+    def forward(self, x: Activation) -> torch.Tensor:
+        """Partial sums `[P, T, outputs]`."""
+        if self.pieces:
+            parts = [kernels.add_up(piece(x), dtype=self.dtype) for piece in self.pieces]
+            sizes = [b - a for a, b in pairwise([*self.starts, self.outputs])]
+            return torch.cat([F.pad(p, (0, n - p.shape[1])) for p, n in zip(parts, sizes, strict=True)], dim=-1)[None]
+        a, b, (a_s, b_s) = self._operands(x)
+        return kernels.gemm_parts(a, b[0], a_s, None if b_s is None else b_s[0], out_dtype=self.dtype)
+
+    def of_experts(self, x: Activation, experts: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        """`[T, k, outputs]` for the stacks that `experts [T, k]` names."""
+        a, b, scales = self._operands(x)
+        return kernels.expert_gemm(a, b, experts, *scales, weights, out_dtype=self.dtype)
 
 
 class PlainLinear(nn.Module):
@@ -102,30 +156,42 @@ class PlainLinear(nn.Module):
 
 
 class RMSNorm(nn.Module):
+    """A norm's weight; the ops that use it do more at once."""
+
     def __init__(self, dim: int, eps: float):
         super().__init__()
         self.weight, self.eps = _parameter(dim), eps
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return kernels.rms_norm(x, self.weight, self.eps)
+    def forward(self, x: torch.Tensor, parts: list[torch.Tensor], form: kernels.Form):
+        """`x [T, D]` plus what the products before it left, and the norm of that sum in `form`."""
+        return kernels.add_norm(x, parts, self.weight, self.eps, form)
 
 
 class MLP(nn.Module):
     """SwiGLU: `down(silu(gate(x)) * up(x))`. An inner size that is no multiple of 128 is padded with zero weights."""
 
-    def __init__(self, config: ModelConfig, inner: int, name: str):
+    def __init__(self, config: ModelConfig, inner: int, name: str, multiplied: bool = True):
+        """`multiplied=False`: only the weights; the experts of a layer are multiplied together."""
         super().__init__()
         c, padded = config, whole_blocks(inner)
         self.gate_proj = Linear(c.hidden_size, padded, c, f"{name}.gate_proj", (inner, c.hidden_size))
         self.up_proj = Linear(c.hidden_size, padded, c, f"{name}.up_proj", (inner, c.hidden_size))
         self.down_proj = Linear(padded, c.hidden_size, c, f"{name}.down_proj", (c.hidden_size, inner))
-        self.quantise_inner = Quantiser(c, f"{name}.down_proj")
+        if multiplied:
+            self.gate_up = Product((self.gate_proj, self.up_proj))
+            self.down = Product((self.down_proj,))
+            self.feed_down = Feed(c, f"{name}.down_proj")
 
-    def forward(self, x: Activation, step: Step, rows: torch.Tensor | None = None) -> torch.Tensor:
-        inner = F.silu(self.gate_proj(x)) * self.up_proj(x)
-        return self.down_proj(self.quantise_inner(inner, step, rows))
+    def forward(self, x: Activation, step: Step) -> torch.Tensor:
+        """Partial sums `[P, T, D]`."""
+        inner = kernels.swiglu(self.gate_up(x), self.feed_down.form, dtype=self.down.dtype)
+        return self.down(self.feed_down(inner, step))
+
+
+def _frozen(tensor: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)
 
 
 def _parameter(*shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
     """Shape and dtype of a weight to come: storage arrives with the checkpoint. No dtype: the model's own."""
-    return nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
+    return _frozen(torch.empty(shape, dtype=dtype, device="meta"))

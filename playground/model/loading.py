@@ -151,16 +151,10 @@ def _fill_projection(part: Linear, weight: torch.Tensor, scale: torch.Tensor | N
         plain = weight
         weight, scale = kernels.weight_quant(plain, scale_fmt=part.scale_fmt)
         part.tile_errors = tile_errors(plain, weight, scale)
-    rows, cols = (whole - given for whole, given in zip(part.weight.shape, weight.shape, strict=True))
-    if rows or cols:  # as bytes: FP8 has no padding of its own, and its zero is the zero byte
-        weight = (
-            F.pad(weight.view(torch.uint8), (0, cols, 0, rows)).view(weight.dtype)
-            if part.is_fp8
-            else F.pad(weight, (0, cols, 0, rows))
-        )
-    part.weight = nn.Parameter(weight, requires_grad=False)
+    rows, cols = weight.shape
+    part.weight[:rows, :cols].copy_(weight)  # what is left of a padded weight stays zero
     if part.is_fp8:
-        part.weight_scale_inv = nn.Parameter(scale, requires_grad=False)
+        part.weight_scale_inv[: scale.shape[0], : scale.shape[1]].copy_(scale)
 
 
 def tile_errors(plain: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kernels import rotate
 from playground.config import ModelConfig
-from playground.model.rope import rotate
 
 
 class RMSNorm(nn.Module):

@@ -1,4 +1,4 @@
-"""Rotary position embeddings: the table of angles (plain, YaRN, Llama 3), and the rotation of pairs."""
+"""Rotary position embeddings: the table of angles (plain, YaRN, Llama 3)."""
 
 from __future__ import annotations
 
@@ -43,16 +43,3 @@ def rope_table(rope: RopeConfig, positions: int, device: torch.device | str = "c
         freqs = _llama3(freqs, rope.scaling)
     angles = torch.outer(torch.arange(positions, dtype=torch.float32), freqs)
     return (torch.stack([angles.cos(), angles.sin()], dim=1) * magnitude).to(device)
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
-    """Rotates pairs of the last dimension: `(x[2i], x[2i+1])` as DeepSeek's weights are laid out, or
-    `(x[i], x[i+dim/2])` as Llama's and Qwen's are.
-
-    `x` is `[..., dim]`, `cos` and `sin` broadcast against `[..., dim/2]`; the arithmetic is float32, the result
-    has the dtype of `x`.
-    """
-    along = -1 if interleaved else -2
-    shape = (-1, 2) if interleaved else (2, -1)
-    a, b = x.float().unflatten(-1, shape).unbind(along)
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=along).flatten(-2).to(x.dtype)

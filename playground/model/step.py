@@ -2,26 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
 
+class Traced(NamedTuple):
+    """The scales of one feed, and who reads them."""
+
+    readers: tuple[str, ...]  # names of projections
+    scales: torch.Tensor  # [T, K/128] float32; with `experts` [T * k, K/128]
+    experts: torch.Tensor | None  # [T, k]: each choice's scales are read by that reader alone
+
+
 @dataclass
 class ScaleTrace:
-    """Collects the 1x128 activation scales of a forward, by the name of the projection that they feed.
+    """Collects the 1x128 activation scales of a forward."""
 
-    `rows[name]` says which of the step's rows the scales belong to, where not all of them passed through (experts).
-    """
+    feeds: list[Traced] = field(default_factory=list)
 
-    scales: dict[str, torch.Tensor] = field(default_factory=dict)  # name -> [rows, K/128] float32
-    rows: dict[str, torch.Tensor] = field(default_factory=dict)  # name -> [rows] int64
+    def record(self, readers: tuple[str, ...], scales: torch.Tensor, experts: torch.Tensor | None) -> None:
+        self.feeds.append(Traced(readers, scales, experts))
 
-    def record(self, names: tuple[str, ...], scales: torch.Tensor, rows: torch.Tensor | None) -> None:
-        for name in names:
-            self.scales[name] = scales
-            if rows is not None:
-                self.rows[name] = rows
+    def flat(self) -> torch.Tensor:
+        """Everything in one float32 tensor, so that one transfer brings it to the host."""
+        pieces = [t.flatten().float() for feed in self.feeds for t in (feed.scales, feed.experts) if t is not None]
+        return torch.cat(pieces) if pieces else torch.empty(0)
+
+    def read(self, flat: list[float], rows: Iterable[int]) -> list[dict[str, list[float]]]:
+        """Each row's scales by the name of the projection that they feed, from what `flat` holds. Experts that a row
+        did not choose are absent from its dictionary."""
+        rows = list(rows)
+        out: list[dict[str, list[float]]] = [{} for _ in rows]
+        at = 0
+        for readers, scales, experts in self.feeds:
+            (count, width), start = scales.shape, at
+            at += count * width
+            for seen, row in zip(out, rows, strict=True):
+                if experts is None:
+                    seen.update(dict.fromkeys(readers, flat[start + row * width : start + (row + 1) * width]))
+                    continue
+                chosen = experts.shape[1]
+                for choice in range(row * chosen, (row + 1) * chosen):
+                    reader = readers[int(flat[at + choice])]
+                    seen[reader] = flat[start + choice * width : start + (choice + 1) * width]
+            at += 0 if experts is None else experts.numel()
+        return out
 
 
 @dataclass

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import kernels
 from playground.config import MlaConfig, ModelConfig
 from playground.model.attention import LatentAttention
 from playground.model.gqa import GroupedQueryAttention
-from playground.model.layers import MLP, PlainLinear, Quantiser, RMSNorm, _parameter
+from playground.model.layers import MLP, Feed, PlainLinear, Product, RMSNorm, _parameter
 from playground.model.loading import fill
 from playground.model.moe import MoE
 from playground.model.rope import rope_table
@@ -30,12 +31,25 @@ class Layer(nn.Module):
             self.mlp = MoE(c, f"{name}.mlp")
         else:
             self.mlp = MLP(c, c.intermediate_size, f"{name}.mlp")
-            self.quantise_in = Quantiser(c, f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj")
+            self.feed = Feed(c, f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj")
 
-    def forward(self, x: torch.Tensor, rope: torch.Tensor, cache: torch.Tensor | None, step: Step) -> torch.Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, cache, step)
-        inner = self.post_attention_layernorm(x)
-        return x + self.mlp(inner if isinstance(self.mlp, MoE) else self.quantise_in(inner, step), step)
+    def forward(
+        self,
+        x: torch.Tensor,
+        parts: list[torch.Tensor],
+        rope: torch.Tensor,
+        cache: torch.Tensor | None,
+        step: Step,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The residual stream `x [T, D]` and what the layer before adds to it, to the same two of this layer: adding
+        is left to the norm that comes next, which must read both anyway."""
+        x, inner = self.input_layernorm(x, parts, self.self_attn.feed.form)
+        parts = [self.self_attn(inner, rope, cache, step)]
+        if isinstance(self.mlp, MoE):
+            x, inner = self.post_attention_layernorm(x, parts, self.mlp.form)
+            return x, self.mlp(inner, step)
+        x, inner = self.post_attention_layernorm(x, parts, self.feed.form)
+        return x, [self.mlp(self.feed(inner, step), step)]
 
 
 class Body(nn.Module):
@@ -68,6 +82,9 @@ class Transformer(nn.Module):
         quantised or restored. Raises `CheckpointError` naming the first tensor that does not fit.
         """
         model = cls(config)
+        for part in model.modules():
+            if isinstance(part, Product):
+                part.allocate(device, dtype)
         fill(model, tensors, device, dtype)
         if config.tie_word_embeddings:
             model.lm_head.weight = model.model.embed_tokens.weight
@@ -81,9 +98,10 @@ class Transformer(nn.Module):
         """`tokens [T]` int64 to normalised hidden states `[T, D]`; `cache [layers, pages, page_size, cache_width]`."""
         x = F.embedding(tokens, self.model.embed_tokens.weight)
         rope = self.rope[step.positions]
+        parts: list[torch.Tensor] = []
         for index, layer in enumerate(self.model.layers):
-            x = layer(x, rope, None if cache is None else cache[index], step)
-        return self.model.norm(x)
+            x, parts = layer(x, parts, rope, None if cache is None else cache[index], step)
+        return self.model.norm(x, parts, kernels.Form(plain=True, fp8=False))[1].plain
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[T, D]` to `[T, vocab]` float32."""

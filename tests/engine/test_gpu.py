@@ -12,6 +12,7 @@ from kernels import reference
 from playground import SamplingParams
 from playground.api import EMBEDDED, load_model
 from playground.checkpoint import Checkpoint
+from playground.engine.decoder import EagerDecoder
 from playground.engine.engine import Engine
 from playground.engine.request import Request
 from playground.model.step import Step
@@ -60,8 +61,10 @@ def greedy_on_cpu(on_cpu, requests):
     return write(on_cpu, requests)
 
 
-def write(model, requests) -> list[list[int]]:
+def write(model, requests, decoder=None) -> list[list[int]]:
     engine = Engine(model, None)
+    if decoder:
+        engine.decoder = decoder(model, engine.cache)
     rows = [engine.add([r])[0] for r in requests]
     while engine.busy:
         engine.step()
@@ -71,6 +74,7 @@ def write(model, requests) -> list[list[int]]:
 def forced_logits(model, request, ids: list[int]) -> torch.Tensor:
     """`[len(ids), vocab]` on the CPU: the logits of every step of a run that is made to write `ids`."""
     engine, seen, logits = Engine(model, None), [], model.logits
+    engine.decoder = EagerDecoder(model, engine.cache)
 
     def record(hidden):
         seen.append(logits(hidden))
@@ -152,42 +156,44 @@ def test_noise_has_the_same_bits_on_the_gpu():
 def test_draws_of_seeded_rows_agree_between_cpu_and_gpu():
     logits = torch.randn(500, 300, generator=torch.Generator().manual_seed(0)) * 3
     seeds, at = torch.arange(500), torch.arange(500) * 7
-    for draw in (kernels.draw_multinomial, kernels.draw_gumbel):
+    ones = torch.ones(500, dtype=torch.float64)
+    for draw in (lambda p, s, a: kernels.draw(p, ones.to(p.device), s, a)[0], kernels.draw_multinomial):
         ids = [draw(logits.double().log_softmax(-1).to(d), seeds.to(d), at.to(d)).cpu() for d in ("cpu", "cuda")]
         assert (ids[0] != ids[1]).sum() <= 1
 
 
-@pytest.mark.parametrize("rows", [1, 3, 16])
+def ragged_rows(rows: int, width: int):
+    torch.manual_seed(0)
+    lengths = torch.randint(1, 5000, (rows,), dtype=torch.int32)
+    pages = torch.randperm(rows * 79).view(rows, 79).int()
+    return torch.randn(rows * 79, 64, width), pages, lengths
+
+
+@pytest.mark.parametrize("rows", [1, 3, 32])
 def test_mla_decode_at_deepseek_size_equals_its_twin_and_is_row_invariant(rows):
-    torch.manual_seed(0)
-    lengths = torch.randint(1, 700, (rows,), dtype=torch.int32)
-    pages = torch.randperm(rows * 11).view(rows, 11).int()
-    cache = torch.randn(rows * 11, 64, 576)
-    q = torch.randn(rows, 128, 576)
-    gpu = [t.cuda() for t in (q, cache, pages, lengths)]
-    ref = kernels.mla_decode(q, cache, pages, lengths, scale=0.1, value_dim=512)
-    out = kernels.mla_decode(*gpu, scale=0.1, value_dim=512)
-    assert_close(out, ref, "float32")
+    cache, pages, lengths = ragged_rows(rows, 576)
+    q, expand = torch.randn(rows, 128, 576), torch.randn(128, 128, 512)
+    gpu = [t.cuda() for t in (q, cache, pages, lengths, expand)]
+    ref = kernels.mla_decode(q, cache, pages, lengths, expand, scale=0.1)
+    assert_close(kernels.mla_decode(*gpu, scale=0.1), ref, "float32")
     half = [t.bfloat16() if t.is_floating_point() else t for t in gpu]
-    together = kernels.mla_decode(*half, scale=0.1, value_dim=512)
+    together = kernels.mla_decode(*half, scale=0.1)
     assert_close(together, ref, "bfloat16 inputs")
-    one = kernels.mla_decode(half[0][-1:], half[1], half[2][-1:], half[3][-1:], scale=0.1, value_dim=512)
+    one = kernels.mla_decode(half[0][-1:], half[1], half[2][-1:], half[3][-1:], half[4], scale=0.1)
     assert_bits_equal(one[0], together[-1])
 
 
-@pytest.mark.parametrize("rows", [1, 3, 16])
+@pytest.mark.parametrize("rows", [1, 3, 32])
 def test_gqa_decode_at_qwen_size_equals_its_twin_and_is_row_invariant(rows):
-    torch.manual_seed(0)
-    lengths = torch.randint(1, 700, (rows,), dtype=torch.int32)
-    pages = torch.randperm(rows * 11).view(rows, 11).int()
-    cache = torch.randn(rows * 11, 64, 2 * 8 * 128).bfloat16()
-    q = torch.randn(rows, 32, 128).bfloat16()
-    gpu = [t.cuda() for t in (q, cache, pages, lengths)]
-    ref = kernels.gqa_decode(q.float(), cache.float(), pages, lengths, scale=0.09, kv_heads=8)
-    together = kernels.gqa_decode(*gpu, scale=0.09, kv_heads=8)
-    assert_close(together, ref, "bfloat16 inputs")
-    one = kernels.gqa_decode(gpu[0][-1:], gpu[1], gpu[2][-1:], gpu[3][-1:], scale=0.09, kv_heads=8)
-    assert_bits_equal(one[0], together[-1])
+    cache, pages, lengths = ragged_rows(rows, 2 * 8 * 128)
+    q, form = torch.randn(rows, 32, 128).bfloat16(), kernels.Form(plain=True, fp8=True)
+    gpu = [t.cuda() for t in (q, cache.bfloat16(), pages, lengths)]
+    ref = kernels.gqa_decode(q.float(), cache, pages, lengths, form, scale=0.09, kv_heads=8)
+    together = kernels.gqa_decode(*gpu, form, scale=0.09, kv_heads=8)
+    assert_close(together.plain, ref.plain, "bfloat16 inputs")
+    one = kernels.gqa_decode(gpu[0][-1:], gpu[1], gpu[2][-1:], gpu[3][-1:], form, scale=0.09, kv_heads=8)
+    for alone, company in zip(one, together, strict=True):
+        assert_bits_equal(alone[0], company[-1])
 
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen3-moe", "llama-3", "deepseek-v2-lite", "deepseek-v2"])
@@ -206,7 +212,26 @@ def test_every_family_gives_the_cpu_twins_logits(family, tmp_path):
     assert together == [ids for r in requests for ids in write(fp8, [r])]
 
 
-def test_rms_norm_of_a_row_has_the_same_bits_alone_and_in_company():
+def test_an_added_and_normed_row_has_the_same_bits_alone_and_in_company():
     x, w = torch.randn(16, 512, device="cuda").bfloat16(), torch.rand(512, device="cuda").bfloat16()
-    together = kernels.rms_norm(x, w, 1e-6)
-    assert_bits_equal(kernels.rms_norm(x[5:6], w, 1e-6)[0], together[5])
+    parts, form = torch.randn(4, 16, 512, device="cuda"), kernels.Form(plain=True, fp8=True)
+    total, together = kernels.add_norm(x, [parts], w, 1e-6, form)
+    one_total, one = kernels.add_norm(x[5:6], [parts[:, 5:6]], w, 1e-6, form)
+    for alone, company in zip((one_total, *one), (total, *together), strict=True):
+        assert_bits_equal(alone[0], company[5])
+
+
+def test_a_recorded_step_writes_what_single_operations_write(on_gpu, tokenizer):
+    settings = [
+        SamplingParams("gumbel", 0.9, seed=1),
+        SamplingParams("greedy"),
+        SamplingParams("gumbel", 1.0, top_p=0.9, seed=2),
+        SamplingParams("multinomial", 1.0, top_k=20, seed=3),
+        SamplingParams("gumbel", 2.0, seed=4),
+    ]
+    requests = [
+        Request(tuple(tokenizer.encode(p)), s, 20 + 9 * i, ignore_eos=True)
+        for i, (p, s) in enumerate(zip(PROMPTS, settings, strict=False))
+    ]
+    for group in (requests[:2], requests):
+        assert write(on_gpu, group) == write(on_gpu, group, EagerDecoder)

@@ -3,7 +3,7 @@ import torch
 from compare import assert_bits_equal, assert_close
 
 import kernels
-from kernels import attention, gemm, norm, reference
+from kernels import gemm, reference
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"  # cpu: Triton's interpreter, hence tiny shapes there
@@ -46,34 +46,7 @@ def test_plain_gemm_kernel_equals_its_twin(shape):
     assert_close(gemm.plain_gemm(a, b, torch.float32), a.double() @ b.double().T, "float32")
 
 
-def test_batched_gemm_kernel_takes_transposed_views():
-    a, b = torch.randn(4, 3, 64, device=DEVICE).transpose(0, 1), torch.randn(3, 40, 64, device=DEVICE)
-    assert_close(gemm.plain_gemm(a, b, torch.float32), a.double() @ b.double().mT, "float32")
-
-
-def ragged_cache(heads=3, value_dim=32, rope=16, page=16):
-    lengths = torch.tensor([1, page, 2 * page + 5], dtype=torch.int32)
-    pages = torch.tensor([[5, 0, 0], [2, 0, 0], [1, 4, 3]], dtype=torch.int32)
-    cache = torch.full((6, page, value_dim + rope), float("nan"))  # poison: only what a row wrote may be read
-    for row, length in enumerate(lengths.tolist()):
-        for t in range(length):
-            cache[pages[row, t // page], t % page] = torch.randn(value_dim + rope)
-    return torch.randn(3, heads, value_dim + rope), cache, pages, lengths
-
-
-def test_mla_decode_kernel_equals_its_twin_on_ragged_paged_rows():
-    q, cache, pages, lengths = ragged_cache()
-    ref = reference.mla_decode(q, cache, pages, lengths, 0.2, 32)
-    out = attention.mla_decode(*(t.to(DEVICE) for t in (q, cache, pages, lengths)), 0.2, 32)
-    assert_close(out, ref, "float32")
-
-
-def test_rms_norm_kernel_equals_its_twin_on_a_slice_of_a_wider_row():
-    x, w = torch.randn(5, 200)[:, :130], torch.rand(130)
-    assert_close(norm.rms_norm(x.to(DEVICE), w.to(DEVICE), 1e-6), reference.rms_norm(x, w, 1e-6), "float32")
-
-
-@pytest.mark.parametrize("rows", [2, 3, 16])
+@pytest.mark.parametrize("rows", [2, 3, 16, 17, 32])
 def test_a_row_of_a_product_has_the_same_bits_alone_and_in_company(rows):
     a, a_s, b, b_s = operands(rows, 512, 512)
     together = kernels.fp8_gemm(a, a_s, b, b_s, out_dtype=torch.float32) if CUDA else None
@@ -87,21 +60,25 @@ def test_a_row_of_a_product_has_the_same_bits_alone_and_in_company(rows):
             assert_bits_equal(kernels.fp8_gemm(a[one], a_s[one], b, b_s, out_dtype=torch.float32), together[one])
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 32), (3, 3, 16), (18, 1, 48)])
-def test_gqa_decode_kernel_equals_its_twin_on_ragged_paged_rows(heads, kv_heads, dim):
-    torch.manual_seed(1)
-    rows, page = 3, 16
-    lengths = torch.tensor([1, 16, 37], dtype=torch.int32)
-    pages = torch.randperm(9).view(rows, 3).int()
-    cache = torch.randn(9, page, 2 * kv_heads * dim)
-    q = torch.randn(rows, heads, dim)
-    ref = reference.gqa_decode(q, cache, pages, lengths, 0.2, kv_heads)
-    out = attention.gqa_decode(*(t.to(DEVICE) for t in (q, cache, pages, lengths)), 0.2, kv_heads)
-    assert_close(out, ref, "float32")
-    plain = torch.nn.functional.scaled_dot_product_attention(
-        q[2][:, None],
-        *cache[pages[2]].flatten(0, 1)[:37].unflatten(-1, (2, kv_heads, dim)).permute(1, 2, 0, 3),
-        scale=0.2,
-        enable_gqa=True,
-    )
-    assert_close(ref[2], plain[:, 0], "float32")
+@pytest.mark.parametrize("fp8", [True, False], ids=["fp8", "plain"])
+@pytest.mark.parametrize(("rows", "share"), [(3, True), (2, False), (40, True), (34, False)])
+def test_expert_gemm_kernels_take_each_row_to_the_experts_it_chose(rows, share, fp8):
+    torch.manual_seed(rows)
+    experts, count, n, k = torch.stack([torch.randperm(5)[:2] for _ in range(rows)]).int(), rows * 2, 130, 128
+    a, a_s, b, b_s = operands(rows if share else count, 5 * 256, k)
+    b, b_s = b.view(5, 256, k)[:, :n].contiguous(), b_s.view(5, 2, 1)
+    if not fp8:
+        a, b = reference.act_dequant(a, a_s, 128), torch.randn(5, n, k, device=DEVICE)
+        a_s = b_s = None
+    weights = torch.rand(rows, 2)
+    given = [None if t is None else t.cpu() for t in (a, b, a_s, b_s)]
+    ref = reference.expert_gemm(*given, experts, weights, torch.float32)
+    out = gemm.expert_gemm(a, b, a_s, b_s, experts.to(DEVICE), weights.to(DEVICE), torch.float32)
+    assert_close(out, ref, "fp8 unit" if fp8 and CUDA else "float32")
+
+
+def test_partial_sums_of_a_long_k_add_up_to_the_product():
+    a, a_s, b, b_s = operands(2, 64, 2048)
+    parts = gemm.gemm_parts(a, b, a_s, b_s, torch.bfloat16)
+    assert len(parts) > 1 and parts.dtype == torch.float32
+    assert_close(gemm.add_up(parts, torch.float32), exact_product(a, a_s, b, b_s), "fp8 unit" if CUDA else "float32")

@@ -1,15 +1,28 @@
 import pytest
 import torch
+from compare import assert_close
 from scipy import stats
 
 import kernels
+from kernels import drawing, reference
 from kernels.sampling import philox
 from playground.engine.request import SamplingParams
-from playground.engine.sampler import sample
+from playground.engine.sampler import Settings, draw_rows, is_shaped
 
 SAMPLES, VOCAB = 200_000, 48
 FILTERS = {"none": {}, "top-k": {"top_k": 12}, "top-p": {"top_p": 0.8}, "min-p": {"min_p": 0.05}}
 FILTERS["all"] = {"top_k": 20, "top_p": 0.9, "min_p": 0.02}
+
+
+def sample(logits: torch.Tensor, params: list[SamplingParams], positions: list[int]) -> tuple[list, list]:
+    settings = Settings.of(params, logits.device)
+    shaped = any(map(is_shaped, params))
+    ids, logprobs = draw_rows(logits, settings, torch.tensor(positions, device=logits.device), shaped)
+    return ids.tolist(), logprobs.tolist()
+
+
+def gumbel(log_probs: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    return kernels.draw(log_probs, torch.ones(len(seeds), dtype=torch.float64), seeds, positions)[0]
 
 
 def logits_row(seed: int = 0) -> torch.Tensor:
@@ -47,15 +60,15 @@ def chi_square_p(counts: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
 @pytest.mark.parametrize("filters", FILTERS.values(), ids=FILTERS)
-@pytest.mark.parametrize("draw", [kernels.draw_multinomial, kernels.draw_gumbel])
-def test_draws_fit_the_softmax(draw, filters, temperature):
+@pytest.mark.parametrize("sampler", [kernels.draw_multinomial, gumbel])
+def test_draws_fit_the_softmax(sampler, filters, temperature):
     logits = logits_row()
     row = {"top_k": 0, "top_p": 1.0, "min_p": 0.0} | filters
     log_probs = kernels.process_logits(
         logits[None], *(torch.tensor([v]) for v in (temperature, row["top_k"], row["top_p"], row["min_p"]))
     )
     positions = torch.arange(SAMPLES)
-    ids = draw(log_probs.expand(SAMPLES, -1), torch.full_like(positions, 20261123), positions)
+    ids = sampler(log_probs.expand(SAMPLES, -1), torch.full_like(positions, 20261123), positions)
     expected = expected_distribution(logits, temperature, **filters)
     counts = torch.bincount(ids, minlength=VOCAB)
     assert counts[expected == 0].sum() == 0, "a token that a filter cut was drawn"
@@ -123,3 +136,20 @@ def test_the_reported_logprob_is_of_the_raw_distribution():
     logits = logits_row()[None]
     ids, logprobs = sample(logits, [SamplingParams("gumbel", 0.5, top_k=3, seed=1)], [0])
     assert abs(logprobs[0] - logits.log_softmax(-1)[0, ids[0]].item()) < 1e-5
+
+
+@pytest.mark.parametrize("vocab", [48, 3001])
+def test_the_draw_kernel_draws_what_its_twin_draws(vocab):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(vocab)
+    logits = torch.randn(12, vocab) * 2
+    logits[3, 5:] = float("-inf")
+    logits[4] = 0.0  # equals
+    temperature = torch.tensor([0.0, 1.0, 0.5, 2.0] * 3, dtype=torch.float64)
+    seeds, positions = torch.randint(0, 2**53, (12,)), torch.randint(0, 2**20, (12,))
+    temperature[4] = 0.0
+    for values in (logits, logits.double().log_softmax(-1)):
+        ids, logprobs = reference.draw(values, temperature, seeds, positions)
+        got = drawing.draw(*(t.to(device) for t in (values, temperature, seeds, positions)))
+        assert got[0].tolist() == ids.tolist() and ids[4] == 0
+        assert_close(got[1], logprobs, "float32")

@@ -5,10 +5,10 @@ import torch
 from compare import assert_bits_equal, assert_close
 from conftest import random_tensors
 
+from kernels import reference as twins
 from playground.config import CheckpointError
 from playground.engine.cache import PAGE_SIZE
 from playground.families import parse_config
-from playground.model.moe import row_sigmoid
 from playground.model.reference import ReferenceModel
 from playground.model.step import Step
 from playground.model.transformer import Transformer
@@ -77,10 +77,10 @@ def test_fp8_prefill_and_decode_are_no_further_apart_than_fp8_is_from_exact(smal
 def test_the_gate_of_a_row_has_the_same_bits_alone_and_in_company():
     logits = torch.randn(200, 5, 8, generator=torch.Generator().manual_seed(2))
     for batch in logits:
-        together = row_sigmoid(batch)
+        together = twins.row_sigmoid(batch)
         assert_close(together, batch.double().sigmoid(), "float32")
         for row in range(5):
-            assert_bits_equal(row_sigmoid(batch[row : row + 1])[0], together[row])
+            assert_bits_equal(twins.row_sigmoid(batch[row : row + 1])[0], together[row])
 
 
 @pytest.mark.parametrize("seed", range(8))

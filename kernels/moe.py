@@ -1,0 +1,110 @@
+"""Mixture of experts in Triton: which experts a row goes to, and in which order a product visits many rows' experts."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.launch import let_next_start, overlap, wait_for_previous
+
+
+@triton.jit
+def best_of(values, index, COUNT: tl.constexpr):
+    """The largest value's place; of equals the lowest."""
+    top = tl.max(values, axis=0)
+    return tl.min(tl.where(values == top, index, COUNT), axis=0), top
+
+
+@triton.jit
+def route_kernel(
+    logits_ptr, bias_ptr, experts_ptr, weights_ptr, scaling, logits_part, experts,
+    PARTS: tl.constexpr, SIGMOID: tl.constexpr, CORRECTED: tl.constexpr, NORMALISED: tl.constexpr,
+    GROUPS: tl.constexpr, KEPT_GROUPS: tl.constexpr, GROUP: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    row, e, slot = tl.program_id(0), tl.arange(0, BLOCK), tl.arange(0, BLOCK_K)
+    real = e < experts
+    wait_for_previous(PDL)
+    let_next_start(PDL)
+    logits = tl.zeros((BLOCK,), dtype=tl.float32)
+    for p in tl.static_range(PARTS):
+        logits += tl.load(logits_ptr + p * logits_part + row * experts + e, mask=real, other=0.0)
+    if SIGMOID:
+        scores = 1.0 / (1.0 + tl.exp(-logits))
+    else:
+        shifted = tl.where(real, logits - tl.max(tl.where(real, logits, float("-inf")), axis=0), float("-inf"))
+        scores = tl.exp(shifted) / tl.sum(tl.exp(shifted), axis=0)
+    choice = scores
+    if CORRECTED:
+        choice += tl.load(bias_ptr + e, mask=real, other=0.0)
+    choice = tl.where(real, choice, float("-inf"))
+    if GROUPS > 1:
+        dropped = tl.full((BLOCK,), 1, dtype=tl.int1)
+        standing = tl.full((BLOCK,), float("-inf"), dtype=tl.float32)  # each expert's group's score
+        for g in tl.static_range(GROUPS):
+            member = e // GROUP == g
+            at, best = best_of(tl.where(member, choice, float("-inf")), e, BLOCK)
+            if CORRECTED and GROUP > 1:
+                _, second = best_of(tl.where(member & (e != at), choice, float("-inf")), e, BLOCK)
+                best += second
+            standing = tl.where(member, best, standing)
+        for _ in tl.static_range(KEPT_GROUPS):
+            at, _top = best_of(tl.where(dropped & real, standing, float("-inf")), e, BLOCK)
+            dropped = dropped & (e // GROUP != at // GROUP)
+        choice = tl.where(dropped, float("-inf"), choice)
+    chosen = tl.zeros((BLOCK_K,), dtype=tl.int32)
+    weights = tl.zeros((BLOCK_K,), dtype=tl.float32)
+    taken = tl.zeros((BLOCK,), dtype=tl.int1)
+    for j in tl.static_range(TOP_K):
+        at, _top = best_of(tl.where(taken, float("-inf"), choice), e, BLOCK)
+        taken = taken | (e == at)
+        chosen = tl.where(slot == j, at, chosen)
+        weights = tl.where(slot == j, tl.sum(tl.where(e == at, scores, 0.0), axis=0), weights)
+    if NORMALISED:
+        weights = weights / (tl.sum(weights, axis=0) + 1e-20)
+    out = row * TOP_K + slot
+    tl.store(experts_ptr + out, chosen, mask=slot < TOP_K)
+    tl.store(weights_ptr + out, weights * scaling, mask=slot < TOP_K)
+
+
+def route(parts: torch.Tensor, bias: torch.Tensor | None, rule) -> tuple[torch.Tensor, torch.Tensor]:
+    count, rows, experts = parts.shape
+    chosen = torch.empty(rows, rule.top_k, dtype=torch.int32, device=parts.device)
+    weights = torch.empty(rows, rule.top_k, dtype=torch.float32, device=parts.device)
+    if rows:
+        route_kernel[(rows,)](
+            parts, parts if bias is None else bias, chosen, weights, rule.scaling, parts.stride(0), experts,
+            PARTS=count, SIGMOID=rule.sigmoid, CORRECTED=bias is not None,
+            NORMALISED=rule.normalised and rule.top_k > 1, GROUPS=rule.groups, KEPT_GROUPS=rule.kept_groups,
+            GROUP=experts // rule.groups, TOP_K=rule.top_k, BLOCK=triton.next_power_of_2(experts),
+            BLOCK_K=triton.next_power_of_2(rule.top_k), num_warps=1 if experts <= 128 else 4, **overlap(parts),
+        )  # fmt: skip
+    return chosen, weights
+
+
+class Schedule(NamedTuple):
+    """Choices sorted by expert, and for every block of a product the expert and the range of choices that it takes."""
+
+    order: torch.Tensor  # [T * k] int64: places in the flattened choices
+    expert: torch.Tensor  # [blocks]
+    first: torch.Tensor  # [blocks]
+    last: torch.Tensor  # [blocks]; not above `first` where a block has nothing to do
+
+
+def schedule(chosen: torch.Tensor, experts: int, block: int) -> Schedule:
+    """Made on the device, without the host knowing who chose what: as many blocks as there could be at most."""
+    flat = chosen.flatten().long()
+    order = flat.argsort(stable=True)
+    counts = torch.zeros(experts, dtype=torch.int64, device=flat.device).scatter_add_(0, flat, torch.ones_like(flat))
+    ends = counts.cumsum(0)
+    blocks_end = ((counts + block - 1) // block).cumsum(0)
+    most = triton.cdiv(len(flat), block) + min(experts, len(flat))
+    number = torch.arange(most, device=flat.device)
+    expert = torch.searchsorted(blocks_end, number, right=True).clamp_(max=experts - 1)
+    inner = number - (blocks_end - (counts + block - 1) // block)[expert]
+    first = (ends - counts)[expert] + inner * block
+    last = torch.minimum(ends[expert], first + block)
+    return Schedule(order, expert, first, torch.where(number < blocks_end[-1], last, first))

@@ -1,0 +1,183 @@
+"""Between the products of attention, in Triton: norms, rotary embedding, and what the cache is to keep."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.launch import let_next_start, overlap, wait_for_previous
+from kernels.norm import add_parts
+from kernels.quant import allocate, emit, emitted
+from kernels.reference import Form, Formed
+
+
+@triton.jit
+def rope_heads_kernel(
+    parts_ptr, q_norm_ptr, k_norm_ptr, rope_ptr, slots_ptr, q_ptr, kv_ptr, parts_part, parts_row, keys_at, values_at,
+    heads, kv_heads, eps,
+    PARTS: tl.constexpr, NORM: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One head of a token: a query, a key or a value, which is neither normed nor turned."""
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    half: tl.constexpr = DIM // 2
+    i = tl.arange(0, BLOCK)
+    inside = i < half
+    is_query, is_value = head < heads, head >= heads + kv_heads
+    wait_for_previous(PDL)
+    let_next_start(PDL)
+    column = head * DIM
+    if is_value:
+        column = values_at + (head - heads - kv_heads) * DIM
+    elif head >= heads:
+        column = keys_at + (head - heads) * DIM
+    at = row * parts_row + column + i
+    zero = tl.zeros((BLOCK,), dtype=tl.float32)
+    dtype = q_ptr.dtype.element_ty
+    a = add_parts(zero, parts_ptr, at, parts_part, inside, PARTS).to(dtype).to(tl.float32)
+    b = add_parts(zero, parts_ptr, at + half, parts_part, inside, PARTS).to(dtype).to(tl.float32)
+    if NORM:
+        weight_ptr = k_norm_ptr
+        if is_query:
+            weight_ptr = q_norm_ptr
+        scale = tl.rsqrt(tl.sum(a * a + b * b, axis=0) / DIM + eps)
+        normed_a = (a * scale * tl.load(weight_ptr + i, mask=inside, other=0.0).to(tl.float32)).to(dtype)
+        normed_b = (b * scale * tl.load(weight_ptr + half + i, mask=inside, other=0.0).to(tl.float32)).to(dtype)
+        a = tl.where(is_value, a, normed_a.to(tl.float32))
+        b = tl.where(is_value, b, normed_b.to(tl.float32))
+    cos = tl.where(is_value, 1.0, tl.load(rope_ptr + row * DIM + i, mask=inside, other=0.0))
+    sin = tl.where(is_value, 0.0, tl.load(rope_ptr + row * DIM + half + i, mask=inside, other=0.0))
+    x, y = (a * cos - b * sin).to(dtype), (a * sin + b * cos).to(dtype)
+    if is_query:
+        out = q_ptr + (row * heads + head) * DIM + i
+    else:
+        out = kv_ptr + (tl.load(slots_ptr + row) * 2 * kv_heads + head - heads) * DIM + i
+    tl.store(out, x, mask=inside)
+    tl.store(out + half, y, mask=inside)
+
+
+def rope_heads(parts, starts, norms, rope, slots, kv, heads: int, eps: float) -> torch.Tensor:
+    (count, rows, _), dim = parts.shape, rope.shape[-1] * 2
+    kv_heads = kv.shape[-1] // 2 // dim
+    q = torch.empty(rows, heads, dim, dtype=kv.dtype, device=kv.device)
+    q_norm, k_norm = norms or (q, q)
+    if rows:
+        rope_heads_kernel[(rows, heads + 2 * kv_heads)](
+            parts, q_norm, k_norm, rope, slots, q, kv, *parts.stride()[:2], starts[1], starts[2], heads,
+            kv_heads, eps,
+            PARTS=count, NORM=norms is not None, DIM=dim, BLOCK=triton.next_power_of_2(dim // 2), num_warps=1,
+            **overlap(parts),
+        )  # fmt: skip
+    return q
+
+
+@triton.jit
+def rotate_pairs(
+    parts_ptr, at, part, rope_ptr, i, inside, PARTS: tl.constexpr, ROPE: tl.constexpr, dtype: tl.constexpr
+):
+    """Pairs `(x[2i], x[2i+1])` at `at`, turned; returns both in `dtype`."""
+    zero = tl.zeros(i.shape, dtype=tl.float32)
+    a = add_parts(zero, parts_ptr, at + 2 * i, part, inside, PARTS).to(dtype).to(tl.float32)
+    b = add_parts(zero, parts_ptr, at + 2 * i + 1, part, inside, PARTS).to(dtype).to(tl.float32)
+    cos = tl.load(rope_ptr + i, mask=inside, other=0.0)
+    sin = tl.load(rope_ptr + ROPE // 2 + i, mask=inside, other=0.0)
+    return (a * cos - b * sin).to(dtype), (a * sin + b * cos).to(dtype)
+
+
+@triton.jit
+def split_latents_kernel(
+    parts_ptr, q_norm_ptr, kv_norm_ptr, rope_ptr, slots_ptr, kv_ptr, plain_ptr, q_ptr, s_ptr, parts_part, parts_row,
+    kv_at, eps,
+    PARTS: tl.constexpr, Q_DIM: tl.constexpr, LATENT: tl.constexpr, ROPE: tl.constexpr, Q_BLOCKS: tl.constexpr,
+    BLOCK_L: tl.constexpr, BLOCK_R: tl.constexpr, PLAIN: tl.constexpr, FP8: tl.constexpr, UE8M0: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """Program 0 of a token: its KV latent, normed, and its rotary key into the cache. Program 1: its query latent."""
+    row = tl.program_id(0).to(tl.int64)
+    wait_for_previous(PDL)
+    let_next_start(PDL)
+    dtype: tl.constexpr = kv_ptr.dtype.element_ty
+    start = row * parts_row
+    if tl.program_id(1) == 0:
+        d, i = tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_R)
+        zero = tl.zeros((BLOCK_L,), dtype=tl.float32)
+        x = add_parts(zero, parts_ptr, start + kv_at + d, parts_part, d < LATENT, PARTS).to(dtype).to(tl.float32)
+        w = tl.load(kv_norm_ptr + d, mask=d < LATENT, other=0.0).to(tl.float32)
+        x = x * tl.rsqrt(tl.sum(x * x, axis=0) / LATENT + eps) * w
+        out = kv_ptr + tl.load(slots_ptr + row) * (LATENT + ROPE)
+        tl.store(out + d, x.to(dtype), mask=d < LATENT)
+        turn = i < ROPE // 2
+        rope = rope_ptr + row * ROPE
+        a, b = rotate_pairs(parts_ptr, start + kv_at + LATENT, parts_part, rope, i, turn, PARTS, ROPE, dtype)
+        tl.store(out + LATENT + 2 * i, a, mask=turn)
+        tl.store(out + LATENT + 2 * i + 1, b, mask=turn)
+    elif Q_DIM > 0:
+        block = tl.arange(0, Q_BLOCKS)
+        cols = block[:, None] * 128 + tl.arange(0, 128)[None, :]
+        inside = cols < Q_DIM
+        zeros = tl.zeros((Q_BLOCKS, 128), dtype=tl.float32)
+        y = add_parts(zeros, parts_ptr, start + cols, parts_part, inside, PARTS).to(dtype).to(tl.float32)
+        w = tl.load(q_norm_ptr + cols, mask=inside, other=0.0).to(tl.float32)
+        y = (y * tl.rsqrt(tl.sum(tl.sum(y * y, axis=1), axis=0) / Q_DIM + eps) * w).to(dtype).to(tl.float32)
+        blocks = Q_DIM // 128
+        emit(
+            y, row * Q_DIM + cols, inside, row * blocks + block, block < blocks,
+            plain_ptr, q_ptr, s_ptr, PLAIN, FP8, UE8M0,
+        )  # fmt: skip
+
+
+def split_latents(parts, kv_at: int, q_norm, kv_norm, eps: float, rope, slots, kv, form: Form | None) -> Formed | None:
+    count, rows, _ = parts.shape
+    latent, q_dim = len(kv_norm), 0 if q_norm is None else len(q_norm)
+    out = allocate(form, rows, q_dim, kv) if q_dim else None
+    pointers, flags = emitted(form if q_dim else Form(False, False), out, kv)
+    if rows:
+        split_latents_kernel[(rows, 2 if q_dim else 1)](
+            parts, kv if q_norm is None else q_norm, kv_norm, rope, slots, kv, *pointers, *parts.stride()[:2],
+            kv_at, eps,
+            PARTS=count, Q_DIM=q_dim, LATENT=latent, ROPE=kv.shape[-1] - latent,
+            Q_BLOCKS=triton.next_power_of_2(max(triton.cdiv(q_dim, 128), 1)), BLOCK_L=triton.next_power_of_2(latent),
+            BLOCK_R=triton.next_power_of_2((kv.shape[-1] - latent) // 2), **flags, num_warps=4, **overlap(parts),
+        )  # fmt: skip
+    return out
+
+
+@triton.jit
+def absorb_kernel(
+    parts_ptr, absorb_ptr, rope_ptr, q_ptr, parts_part, parts_row, heads,
+    PARTS: tl.constexpr, NOPE: tl.constexpr, ROPE: tl.constexpr, LATENT: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_L: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_L values of a head's query against the latent; the first program also turns the head's rotary part."""
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    n, d = tl.arange(0, BLOCK_N), tl.program_id(2) * BLOCK_L + tl.arange(0, BLOCK_L)
+    inside = (d < LATENT)[:, None] & (n < NOPE)[None, :]
+    absorb = tl.load(absorb_ptr + (head * LATENT + d)[:, None].to(tl.int64) * NOPE + n[None, :], mask=inside, other=0.0)
+    wait_for_previous(PDL)
+    let_next_start(PDL)
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    at = row * parts_row + head * (NOPE + ROPE)
+    zero = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    q = add_parts(zero, parts_ptr, at + n, parts_part, n < NOPE, PARTS).to(dtype).to(tl.float32)
+    out = q_ptr + (row * heads + head) * (LATENT + ROPE)
+    tl.store(out + d, tl.sum(absorb.to(tl.float32) * q[None, :], axis=1).to(dtype), mask=d < LATENT)
+    if tl.program_id(2) == 0:
+        i = tl.arange(0, BLOCK_R)
+        turn = i < ROPE // 2
+        a, b = rotate_pairs(parts_ptr, at + NOPE, parts_part, rope_ptr + row * ROPE, i, turn, PARTS, ROPE, dtype)
+        tl.store(out + LATENT + 2 * i, a, mask=turn)
+        tl.store(out + LATENT + 2 * i + 1, b, mask=turn)
+
+
+def absorb_queries(parts, absorb, rope, dtype: torch.dtype) -> torch.Tensor:
+    (count, rows, _), (heads, latent, nope) = parts.shape, absorb.shape
+    rotary = rope.shape[-1] * 2
+    q = torch.empty(rows, heads, latent + rotary, dtype=dtype, device=parts.device)
+    block = min(64, triton.next_power_of_2(latent))
+    if rows:
+        absorb_kernel[(rows, heads, triton.cdiv(latent, block))](
+            parts, absorb, rope, q, *parts.stride()[:2], heads,
+            PARTS=count, NOPE=nope, ROPE=rotary, LATENT=latent, BLOCK_N=triton.next_power_of_2(nope),
+            BLOCK_R=triton.next_power_of_2(rotary // 2), BLOCK_L=block, num_warps=4, **overlap(parts),
+        )  # fmt: skip
+    return q

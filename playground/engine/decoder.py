@@ -1,0 +1,178 @@
+"""How a decode step runs: operation by operation, or, on a CUDA card, as one recorded graph.
+
+A step is the same either way: feed each row's newest token, draw the next one, move on by one position. A graph does
+all of it without the host, which therefore starts a step before it has read the one before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from playground.engine.cache import PAGE_SIZE, PagedCache, pages_for
+from playground.engine.request import SamplingParams
+from playground.engine.row import Row
+from playground.engine.sampler import Settings, draw_rows, is_shaped
+from playground.model.step import ScaleTrace, Step
+from playground.model.transformer import Transformer
+
+
+class State(NamedTuple):
+    """What a step reads and moves on, `[R]` each: the newest tokens, where they stand, and what their rows see."""
+
+    tokens: torch.Tensor  # int64
+    positions: torch.Tensor  # int64
+    slots: torch.Tensor  # int64: places in the flattened cache
+    lengths: torch.Tensor  # int32
+    pages: torch.Tensor  # [R, P] int32
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], width: int) -> State:
+        """On the host; `width` pages per row, filled up with the first one's."""
+        pages = torch.tensor([(row.pages + row.pages[:1] * width)[:width] for row in rows], dtype=torch.int32)
+        positions = torch.tensor([row.length for row in rows])
+        tokens = torch.tensor([row.new_ids[-1] for row in rows])
+        return cls(tokens, positions, places(positions, pages), (positions + 1).int(), pages)
+
+
+class Drawn(NamedTuple):
+    """What a step drew, on the host, one entry for each row."""
+
+    ids: list[int]
+    logprobs: list[float]
+    scales: list[dict[str, list[float]]] | None
+
+
+def places(positions: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
+    page = pages.gather(1, (positions // PAGE_SIZE)[:, None])[:, 0].long()
+    return page * PAGE_SIZE + positions % PAGE_SIZE
+
+
+def run_step(
+    model: Transformer, cache: PagedCache, state: State, settings: Settings, shaped: bool, trace: ScaleTrace | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and log-probabilities `[R]` that follow a state."""
+    step = Step(state.positions, state.slots, pages=state.pages, lengths=state.lengths, trace=trace)
+    logits = model.logits(model(state.tokens, step, cache.data))
+    return draw_rows(logits, settings, state.positions + 1, shaped)
+
+
+class EagerDecoder:
+    """Runs a step now."""
+
+    runs_ahead = False
+
+    def __init__(self, model: Transformer, cache: PagedCache):
+        self.model, self.cache = model, cache
+
+    def start(self, rows: Sequence[Row]) -> Callable[[], Drawn]:
+        """Begins a step that feeds each row's newest token; what it returns waits for the end and reads the result."""
+        state = State.of(rows, max(row.length // PAGE_SIZE + 1 for row in rows))
+        state = State(*(t.to(self.model.device) for t in state))
+        params = [row.request.params for row in rows]
+        trace = ScaleTrace() if any(row.request.trace_scales for row in rows) else None
+        settings = Settings.of(params, self.model.device)
+        ids, logprobs = run_step(self.model, self.cache, state, settings, any(map(is_shaped, params)), trace)
+        scales = trace.read(trace.flat().tolist(), range(len(rows))) if trace else None
+        drawn = Drawn(ids.tolist(), logprobs.tolist(), scales)
+        return lambda: drawn
+
+
+class Graph:
+    """A recorded step of `size` rows: its state and settings lie in fixed memory, which it reads and moves on. Places
+    without a row stand still on the scratch page."""
+
+    def __init__(self, model: Transformer, cache: PagedCache, size: int, width: int, shaped: bool, traced: bool, pool):
+        self.size, self.width, self.scratch, device = size, width, cache.scratch, model.device
+        self.state = State(*(t.to(device) for t in self._padded([])))
+        self.settings = Settings.of([SamplingParams("greedy")] * size, device)
+        self.moves = torch.zeros(size, dtype=torch.int64, device=device)
+        self._step(model, cache, shaped, traced)  # compiles every kernel, which a recording must not do
+        torch.cuda.synchronize(device)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+            self.result, self.flat = self._step(model, cache, shaped, traced)
+        self.host = [self._pinned(self.result) for _ in range(2)]  # in turn: one is read while the next is written
+        self.host_flat = [self._pinned(self.flat) for _ in range(2)] if traced else None
+        self.turn = 0
+
+    @staticmethod
+    def _pinned(like: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(like, device="cpu").pin_memory()
+
+    def _padded(self, rows: Sequence[Row]) -> State:
+        count, at = len(rows), self.scratch * PAGE_SIZE
+        pages = torch.full((self.size, self.width), self.scratch, dtype=torch.int32)
+        zeros = torch.zeros(self.size, dtype=torch.int64)
+        state = State(zeros, zeros.clone(), zeros + at, zeros.int() + 1, pages)
+        if count:
+            for whole, given in zip(state, State.of(rows, self.width), strict=True):
+                whole[:count] = given
+        return state
+
+    def _step(self, model, cache, shaped: bool, traced: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        s = self.state
+        self.trace = ScaleTrace() if traced else None
+        ids, logprobs = run_step(model, cache, s, self.settings, shaped, self.trace)
+        s.tokens.copy_(ids)
+        s.positions.add_(self.moves)
+        s.lengths.add_(self.moves)
+        s.slots.copy_(places(s.positions, s.pages))
+        return torch.stack([ids.double(), logprobs.double()]), self.trace.flat() if traced else None
+
+    def load(self, rows: Sequence[Row]) -> None:
+        params = [row.request.params for row in rows]
+        params += [SamplingParams("greedy")] * (self.size - len(rows))
+        given = (*self._padded(rows), *Settings.of(params, torch.device("cpu")))
+        for target, source in zip((*self.state, *self.settings), given, strict=True):
+            target.copy_(source)
+        self.moves.zero_()
+        self.moves[: len(rows)] = 1
+
+    def replay(self, count: int) -> Callable[[], Drawn]:
+        """Begins one more step for the rows that were loaded; what it returns waits for its end."""
+        self.graph.replay()
+        turn = self.turn = 1 - self.turn
+        self.host[turn].copy_(self.result, non_blocking=True)
+        if self.host_flat:
+            self.host_flat[turn].copy_(self.flat, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+
+        def read() -> Drawn:
+            done.synchronize()
+            ids, logprobs = self.host[turn].tolist()
+            scales = self.trace.read(self.host_flat[turn].tolist(), range(count)) if self.host_flat else None
+            return Drawn([int(i) for i in ids[:count]], logprobs[:count], scales)
+
+        return read
+
+
+class GraphDecoder:
+    """Replays recorded steps: one recording for every power of two of rows, made when it is first needed."""
+
+    runs_ahead = True
+
+    def __init__(self, model: Transformer, cache: PagedCache, context: int):
+        self.model, self.cache, self.width = model, cache, pages_for(context)
+        self.graphs: dict[tuple[int, bool, bool], Graph] = {}
+        self.pool = torch.cuda.graph_pool_handle()
+        self.loaded: list[Row] = []
+
+    def start(self, rows: Sequence[Row]) -> Callable[[], Drawn]:
+        """As `EagerDecoder.start`; for the same rows as the last time, whether or not that step has been read."""
+        size = 1 << (len(rows) - 1).bit_length()
+        shaped = any(is_shaped(row.request.params) for row in rows)
+        key = (size, shaped, any(row.request.trace_scales for row in rows))
+        if key not in self.graphs:
+            self.graphs[key] = Graph(self.model, self.cache, size, self.width, *key[1:], self.pool)
+        if self.loaded != list(rows):
+            self.loaded = list(rows)
+            self.graphs[key].load(rows)
+        return self.graphs[key].replay(len(rows))
+
+
+def make_decoder(model: Transformer, cache: PagedCache, context: int) -> EagerDecoder | GraphDecoder:
+    return GraphDecoder(model, cache, context) if model.device.type == "cuda" else EagerDecoder(model, cache)

@@ -1,0 +1,39 @@
+"""One running sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from playground.engine.request import FinishEvent, Request, Stats
+from playground.tokenizer import TextStream
+
+
+@dataclass(eq=False)
+class Row:
+    request: Request
+    limit: int  # tokens it may draw: what was asked for, or what the context leaves
+    text: TextStream | None
+    submitted: float
+    pages: list[int] = field(default_factory=list)
+    length: int = 0  # tokens that stand in the cache
+    new_ids: list[int] = field(default_factory=list)
+    prefill_seconds: float = 0.0
+    first_token: float = 0.0
+    last_token: float = 0.0
+    finished: bool = False
+
+    def finish(self, reason: str, cache_total: int) -> FinishEvent:
+        self.finished = True
+        prompt, seconds = len(self.request.prompt), self.last_token - self.first_token
+        stats = Stats(
+            finish_reason=reason,
+            prompt_tokens=prompt,
+            new_tokens=len(self.new_ids),
+            seed=self.request.params.seed,
+            ttft=max(self.first_token - self.submitted, 0.0),
+            prefill_rate=prompt / self.prefill_seconds if self.prefill_seconds else 0.0,
+            decode_rate=(len(self.new_ids) - 1) / seconds if seconds > 0 else 0.0,
+            cache_used=self.length,
+            cache_total=cache_total,
+        )
+        return FinishEvent(self.text.flush() if self.text else "", stats)

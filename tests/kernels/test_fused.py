@@ -1,0 +1,154 @@
+"""The ops between products, each against its twin: Triton on a card, or in its interpreter on tiny shapes."""
+
+import pytest
+import torch
+from compare import assert_bits_equal, assert_close
+
+from kernels import Form, Formed, Routing, attention, moe, norm, reference, rope
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FORMS = {"plain": Form(True, False), "fp8": Form(False, True), "both, powers of two": Form(True, True, True)}
+
+
+def to(device: str, *tensors):
+    return [t.to(device) if isinstance(t, torch.Tensor) else t for t in tensors]
+
+
+def assert_formed(out: Formed, ref: Formed) -> None:
+    """Plain values to float32's accuracy; codes where they differ at all, by one step of a few values."""
+    assert [t is None for t in out] == [t is None for t in ref]
+    if ref.plain is not None:
+        assert_close(out.plain, ref.plain, "float32")
+    if ref.q is not None:
+        assert_close(out.s, ref.s, "float32")
+        steps = (out.q.cpu().view(torch.uint8).int() - ref.q.view(torch.uint8).int()).abs()
+        assert steps.max() <= 1 and (steps > 0).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("counts", [(), (1,), (3, 2)], ids=str)
+def test_add_norm_kernel_equals_its_twin(form, counts):
+    torch.manual_seed(1)
+    x, weight = torch.randn(3, 384), torch.rand(384)
+    parts = [torch.randn(count, 3, 384) for count in counts]
+    total, ref = reference.add_norm(x, parts, weight, 1e-6, form)
+    got_total, got = norm.add_norm(*to(DEVICE, x), to(DEVICE, *parts), *to(DEVICE, weight), 1e-6, form)
+    assert_bits_equal(got_total, total)
+    assert_formed(got, ref)
+
+
+def test_add_norm_kernel_takes_any_width_and_strided_parts():
+    x, weight, parts = torch.randn(2, 200), torch.rand(200), torch.randn(2, 3, 200).transpose(0, 1)
+    _, ref = reference.add_norm(x, [parts], weight, 1e-6, FORMS["plain"])
+    _, out = norm.add_norm(x.to(DEVICE), [parts.to(DEVICE)], weight.to(DEVICE), 1e-6, FORMS["plain"])
+    assert_formed(out, ref)
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("rows", [1, 70])
+def test_swiglu_kernel_equals_its_twin(form, rows):
+    parts = torch.randn(2, rows, 2 * 384, generator=torch.Generator().manual_seed(rows)) * 3
+    ref = reference.swiglu(parts, torch.float32, form)
+    assert_formed(norm.swiglu(parts.to(DEVICE), torch.float32, form), ref)
+
+
+@pytest.mark.parametrize("sigmoid", [True, False], ids=["sigmoid", "softmax"])
+@pytest.mark.parametrize("corrected", [True, False], ids=["corrected", "uncorrected"])
+@pytest.mark.parametrize(("experts", "groups", "kept", "top_k"), [(8, 4, 2, 2), (24, 3, 1, 6), (16, 1, 1, 3)])
+def test_route_kernel_chooses_and_weighs_as_its_twin(sigmoid, corrected, experts, groups, kept, top_k):
+    torch.manual_seed(experts)
+    parts, bias = torch.randn(2, 5, experts), torch.randn(experts) * 0.2 if corrected else None
+    rule = Routing(top_k, groups, kept, sigmoid, normalised=sigmoid, scaling=2.5)
+    ref_experts, ref_weights = reference.route(parts, bias, rule)
+    got_experts, got_weights = moe.route(*to(DEVICE, parts, bias), rule)
+    assert got_experts.tolist() == ref_experts.tolist()
+    assert_close(got_weights, ref_weights, "float32")
+
+
+def test_a_schedule_visits_every_choice_once_and_with_its_expert():
+    chosen = torch.randint(0, 7, (50, 3), generator=torch.Generator().manual_seed(2)).int().to(DEVICE)
+    plan, seen = moe.schedule(chosen, 7, 16), []
+    for expert, first, last in zip(plan.expert.tolist(), plan.first.tolist(), plan.last.tolist(), strict=True):
+        places = plan.order[first:last]
+        assert last - first <= 16 and (chosen.flatten()[places] == expert).all()
+        seen += places.tolist()
+    assert sorted(seen) == list(range(150))
+
+
+@pytest.mark.parametrize("normed", [True, False], ids=["qk-norm", "no-norm"])
+@pytest.mark.parametrize("dim", [32, 48])
+def test_rope_heads_kernel_equals_its_twin(normed, dim):
+    torch.manual_seed(dim)
+    heads, kv_heads, rows = 3, 2, 4
+    starts, width = (0, 256, 384), 384 + kv_heads * dim
+    parts, angles = torch.randn(2, rows, width), torch.rand(rows, 2, dim // 2)
+    norms = (torch.rand(dim), torch.rand(dim)) if normed else None
+    slots, kv = torch.tensor([7, 2, 9, 0]), torch.full((10, 2 * kv_heads * dim), 7.0)
+    got_kv = kv.to(DEVICE, copy=True)
+    ref = reference.rope_heads(parts, starts, norms, angles, slots, kv, heads, 1e-6)
+    got_norms = norms and to(DEVICE, *norms)
+    got = rope.rope_heads(*to(DEVICE, parts), starts, got_norms, *to(DEVICE, angles, slots), got_kv, heads, 1e-6)
+    assert_close(got, ref, "float32")
+    assert_close(got_kv, kv, "float32")
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("query", [True, False], ids=["q-lora", "no-q-lora"])
+def test_split_latents_kernel_equals_its_twin(form, query):
+    torch.manual_seed(3)
+    latent, rotary, kv_at = 48, 16, 256
+    parts, angles = torch.randn(2, 3, kv_at + latent + rotary), torch.rand(3, 2, rotary // 2)
+    q_norm, kv_norm, slots = torch.rand(256) if query else None, torch.rand(latent), torch.tensor([1, 5, 2])
+    kv = torch.full((6, latent + rotary), 7.0)
+    got_kv = kv.to(DEVICE, copy=True)
+    ref = reference.split_latents(parts, kv_at, q_norm, kv_norm, 1e-6, angles, slots, kv, form)
+    moved = to(DEVICE, q_norm, kv_norm)
+    got = rope.split_latents(*to(DEVICE, parts), kv_at, *moved, 1e-6, *to(DEVICE, angles, slots), got_kv, form)
+    assert_close(got_kv, kv, "float32")
+    assert (got is None) == (ref is None) and (got is None or assert_formed(got, ref) is None)
+
+
+def test_absorb_queries_kernel_equals_its_twin():
+    torch.manual_seed(4)
+    parts, absorb, angles = torch.randn(2, 3, 4 * 48 + 10), torch.randn(4, 96, 32), torch.rand(3, 2, 8)
+    ref = reference.absorb_queries(parts, absorb, angles, torch.float32)
+    assert_close(rope.absorb_queries(*to(DEVICE, parts, absorb, angles), torch.float32), ref, "float32")
+
+
+LENGTHS = [1, 16, 37, 16 * 40 + 3]  # the last has more pages than there are spans
+
+
+def ragged(width: int, page: int = 16):
+    """A paged cache in which only what a row wrote may be read: the rest is NaN."""
+    pages = torch.randperm(4 * 41).view(4, 41).int()
+    cache = torch.full((4 * 41, page, width), float("nan"))
+    for row, length in enumerate(LENGTHS):
+        for start in range(0, length, page):
+            cache[pages[row, start // page], : min(page, length - start)] = torch.randn(
+                min(page, length - start), width
+            )
+    return cache, pages, torch.tensor(LENGTHS, dtype=torch.int32)
+
+
+def test_mla_decode_kernels_equal_their_twin_on_ragged_paged_rows():
+    torch.manual_seed(5)
+    cache, pages, lengths = ragged(32 + 16)
+    q, expand = torch.randn(4, 3, 48), torch.randn(3, 40, 32)
+    ref = reference.mla_decode(q, cache, pages, lengths, 0.2, expand)
+    out = attention.mla_decode(*to(DEVICE, q, cache, pages, lengths), 0.2, expand.to(DEVICE))
+    assert_close(out, ref, "float32")
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(8, 2, 32), (18, 1, 64)])
+@pytest.mark.parametrize("form", [FORMS["plain"], FORMS["fp8"]], ids=["plain", "fp8"])
+def test_gqa_decode_kernels_equal_their_twin_on_ragged_paged_rows(heads, kv_heads, dim, form):
+    torch.manual_seed(heads)
+    cache, pages, lengths = ragged(2 * kv_heads * dim)
+    q = torch.randn(4, heads, dim)
+    ref = reference.gqa_decode(q, cache, pages, lengths, 0.2, kv_heads, form)
+    out = attention.gqa_decode(*to(DEVICE, q, cache, pages, lengths), 0.2, kv_heads, form)
+    assert_formed(out, ref)
+    if form.plain:
+        k, v = cache[pages[2]].flatten(0, 1)[:37].unflatten(-1, (2, kv_heads, dim)).permute(1, 2, 0, 3)
+        exact = torch.nn.functional.scaled_dot_product_attention(q[2][:, None], k, v, scale=0.2, enable_gqa=True)
+        assert_close(ref.plain[2], exact.flatten(), "float32")
