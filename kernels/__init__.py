@@ -25,6 +25,7 @@ __all__ = [
     "act_quant",
     "add_norm",
     "add_up",
+    "advance",
     "draw",
     "draw_multinomial",
     "expert_gemm",
@@ -187,7 +188,8 @@ def expert_gemm(
 
 def route(parts: torch.Tensor, bias: torch.Tensor | None, rule: Routing) -> tuple[torch.Tensor, torch.Tensor]:
     """Which experts each row goes to: partial sums of logits `[P, T, E]` and a correction `bias [E]` that chooses but
-    does not weigh, to the chosen `[T, k]` int32, best first, and their weights `[T, k]` float32."""
+    does not weigh, to the chosen `[T, k]` int32, best first, then those shared by all, and their weights `[T, k]`
+    float32."""
     return _implementation("moe", parts).route(parts, bias, rule)
 
 
@@ -278,20 +280,21 @@ def mla_decode(
     pages: torch.Tensor,
     lengths: torch.Tensor,
     expand: torch.Tensor,
+    form: Form,
     *,
     scale: float,
-) -> torch.Tensor:
+) -> Formed:
     """One decode step of absorbed multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1).
 
     `q [R, H, latent + rope]` holds each head's query against the latent, then its rotary part; `cache [pages,
     page_size, latent + rope]` the latents and rotary keys; `pages [R, P]` int32 each row's pages in order;
     `lengths [R]` int32 >= 1 how many tokens each row sees; `expand [H, V, latent]` turns a head's result into values.
-    Returns `[R, H * V]`. A row's result depends on that row alone.
+    Returns `[R, H * V]` in `form`. A row's result depends on that row alone.
     """
     _check_decode(q, cache, pages, lengths)
     if q.shape[-1] != cache.shape[-1] or expand.shape[0] != q.shape[1]:
         raise ValueError(f"q {tuple(q.shape)} does not fit {tuple(cache.shape)} and {tuple(expand.shape)}")
-    return _implementation("attention", q).mla_decode(q, cache, pages, lengths, scale, expand)
+    return _implementation("attention", q).mla_decode(q, cache, pages, lengths, scale, expand, form)
 
 
 def _check_decode(q: torch.Tensor, cache: torch.Tensor, pages: torch.Tensor, lengths: torch.Tensor) -> None:
@@ -327,6 +330,24 @@ def draw(
     logits: torch.Tensor, temperature: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One token per row by Gumbel-max: the argmax of `logits [R, V]` (float32 or float64) over `temperature [R]`
-    (float64) plus `gumbel_noise` of `seeds` and `positions`, both `[R]` int64; equals go to the lowest id. Temperature
-    0 is greedy: no noise. Returns ids `[R]` int64 and their log-probabilities `[R]` float32 at temperature 1."""
+    (float64) plus `gumbel_noise` of `seeds [R]` int64 and `positions [R]`, any integers; equals go to the lowest id.
+    Temperature 0 is greedy: no noise. Returns ids `[R]` int64 and their log-probabilities `[R]` float32 at
+    temperature 1."""
     return _implementation("drawing", logits).draw(logits, temperature, seeds, positions)
+
+
+def advance(
+    ids: torch.Tensor,
+    moves: torch.Tensor,
+    pages: torch.Tensor,
+    *,
+    tokens: torch.Tensor,
+    positions: torch.Tensor,
+    lengths: torch.Tensor,
+    slots: torch.Tensor,
+    page_size: int,
+) -> None:
+    """Moves R rows on by `moves [R]` (0 or 1): the drawn `ids [R]` become `tokens`, and `positions`, `lengths` (int32,
+    position + 1) and `slots` (places in the flattened cache, through `pages [R, P]` int32) follow, all in place."""
+    room = _implementation("drawing", ids)
+    room.advance(ids, moves, pages, tokens, positions, lengths, slots, page_size)

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.launch import let_next_start, overlap, wait_for_previous
+from kernels.launch import let_next_start, overlap, prefetch, wait_for_previous
 from kernels.quant import allocate, emit, emitted
 from kernels.reference import Form, Formed
 
@@ -41,11 +41,11 @@ def decode_attention_kernel(
     member = tl.program_id(1) % blocks * BLOCK_H + tl.arange(0, BLOCK_H)
     head = group * per_group + member
     d, r, t = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R), tl.arange(0, PAGE)
-    wait_for_previous(PDL)
-    let_next_start(PDL)
     length = tl.load(lengths_ptr + row)
     span = span_of(length, PAGE, SPLITS)
     first = split * span
+    wait_for_previous(PDL)
+    let_next_start(PDL)
     if first >= length:
         return
     whole = (row * heads + head).to(tl.int64)
@@ -57,8 +57,10 @@ def decode_attention_kernel(
     top = tl.full((BLOCK_H,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((BLOCK_H,), dtype=tl.float32)
     acc = tl.zeros((BLOCK_H, BLOCK_D), dtype=tl.float32)
+    page = tl.load(pages_ptr + row * pages_row + first // PAGE).to(tl.int64)
     for start in tl.range(first, tl.minimum(first + span, length), PAGE):
-        page = tl.load(pages_ptr + row * pages_row + start // PAGE).to(tl.int64)
+        following = tl.minimum(start + PAGE, length - 1) // PAGE
+        next_page = tl.load(pages_ptr + row * pages_row + following).to(tl.int64)  # on its way one turn early
         seen = start + t < length
         mask = seen[:, None] & (d < DIM)[None, :]
         keys = cache_ptr + (page * PAGE + t)[:, None] * cache_row + group * DIM
@@ -76,7 +78,7 @@ def decode_attention_kernel(
         shrink = tl.exp(top - new_top)
         total = total * shrink + tl.sum(p, axis=1)
         acc = acc * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
-        top = new_top
+        top, page = new_top, next_page
     place = whole * SPLITS + split
     tl.store(top_ptr + place, top, mask=member < per_group)
     tl.store(total_ptr + place, total, mask=member < per_group)
@@ -118,10 +120,10 @@ def join_heads_kernel(
     row, block = tl.program_id(0), tl.program_id(1)
     cols = block * 128 + tl.arange(0, 128)
     width = heads * DIM
-    wait_for_previous(PDL)
-    let_next_start(PDL)
     length = tl.load(lengths_ptr + row)
     active = tl.cdiv(length, span_of(length, PAGE, SPLITS))
+    wait_for_previous(PDL)
+    let_next_start(PDL)
     head = row * heads + tl.minimum(cols, width - 1) // DIM
     y = join_spans(acc_ptr, top_ptr, total_ptr, head, cols % DIM, active, DIM, SPLITS, 128, 8)
     y = y.to(like_ptr.dtype.element_ty).to(tl.float32)[None, :]
@@ -135,27 +137,41 @@ def join_heads_kernel(
 
 @triton.jit
 def join_latents_kernel(
-    acc_ptr, top_ptr, total_ptr, lengths_ptr, expand_ptr, out_ptr, heads,
-    LATENT: tl.constexpr, VALUE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_V: tl.constexpr, PAGE: tl.constexpr,
-    SPLITS: tl.constexpr, PDL: tl.constexpr,
+    acc_ptr, top_ptr, total_ptr, lengths_ptr, expand_ptr, plain_ptr, q_ptr, s_ptr, heads, like_ptr,
+    LATENT: tl.constexpr, VALUE: tl.constexpr, HEADS: tl.constexpr, BLOCK_L: tl.constexpr, PAGE: tl.constexpr,
+    SPLITS: tl.constexpr, PLAIN: tl.constexpr, FP8: tl.constexpr, UE8M0: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """A head's output in the latent space, expanded by its slice of `kv_b_proj`: BLOCK_V values."""
-    row, head = tl.program_id(0), tl.program_id(1)
-    v = tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
-    d = tl.arange(0, BLOCK_L)
-    inside = (v < VALUE)[:, None] & (d < LATENT)[None, :]
-    expand = tl.load(
-        expand_ptr + (head * VALUE + v)[:, None].to(tl.int64) * LATENT + d[None, :], mask=inside, other=0.0
-    )
-    wait_for_previous(PDL)
-    let_next_start(PDL)
+    """One block of 128 columns of all heads' outputs: the heads' results in the latent space, expanded by their slices
+    of `kv_b_proj`. HEADS: how many heads such a block can touch."""
+    row, block = tl.program_id(0), tl.program_id(1)
+    cols = block * 128 + tl.arange(0, 128)
+    width = heads * VALUE
     length = tl.load(lengths_ptr + row)
     active = tl.cdiv(length, span_of(length, PAGE, SPLITS))
-    which = row * heads + head + d * 0
-    latent = join_spans(acc_ptr, top_ptr, total_ptr, which, d, active, LATENT, SPLITS, BLOCK_L, 4)
-    latent = latent.to(out_ptr.dtype.element_ty).to(tl.float32)
-    y = tl.sum(expand.to(tl.float32) * latent[None, :], axis=1)
-    tl.store(out_ptr + (row * heads + head).to(tl.int64) * VALUE + v, y.to(out_ptr.dtype.element_ty), mask=v < VALUE)
+    expand_row = expand_ptr + tl.minimum(cols, width - 1)[:, None].to(tl.int64) * LATENT
+    if PDL:
+        lines = tl.minimum(tl.arange(0, BLOCK_L // 16) * 16, LATENT - 1)
+        prefetch(expand_row + lines[None, :])
+    wait_for_previous(PDL)
+    let_next_start(PDL)
+    dtype: tl.constexpr = like_ptr.dtype.element_ty
+    y = tl.zeros((128,), dtype=tl.float32)
+    for start in tl.static_range(0, LATENT, BLOCK_L):
+        d = start + tl.arange(0, BLOCK_L)
+        expand = tl.load(expand_row + d[None, :], mask=(d < LATENT)[None, :], other=0.0).to(tl.float32)
+        for h in tl.static_range(HEADS):
+            head = block * 128 // VALUE + h
+            which = row * heads + tl.minimum(head, heads - 1) + d * 0
+            latent = join_spans(acc_ptr, top_ptr, total_ptr, which, d, active, LATENT, SPLITS, BLOCK_L, 4)
+            latent = latent.to(dtype).to(tl.float32)
+            y += tl.where(cols // VALUE == head, tl.sum(expand * latent[None, :], axis=1), 0.0)
+    y = y.to(dtype).to(tl.float32)[None, :]
+    at = row.to(tl.int64) * width + cols[None, :]
+    one = tl.arange(0, 1)
+    emit(
+        y, at, (cols < width)[None, :], row * (width // 128) + block + one, one == 0,
+        plain_ptr, q_ptr, s_ptr, PLAIN, FP8, UE8M0,
+    )  # fmt: skip
 
 
 def _spans(q, cache, pages, lengths, scale: float, kv_heads: int, dim: int, rope: int):
@@ -185,14 +201,16 @@ def gqa_decode(q, cache, pages, lengths, scale: float, kv_heads: int, form: Form
     return out
 
 
-def mla_decode(q, cache, pages, lengths, scale: float, expand: torch.Tensor) -> torch.Tensor:
+def mla_decode(q, cache, pages, lengths, scale: float, expand: torch.Tensor, form: Form) -> Formed:
     rows, heads, width = q.shape
     _, value, latent = expand.shape
     spans = _spans(q.contiguous(), cache, pages, lengths, scale, 1, latent, width - latent)
-    out = torch.empty(rows, heads * value, dtype=q.dtype, device=q.device)
-    block_v = 32
-    join_latents_kernel[(rows, heads, triton.cdiv(value, block_v))](
-        *spans, lengths, expand, out, heads, LATENT=latent, VALUE=value, BLOCK_L=triton.next_power_of_2(latent),
-        BLOCK_V=block_v, PAGE=cache.shape[1], SPLITS=SPLITS, num_warps=4, **overlap(q),
+    out = allocate(form, rows, heads * value, q)
+    pointers, flags = emitted(form, out, q)
+    touched = max(128 // value, 1) if 128 % value == 0 or value % 128 == 0 else triton.cdiv(128, value) + 1
+    join_latents_kernel[(rows, triton.cdiv(heads * value, 128))](
+        *spans, lengths, expand, *pointers, heads, q, LATENT=latent, VALUE=value, HEADS=touched,
+        BLOCK_L=min(128, triton.next_power_of_2(latent)), PAGE=cache.shape[1], SPLITS=SPLITS, **flags,
+        num_warps=8, **overlap(q),
     )  # fmt: skip
     return out

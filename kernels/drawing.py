@@ -43,19 +43,21 @@ def draw_kernel(
     row, tile = tl.program_id(0), tl.program_id(1)
     token = tile * TILE + tl.arange(0, TILE)
     real = token < vocab
+    temperature = tl.load(temperature_ptr + row)
+    noise = tl.zeros((TILE,), dtype=tl.float64)
+    if temperature > 0:
+        word = philox_word(tl.load(seeds_ptr + row), tl.load(positions_ptr + row).to(tl.int64), token)
+        # 1 - u is exact: 33 bits of it
+        noise -= tl.log(-tl.log(1.0 - (word.to(tl.float64) + 0.5) * 2.3283064365386963e-10))
     wait_for_previous(PDL)
     let_next_start(PDL)
-    temperature = tl.load(temperature_ptr + row)
     logits = tl.load(logits_ptr + row.to(tl.int64) * vocab + token, mask=real, other=float("-inf"))
     narrow = logits.to(tl.float32)
     top = tl.max(narrow, axis=0)
     finite = tl.where(top == float("-inf"), 0.0, top)
     score = logits.to(tl.float64)
     if temperature > 0:
-        word = philox_word(tl.load(seeds_ptr + row), tl.load(positions_ptr + row), token)
-        # 1 - u is exact: 33 bits of it
-        exponential = -tl.log(1.0 - (word.to(tl.float64) + 0.5) * 2.3283064365386963e-10)
-        score = score / temperature - tl.log(exponential)
+        score = score / temperature + noise
     score = tl.where(real, score, float("-inf"))
     best = tl.max(score, axis=0)
     out = row * tiles + tile
@@ -106,3 +108,28 @@ def draw(logits, temperature, seeds, positions) -> tuple[torch.Tensor, torch.Ten
         BLOCK=triton.next_power_of_2(tiles), num_warps=4, **overlap(logits),
     )  # fmt: skip
     return ids, logprobs
+
+
+@triton.jit
+def advance_kernel(
+    ids_ptr, moves_ptr, pages_ptr, tokens_ptr, positions_ptr, lengths_ptr, slots_ptr, rows, pages_row,
+    PAGE: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    row = tl.arange(0, BLOCK)
+    real = row < rows
+    wait_for_previous(PDL)
+    let_next_start(PDL)
+    moves = tl.load(moves_ptr + row, mask=real, other=0)
+    position = tl.load(positions_ptr + row, mask=real, other=0) + moves
+    page = tl.load(pages_ptr + row * pages_row + position // PAGE, mask=real, other=0).to(tl.int64)
+    tl.store(tokens_ptr + row, tl.load(ids_ptr + row, mask=real, other=0), mask=real)
+    tl.store(positions_ptr + row, position, mask=real)
+    tl.store(lengths_ptr + row, (position + 1).to(tl.int32), mask=real)
+    tl.store(slots_ptr + row, page * PAGE + position % PAGE, mask=real)
+
+
+def advance(ids, moves, pages, tokens, positions, lengths, slots, page_size: int) -> None:
+    advance_kernel[(1,)](
+        ids, moves, pages, tokens, positions, lengths, slots, len(ids), pages.stride(0),
+        PAGE=page_size, BLOCK=triton.next_power_of_2(len(ids)), num_warps=1, **overlap(ids),
+    )  # fmt: skip

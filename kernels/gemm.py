@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.launch import let_next_start, overlap, processors, wait_for_previous
+from kernels.launch import let_next_start, overlap, prefetch, wait_for_previous
 from kernels.moe import Schedule, schedule
 from kernels.quant import decode_e4m3
 from kernels.reference import INVARIANT_ROWS, has_fp8_units
@@ -30,29 +30,18 @@ class Tile(NamedTuple):
     splits: int  # along K
     num_warps: int
     num_stages: int
+    ahead: int  # blocks of weight that a program asks for before its input is there
 
 
-def narrow_tile(n: int, k_blocks: int, copies: int, sms: int) -> Tile:
-    """By N, the blocks of K and how many weights each row reads; never by the number of rows. Two programs for every
-    multiprocessor keep enough bytes on their way; more than 8 partial sums cost their reader more than they bring."""
-    tiles = -(-n // 64) * copies
+def narrow_tile(n: int, k_blocks: int, alone: bool) -> Tile:
+    """By N and the blocks of K, never by the number of rows. Some thousand programs keep enough bytes on their way;
+    more than 8 partial sums cost their reader more than they bring, and experts have each other. The pipeline is as
+    deep as lets all programs run at the same time."""
+    tiles = -(-n // 64)
     splits = 1
-    while splits < 8 and tiles * splits < 2 * sms and k_blocks >= 8 * splits:
+    while alone and splits < 8 and tiles * splits < 1024 and k_blocks >= 4 * splits:
         splits *= 2
-    return Tile(64, splits, 4, 4)
-
-
-@triton.jit
-def prefetch(pointers):
-    """Asks for lines of 128 bytes to be brought into the L2 cache."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-        "=r,l",
-        [pointers.to(tl.int64)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
+    return Tile(64, splits, 4, 3 if tiles * splits > 640 else 5, 8)
 
 
 @triton.jit
@@ -70,7 +59,8 @@ def narrow_gemm_kernel(
     first = k_blocks * tl.program_id(1) // SPLITS
     last = k_blocks * (tl.program_id(1) + 1) // SPLITS
     if EXPERTS:  # one row: the rest of the tile is empty
-        wait_for_previous(PDL)
+        if AHEAD == 0:
+            wait_for_previous(PDL)
         choice = tl.program_id(2)
         expert = tl.load(experts_ptr + choice).to(tl.int64)
         b_ptr += expert * N * K
@@ -79,15 +69,15 @@ def narrow_gemm_kernel(
         used = tl.arange(0, BLOCK_M) < 1
         source = m // a_share
     else:
-        if AHEAD > 0:  # weights are nobody's output: ask for them while the kernel before still runs
-            ahead = first + tl.arange(0, AHEAD)
-            prefetch(
-                b_ptr + tl.minimum(n, N - 1)[:, None].to(tl.int64) * K + tl.minimum(ahead, last - 1)[None, :] * BLOCK_K
-            )
-        wait_for_previous(PDL)
         m = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
         used = m < M
         source = m
+    if AHEAD > 0:  # weights are nobody's output: ask for them while the kernel before still runs
+        ahead = tl.minimum(first + tl.arange(0, AHEAD), last - 1)
+        prefetch(b_ptr + tl.minimum(n, N - 1)[:, None].to(tl.int64) * K + ahead[None, :] * BLOCK_K)
+        wait_for_previous(PDL)
+    elif not EXPERTS:
+        wait_for_previous(PDL)
     let_next_start(PDL)
     a_ptrs = a_ptr + source[None, :].to(tl.int64) * a_row + k[:, None]
     b_ptrs = b_ptr + n[:, None].to(tl.int64) * K + k[None, :]
@@ -128,15 +118,17 @@ def _operands(a, b, a_s, decode: bool | None):
     return a, b, {"FP8": fp8, "DECODE": decode}
 
 
-def narrow(a, b, a_s, b_s, experts=None, weights=None, decode: bool | None = None, tile: Tile | None = None):
+def narrow(
+    a, b, a_s, b_s, experts=None, weights=None, decode: bool | None = None, tile: Tile | None = None
+) -> torch.Tensor:
     """Partial sums `[P, M, N]` float32; with `experts [T, k]` one product per choice, `[1, T * k, N]`."""
     like, (rows, k), n = a, a.shape, b.shape[-2]
     a, b, flags = _operands(a, b, a_s, decode)
     block_k = 128 if a_s is not None or a.element_size() == 2 else 32
-    copies = 1 if experts is None else experts.shape[1]
-    tile = tile or narrow_tile(n, triton.cdiv(k, 128), copies, processors(like))
+    tile = tile or narrow_tile(n, triton.cdiv(k, 128), experts is None)
     block_m = 16 if rows <= 16 or experts is not None else 32
     out_rows = rows if experts is None else experts.numel()
+    known = weights is not None or experts is None  # weighted products come last: the choice was made kernels before
     c = torch.empty(tile.splits, out_rows, n, dtype=torch.float32, device=like.device)
     columns = triton.cdiv(rows, block_m) if experts is None else out_rows
     if out_rows:
@@ -146,7 +138,7 @@ def narrow(a, b, a_s, b_s, experts=None, weights=None, decode: bool | None = Non
             a.stride(0), out_rows // rows, c.stride(0), n,
             **flags, EXPERTS=experts is not None, WEIGHTED=weights is not None, EVEN=k % block_k == 0,
             BLOCK_M=block_m, BLOCK_N=tile.block_n, BLOCK_K=block_k, SPLITS=tile.splits, STAGES=tile.num_stages,
-            AHEAD=8 if like.is_cuda and experts is None else 0, num_warps=tile.num_warps, **overlap(like),
+            AHEAD=tile.ahead if like.is_cuda and known else 0, num_warps=tile.num_warps, **overlap(like),
         )  # fmt: skip
     return c
 

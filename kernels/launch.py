@@ -1,8 +1,9 @@
 """Programmatic dependent launch (CUDA on sm_90 and newer): a kernel may start while the one before it still runs.
 
-Every kernel of ours waits for the one before it before it reads or writes anything that another kernel touches, and
-lets the next one start as soon as its own programs all run. What a kernel does before it waits (finding its place,
-asking for weights) is thereby hidden behind its predecessor's tail: about 2 us at every boundary.
+Every kernel of ours waits for the one before it, and only then lets the next one start. So when a kernel begins, all
+but the one right before it have ended: before it waits it may read whatever older kernels wrote (residuals, lengths,
+pages) and ask for weights, and that time is hidden; what the one before it writes it may touch only afterwards.
+Letting the next one start before waiting was tried and lost: see NOTES.md.
 """
 
 from __future__ import annotations
@@ -16,16 +17,23 @@ import triton.language as tl
 
 @triton.jit
 def wait_for_previous(PDL: tl.constexpr):
-    """Before the first access to what another kernel writes or reads."""
+    """Before the first access to what the previous kernel writes, and before any write."""
     if PDL:
         tl.extra.cuda.gdc_wait()
 
 
 @triton.jit
 def let_next_start(PDL: tl.constexpr):
-    """The next kernel's programs may take the places that are free; it waits for this one's end by itself."""
+    """After waiting: the next kernel's programs may take what places are free."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def prefetch(pointers):
+    """Asks for the lines of 128 bytes behind the pointers to be brought into the L2 cache."""
+    asm: tl.constexpr = "prefetch.global.L2 [$1]; mov.u32 $0, 0;"
+    tl.inline_asm_elementwise(asm, "=r,l", [pointers.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @cache
@@ -33,18 +41,8 @@ def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
-@cache
-def _processors(index: int) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count
-
-
 def overlap(tensor: torch.Tensor) -> dict[str, bool]:
     """Launch options of every kernel that takes part."""
     if tensor.is_cuda and _capability(tensor.get_device())[0] >= 9:
         return {"PDL": True, "launch_pdl": True}
     return {"PDL": False}
-
-
-def processors(tensor: torch.Tensor) -> int:
-    """Streaming multiprocessors of the tensor's card; in the interpreter, a small number for small tests."""
-    return _processors(tensor.get_device()) if tensor.is_cuda else 8

@@ -22,11 +22,13 @@ def best_of(values, index, COUNT: tl.constexpr):
 def route_kernel(
     logits_ptr, bias_ptr, experts_ptr, weights_ptr, scaling, logits_part, experts,
     PARTS: tl.constexpr, SIGMOID: tl.constexpr, CORRECTED: tl.constexpr, NORMALISED: tl.constexpr,
-    GROUPS: tl.constexpr, KEPT_GROUPS: tl.constexpr, GROUP: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr,
-    BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+    GROUPS: tl.constexpr, KEPT_GROUPS: tl.constexpr, GROUP: tl.constexpr, TOP_K: tl.constexpr, SHARED: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row, e, slot = tl.program_id(0), tl.arange(0, BLOCK), tl.arange(0, BLOCK_K)
     real = e < experts
+    if CORRECTED:
+        bias = tl.load(bias_ptr + e, mask=real, other=0.0)
     wait_for_previous(PDL)
     let_next_start(PDL)
     logits = tl.zeros((BLOCK,), dtype=tl.float32)
@@ -39,7 +41,7 @@ def route_kernel(
         scores = tl.exp(shifted) / tl.sum(tl.exp(shifted), axis=0)
     choice = scores
     if CORRECTED:
-        choice += tl.load(bias_ptr + e, mask=real, other=0.0)
+        choice += bias
     choice = tl.where(real, choice, float("-inf"))
     if GROUPS > 1:
         dropped = tl.full((BLOCK,), 1, dtype=tl.int1)
@@ -65,22 +67,24 @@ def route_kernel(
         weights = tl.where(slot == j, tl.sum(tl.where(e == at, scores, 0.0), axis=0), weights)
     if NORMALISED:
         weights = weights / (tl.sum(weights, axis=0) + 1e-20)
-    out = row * TOP_K + slot
-    tl.store(experts_ptr + out, chosen, mask=slot < TOP_K)
-    tl.store(weights_ptr + out, weights * scaling, mask=slot < TOP_K)
+    out = row * (TOP_K + SHARED) + slot
+    chosen = tl.where(slot < TOP_K, chosen, experts + slot - TOP_K)
+    tl.store(experts_ptr + out, chosen, mask=slot < TOP_K + SHARED)
+    tl.store(weights_ptr + out, tl.where(slot < TOP_K, weights * scaling, 1.0), mask=slot < TOP_K + SHARED)
 
 
 def route(parts: torch.Tensor, bias: torch.Tensor | None, rule) -> tuple[torch.Tensor, torch.Tensor]:
     count, rows, experts = parts.shape
-    chosen = torch.empty(rows, rule.top_k, dtype=torch.int32, device=parts.device)
-    weights = torch.empty(rows, rule.top_k, dtype=torch.float32, device=parts.device)
+    count_each = rule.top_k + rule.shared
+    chosen = torch.empty(rows, count_each, dtype=torch.int32, device=parts.device)
+    weights = torch.empty(rows, count_each, dtype=torch.float32, device=parts.device)
     if rows:
         route_kernel[(rows,)](
             parts, parts if bias is None else bias, chosen, weights, rule.scaling, parts.stride(0), experts,
             PARTS=count, SIGMOID=rule.sigmoid, CORRECTED=bias is not None,
             NORMALISED=rule.normalised and rule.top_k > 1, GROUPS=rule.groups, KEPT_GROUPS=rule.kept_groups,
-            GROUP=experts // rule.groups, TOP_K=rule.top_k, BLOCK=triton.next_power_of_2(experts),
-            BLOCK_K=triton.next_power_of_2(rule.top_k), num_warps=1 if experts <= 128 else 4, **overlap(parts),
+            GROUP=experts // rule.groups, TOP_K=rule.top_k, SHARED=rule.shared, BLOCK=triton.next_power_of_2(experts),
+            BLOCK_K=triton.next_power_of_2(count_each), num_warps=1 if experts <= 128 else 4, **overlap(parts),
         )  # fmt: skip
     return chosen, weights
 

@@ -34,9 +34,12 @@ def add_norm_kernel(
     cols = block[:, None] * 128 + tl.arange(0, 128)[None, :]
     inside = cols < dim
     w = tl.load(w_ptr + cols, mask=inside, other=0.0).to(tl.float32)
+    if A + B > 0:  # then x comes from the norm before, and only the parts from the previous kernel
+        x = tl.load(x_ptr + row * x_row + cols, mask=inside, other=0.0)
     wait_for_previous(PDL)
     let_next_start(PDL)
-    x = tl.load(x_ptr + row * x_row + cols, mask=inside, other=0.0)
+    if A + B == 0:
+        x = tl.load(x_ptr + row * x_row + cols, mask=inside, other=0.0)
     if A + B > 0:
         update = tl.zeros((BLOCKS, 128), dtype=tl.float32)
         update = add_parts(update, a_ptr, row * a_row + cols, a_part, inside, A)

@@ -36,6 +36,7 @@ class Routing(NamedTuple):
     sigmoid: bool  # scores; otherwise softmax
     normalised: bool  # weights of the chosen sum to 1 before scaling
     scaling: float
+    shared: int = 0  # experts that every row goes to, with weight 1: numbered after the others
 
 
 class Formed(NamedTuple):
@@ -146,7 +147,10 @@ def route(parts: torch.Tensor, bias: torch.Tensor | None, rule: Routing) -> tupl
     weights = scores.gather(-1, chosen)  # the bias chooses, the plain score weighs
     if rule.normalised and rule.top_k > 1:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-    return chosen.int(), weights * rule.scaling
+    chosen, weights = chosen.int(), weights * rule.scaling
+    shared = logits.shape[-1] + torch.arange(rule.shared, dtype=torch.int32, device=logits.device)
+    shared = shared.expand(len(chosen), -1)
+    return torch.cat([chosen, shared], dim=-1), torch.cat([weights, torch.ones_like(shared).float()], dim=-1)
 
 
 def formed(y: torch.Tensor, form: Form) -> Formed:
@@ -223,7 +227,7 @@ def _per_head(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return torch.stack([(weight.float() @ row.float()[..., None])[..., 0] for row in x]).to(x.dtype)
 
 
-def mla_decode(q, cache, pages, lengths, scale: float, expand: torch.Tensor) -> torch.Tensor:
+def mla_decode(q, cache, pages, lengths, scale: float, expand: torch.Tensor, form: Form) -> Formed:
     value_dim = expand.shape[-1]
     out = torch.empty(*q.shape[:-1], value_dim, dtype=q.dtype, device=q.device)
     for row, length in enumerate(lengths.tolist()):
@@ -231,7 +235,7 @@ def mla_decode(q, cache, pages, lengths, scale: float, expand: torch.Tensor) -> 
         keys = cache[used].flatten(0, 1)[:length].float()  # [length, latent]
         probs = ((q[row].float() @ keys.T) * scale).softmax(-1)
         out[row] = (probs @ keys[:, :value_dim]).to(q.dtype)
-    return _per_head(out, expand).flatten(1)
+    return formed(_per_head(out, expand).flatten(1), form)
 
 
 def gqa_decode(q, cache, pages, lengths, scale: float, kv_heads: int, form: Form) -> Formed:
@@ -249,8 +253,16 @@ def draw(logits, temperature, seeds, positions) -> tuple[torch.Tensor, torch.Ten
     drawn = temperature > 0
     scores = logits.double()
     if bool(drawn.any()):
-        noise = gumbel_noise(seeds, positions, logits.shape[-1])
+        noise = gumbel_noise(seeds, positions.long(), logits.shape[-1])
         scores = torch.where(drawn[:, None], scores / torch.where(drawn, temperature, 1.0)[:, None] + noise, scores)
     ids = scores.argmax(-1)  # the first of equals
     logprobs = logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(-1)
     return ids, logprobs.float()
+
+
+def advance(ids, moves, pages, tokens, positions, lengths, slots, page_size: int) -> None:
+    tokens.copy_(ids)
+    positions.add_(moves)
+    lengths.copy_(positions + 1)
+    page = pages.gather(1, (positions // page_size)[:, None])[:, 0]
+    slots.copy_(page * page_size + positions % page_size)

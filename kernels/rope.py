@@ -24,34 +24,36 @@ def rope_heads_kernel(
     i = tl.arange(0, BLOCK)
     inside = i < half
     is_query, is_value = head < heads, head >= heads + kv_heads
-    wait_for_previous(PDL)
-    let_next_start(PDL)
+    cos = tl.where(is_value, 1.0, tl.load(rope_ptr + row * DIM + i, mask=inside, other=0.0))
+    sin = tl.where(is_value, 0.0, tl.load(rope_ptr + row * DIM + half + i, mask=inside, other=0.0))
+    slot = tl.load(slots_ptr + row)
+    weight_ptr = k_norm_ptr
+    if is_query:
+        weight_ptr = q_norm_ptr
+    if NORM:
+        weight_a = tl.load(weight_ptr + i, mask=inside, other=0.0).to(tl.float32)
+        weight_b = tl.load(weight_ptr + half + i, mask=inside, other=0.0).to(tl.float32)
     column = head * DIM
     if is_value:
         column = values_at + (head - heads - kv_heads) * DIM
     elif head >= heads:
         column = keys_at + (head - heads) * DIM
     at = row * parts_row + column + i
+    wait_for_previous(PDL)
+    let_next_start(PDL)
     zero = tl.zeros((BLOCK,), dtype=tl.float32)
     dtype = q_ptr.dtype.element_ty
     a = add_parts(zero, parts_ptr, at, parts_part, inside, PARTS).to(dtype).to(tl.float32)
     b = add_parts(zero, parts_ptr, at + half, parts_part, inside, PARTS).to(dtype).to(tl.float32)
     if NORM:
-        weight_ptr = k_norm_ptr
-        if is_query:
-            weight_ptr = q_norm_ptr
         scale = tl.rsqrt(tl.sum(a * a + b * b, axis=0) / DIM + eps)
-        normed_a = (a * scale * tl.load(weight_ptr + i, mask=inside, other=0.0).to(tl.float32)).to(dtype)
-        normed_b = (b * scale * tl.load(weight_ptr + half + i, mask=inside, other=0.0).to(tl.float32)).to(dtype)
-        a = tl.where(is_value, a, normed_a.to(tl.float32))
-        b = tl.where(is_value, b, normed_b.to(tl.float32))
-    cos = tl.where(is_value, 1.0, tl.load(rope_ptr + row * DIM + i, mask=inside, other=0.0))
-    sin = tl.where(is_value, 0.0, tl.load(rope_ptr + row * DIM + half + i, mask=inside, other=0.0))
+        a = tl.where(is_value, a, (a * scale * weight_a).to(dtype).to(tl.float32))
+        b = tl.where(is_value, b, (b * scale * weight_b).to(dtype).to(tl.float32))
     x, y = (a * cos - b * sin).to(dtype), (a * sin + b * cos).to(dtype)
     if is_query:
         out = q_ptr + (row * heads + head) * DIM + i
     else:
-        out = kv_ptr + (tl.load(slots_ptr + row) * 2 * kv_heads + head - heads) * DIM + i
+        out = kv_ptr + (slot * 2 * kv_heads + head - heads) * DIM + i
     tl.store(out, x, mask=inside)
     tl.store(out + half, y, mask=inside)
 
@@ -94,6 +96,7 @@ def split_latents_kernel(
 ):  # fmt: skip
     """Program 0 of a token: its KV latent, normed, and its rotary key into the cache. Program 1: its query latent."""
     row = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots_ptr + row)
     wait_for_previous(PDL)
     let_next_start(PDL)
     dtype: tl.constexpr = kv_ptr.dtype.element_ty
@@ -104,7 +107,7 @@ def split_latents_kernel(
         x = add_parts(zero, parts_ptr, start + kv_at + d, parts_part, d < LATENT, PARTS).to(dtype).to(tl.float32)
         w = tl.load(kv_norm_ptr + d, mask=d < LATENT, other=0.0).to(tl.float32)
         x = x * tl.rsqrt(tl.sum(x * x, axis=0) / LATENT + eps) * w
-        out = kv_ptr + tl.load(slots_ptr + row) * (LATENT + ROPE)
+        out = kv_ptr + slot * (LATENT + ROPE)
         tl.store(out + d, x.to(dtype), mask=d < LATENT)
         turn = i < ROPE // 2
         rope = rope_ptr + row * ROPE
@@ -117,8 +120,8 @@ def split_latents_kernel(
         inside = cols < Q_DIM
         zeros = tl.zeros((Q_BLOCKS, 128), dtype=tl.float32)
         y = add_parts(zeros, parts_ptr, start + cols, parts_part, inside, PARTS).to(dtype).to(tl.float32)
-        w = tl.load(q_norm_ptr + cols, mask=inside, other=0.0).to(tl.float32)
-        y = (y * tl.rsqrt(tl.sum(tl.sum(y * y, axis=1), axis=0) / Q_DIM + eps) * w).to(dtype).to(tl.float32)
+        weight = tl.load(q_norm_ptr + cols, mask=inside, other=0.0).to(tl.float32)
+        y = (y * tl.rsqrt(tl.sum(tl.sum(y * y, axis=1), axis=0) / Q_DIM + eps) * weight).to(dtype).to(tl.float32)
         blocks = Q_DIM // 128
         emit(
             y, row * Q_DIM + cols, inside, row * blocks + block, block < blocks,

@@ -12,7 +12,7 @@ from torch import nn
 from playground.config import CheckpointError, MlaConfig, ModelConfig
 from playground.engine.cache import PAGE_SIZE
 from playground.engine.engine import PREFILL_CHUNK
-from playground.model.layers import Linear
+from playground.model.layers import Linear, Product
 from playground.model.loading import SCALE_SUFFIX
 
 RESERVE = 256 << 20  # the CUDA context's own growth, fragmentation, compiled kernels
@@ -42,6 +42,9 @@ def weight_bytes(model: nn.Module, device: torch.device, dtype: torch.dtype) -> 
         total += p.numel() * (p.dtype if fixed else dtype).itemsize
     if device.type == "cpu":
         total += sum(m.weight.numel() for m in model.modules() if isinstance(m, Linear) and m.is_fp8) * dtype.itemsize
+    for m in model.modules():
+        if isinstance(m, Product):  # room for experts that are stored once more, in the order of the products
+            total += m.spare * m.outputs * m.inputs * (1 if m.fp8 else dtype.itemsize)
     c = model.config
     if c.tie_word_embeddings:
         total -= model.lm_head.weight.numel() * dtype.itemsize

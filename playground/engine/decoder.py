@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+import kernels
 from playground.engine.cache import PAGE_SIZE, PagedCache, pages_for
 from playground.engine.request import SamplingParams
 from playground.engine.row import Row
@@ -34,7 +35,8 @@ class State(NamedTuple):
         pages = torch.tensor([(row.pages + row.pages[:1] * width)[:width] for row in rows], dtype=torch.int32)
         positions = torch.tensor([row.length for row in rows])
         tokens = torch.tensor([row.new_ids[-1] for row in rows])
-        return cls(tokens, positions, places(positions, pages), (positions + 1).int(), pages)
+        page = pages.gather(1, (positions // PAGE_SIZE)[:, None])[:, 0].long()
+        return cls(tokens, positions, page * PAGE_SIZE + positions % PAGE_SIZE, (positions + 1).int(), pages)
 
 
 class Drawn(NamedTuple):
@@ -45,18 +47,13 @@ class Drawn(NamedTuple):
     scales: list[dict[str, list[float]]] | None
 
 
-def places(positions: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
-    page = pages.gather(1, (positions // PAGE_SIZE)[:, None])[:, 0].long()
-    return page * PAGE_SIZE + positions % PAGE_SIZE
-
-
 def run_step(
     model: Transformer, cache: PagedCache, state: State, settings: Settings, shaped: bool, trace: ScaleTrace | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and log-probabilities `[R]` that follow a state."""
     step = Step(state.positions, state.slots, pages=state.pages, lengths=state.lengths, trace=trace)
     logits = model.logits(model(state.tokens, step, cache.data))
-    return draw_rows(logits, settings, state.positions + 1, shaped)
+    return draw_rows(logits, settings, state.lengths, shaped)  # a token's place is the length before it
 
 
 class EagerDecoder:
@@ -93,14 +90,10 @@ class Graph:
         torch.cuda.synchronize(device)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
-            self.result, self.flat = self._step(model, cache, shaped, traced)
-        self.host = [self._pinned(self.result) for _ in range(2)]  # in turn: one is read while the next is written
-        self.host_flat = [self._pinned(self.flat) for _ in range(2)] if traced else None
+            self.results = self._step(model, cache, shaped, traced)
+        # in turn: one is read while the next is written
+        self.host = [[torch.empty_like(t, device="cpu").pin_memory() for t in self.results] for _ in range(2)]
         self.turn = 0
-
-    @staticmethod
-    def _pinned(like: torch.Tensor) -> torch.Tensor:
-        return torch.empty_like(like, device="cpu").pin_memory()
 
     def _padded(self, rows: Sequence[Row]) -> State:
         count, at = len(rows), self.scratch * PAGE_SIZE
@@ -112,15 +105,21 @@ class Graph:
                 whole[:count] = given
         return state
 
-    def _step(self, model, cache, shaped: bool, traced: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _step(self, model, cache, shaped: bool, traced: bool) -> tuple[torch.Tensor, ...]:
         s = self.state
         self.trace = ScaleTrace() if traced else None
         ids, logprobs = run_step(model, cache, s, self.settings, shaped, self.trace)
-        s.tokens.copy_(ids)
-        s.positions.add_(self.moves)
-        s.lengths.add_(self.moves)
-        s.slots.copy_(places(s.positions, s.pages))
-        return torch.stack([ids.double(), logprobs.double()]), self.trace.flat() if traced else None
+        kernels.advance(
+            ids,
+            self.moves,
+            s.pages,
+            tokens=s.tokens,
+            positions=s.positions,
+            lengths=s.lengths,
+            slots=s.slots,
+            page_size=PAGE_SIZE,
+        )
+        return ids, logprobs, *((self.trace.flat(),) if traced else ())
 
     def load(self, rows: Sequence[Row]) -> None:
         params = [row.request.params for row in rows]
@@ -134,18 +133,18 @@ class Graph:
     def replay(self, count: int) -> Callable[[], Drawn]:
         """Begins one more step for the rows that were loaded; what it returns waits for its end."""
         self.graph.replay()
-        turn = self.turn = 1 - self.turn
-        self.host[turn].copy_(self.result, non_blocking=True)
-        if self.host_flat:
-            self.host_flat[turn].copy_(self.flat, non_blocking=True)
+        self.turn = 1 - self.turn
+        host = self.host[self.turn]
+        for target, source in zip(host, self.results, strict=True):
+            target.copy_(source, non_blocking=True)
         done = torch.cuda.Event()
         done.record()
 
         def read() -> Drawn:
             done.synchronize()
-            ids, logprobs = self.host[turn].tolist()
-            scales = self.trace.read(self.host_flat[turn].tolist(), range(count)) if self.host_flat else None
-            return Drawn([int(i) for i in ids[:count]], logprobs[:count], scales)
+            ids, logprobs, *flat = (t.tolist() for t in host)
+            scales = self.trace.read(*flat, range(count)) if flat else None
+            return Drawn(ids[:count], logprobs[:count], scales)
 
         return read
 

@@ -149,14 +149,14 @@ class Engine:
         if end < len(prompt):
             filling.seconds += time.perf_counter() - began
             return []
-        drawn = self._first_tokens(filling, self.model.logits(hidden[-1:]))
+        drawn = self._first_tokens(filling, hidden[-1:])
         for row in filling.rows:
             row.prefill_seconds = filling.seconds + time.perf_counter() - began
         self.filling = None
         self.running += filling.rows
         return self._advance(filling.rows, drawn)
 
-    def _first_tokens(self, filling: Filling, logits: torch.Tensor) -> Drawn:
+    def _first_tokens(self, filling: Filling, hidden: torch.Tensor) -> Drawn:
         rows, length, device = filling.rows, filling.done, self.model.device
         rows[0].pages = filling.pages
         for row in rows:
@@ -164,9 +164,9 @@ class Engine:
             if row is not rows[0]:
                 self._fork(rows[0], row, length)
         params = [row.request.params for row in rows]
-        at = torch.full((len(rows),), length, device=device)
-        logits, shaped = logits.expand(len(rows), -1).contiguous(), any(map(is_shaped, params))
-        ids, logprobs = draw_rows(logits, Settings.of(params, device), at, shaped)
+        settings, at = Settings.of(params, device), torch.full((len(rows),), length, device=device)
+        logits = self.model.logits(hidden).expand(len(rows), -1).contiguous()
+        ids, logprobs = draw_rows(logits, settings, at, any(map(is_shaped, params)))
         newest = (length - 1) % self.prefill_chunk  # its place in the last piece, which is what was traced
         trace = filling.trace
         scales = trace.read(trace.flat().tolist(), [newest] * len(rows)) if trace else None

@@ -56,10 +56,10 @@ def draw_rows(
         return ids, logprobs
     filtered = (s.top_k > 0) | (s.top_p < 1) | (s.min_p > 0)
     drawn = s.temperature > 0
-    temperature = torch.where(drawn, s.temperature, 1.0)
+    temperature, one = torch.where(drawn, s.temperature, 1.0), torch.ones_like(s.temperature)
     processed = kernels.process_logits(logits, temperature, s.top_k, s.top_p, s.min_p)
-    by_noise, _ = kernels.draw(processed, torch.ones_like(temperature), s.seeds, positions)
-    by_sum = kernels.draw_multinomial(processed, s.seeds, positions)
+    by_noise, _ = kernels.draw(processed, one, s.seeds, positions)
+    by_sum = kernels.draw_multinomial(processed, s.seeds, positions.long())
     ids = torch.where(drawn & filtered, by_noise, ids)
     ids = torch.where(drawn & s.multinomial, by_sum, ids)
     return ids, (logits.gather(-1, ids[:, None]) - logits.logsumexp(-1, keepdim=True))[:, 0]

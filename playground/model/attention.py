@@ -86,13 +86,14 @@ class LatentAttention(nn.Module):
         parts = self.inputs(self.feed(x, step))
         kv, slots = places(cache, step, self.config.cache_width, self.output.dtype)
         parts = self._split(parts, rope, kv, slots, step)
+        form = self.feed_output.form
         if step.is_decode:
             q = kernels.absorb_queries(parts, self.absorb_keys, rope, dtype=kv.dtype)
             scale = self.config.softmax_scale
-            out = kernels.mla_decode(q, cache, step.pages, step.lengths, self.absorb_values, scale=scale)
+            out = kernels.mla_decode(q, cache, step.pages, step.lengths, self.absorb_values, form, scale=scale)
         else:
-            out = self._prefill(parts, rope, seen_by_prefill(kv, slots, step), step)
-        return self.output(self.feed_output(kernels.formed(out, self.feed_output.form), step))
+            out = kernels.formed(self._prefill(parts, rope, seen_by_prefill(kv, slots, step), step), form)
+        return self.output(self.feed_output(out, step))
 
     def _split(self, parts: torch.Tensor, rope: torch.Tensor, kv: torch.Tensor, slots: torch.Tensor, step: Step):
         """Keeps the latents of the step's tokens; returns partial sums that begin with the queries of all heads."""

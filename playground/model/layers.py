@@ -75,9 +75,11 @@ class Product(nn.Module):
     Where some of its projections are FP8 and others are not, it falls into `pieces`: a product for each.
     """
 
-    def __init__(self, *stacks: tuple[Linear, ...]):
+    def __init__(self, *stacks: tuple[Linear, ...], spare: int = 0, multiplied: bool = True):
+        """`spare` stacks more have room, for their owner to fill; `multiplied=False` is only a storage."""
         super().__init__()
         self.stacks = stacks  # a tuple, so that torch does not count the projections twice
+        self.spare, self.multiplied = spare, multiplied
         first = stacks[0]
         forms = {part.is_fp8 for stack in stacks for part in stack}
         self.pieces = [Product((part,)) for part in first] if len(forms) > 1 else None
@@ -94,11 +96,11 @@ class Product(nn.Module):
         """Makes the storage, all zeros, and the projections' parameters views of it."""
         if self.pieces:
             return self._each("allocate", device, dtype)
-        shape = (len(self.stacks), self.outputs, self.inputs)
+        shape = (len(self.stacks) + self.spare, self.outputs, self.inputs)
         self.weight = torch.zeros(shape, dtype=torch.uint8 if self.fp8 else dtype, device=device)
         if self.fp8:
             self.weight = self.weight.view(torch.float8_e4m3fn)
-            tiles = (len(self.stacks), -(-self.outputs // 128), -(-self.inputs // 128))
+            tiles = (shape[0], -(-self.outputs // 128), -(-self.inputs // 128))
             self.scale = torch.ones(tiles, dtype=torch.float32, device=device)
         for number, stack in enumerate(self.stacks):
             for start, part in zip(self.starts, stack, strict=True):
@@ -113,7 +115,7 @@ class Product(nn.Module):
         self.dtype = dtype
         if self.pieces:
             return self._each("prepare", dtype)
-        if self.fp8 and not self.weight.is_cuda:
+        if self.fp8 and self.multiplied and not self.weight.is_cuda:
             pairs = zip(self.weight, self.scale, strict=True)
             self.decoded = torch.stack([kernels.weight_dequant(w, s, dtype=dtype) for w, s in pairs])
 
@@ -170,14 +172,14 @@ class RMSNorm(nn.Module):
 class MLP(nn.Module):
     """SwiGLU: `down(silu(gate(x)) * up(x))`. An inner size that is no multiple of 128 is padded with zero weights."""
 
-    def __init__(self, config: ModelConfig, inner: int, name: str, multiplied: bool = True):
-        """`multiplied=False`: only the weights; the experts of a layer are multiplied together."""
+    def __init__(self, config: ModelConfig, inner: int, name: str, products: bool = True):
+        """`products=False`: only the weights; the experts of a layer are multiplied together."""
         super().__init__()
         c, padded = config, whole_blocks(inner)
         self.gate_proj = Linear(c.hidden_size, padded, c, f"{name}.gate_proj", (inner, c.hidden_size))
         self.up_proj = Linear(c.hidden_size, padded, c, f"{name}.up_proj", (inner, c.hidden_size))
         self.down_proj = Linear(padded, c.hidden_size, c, f"{name}.down_proj", (c.hidden_size, inner))
-        if multiplied:
+        if products:
             self.gate_up = Product((self.gate_proj, self.up_proj))
             self.down = Product((self.down_proj,))
             self.feed_down = Feed(c, f"{name}.down_proj")

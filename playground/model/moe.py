@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import kernels
-from playground.config import ModelConfig
+from playground.config import BLOCK_SIZE, CheckpointError, ModelConfig
 from playground.model.layers import MLP, Feed, PlainLinear, Product, _parameter
 from playground.model.step import Step
 
@@ -25,6 +25,7 @@ class Gate(PlainLinear):
             sigmoid=c.scoring_func == "sigmoid",
             normalised=c.norm_topk_prob,
             scaling=c.routed_scaling_factor,
+            shared=c.n_shared_experts,
         )
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,32 +36,56 @@ class Gate(PlainLinear):
 
 class MoE(nn.Module):
     """The experts' weights lie in one storage, so that a product can take each row to those it chose by itself: the
-    host never learns which, and never waits."""
+    host never learns which, and never waits. Shared experts lie behind the others, as experts that all rows choose."""
 
     def __init__(self, config: ModelConfig, name: str):
         super().__init__()
         c = self.config = config.moe
         self.gate = Gate(config)
-        names = [f"{name}.experts.{i}" for i in range(c.n_routed_experts)]
-        self.experts = nn.ModuleList(MLP(config, c.moe_intermediate_size, n, multiplied=False) for n in names)
-        self.gate_up = Product(*((e.gate_proj, e.up_proj) for e in self.experts))
-        self.down = Product(*((e.down_proj,) for e in self.experts))
-        readers = [f"{n}.{part}" for n in names for part in ("gate_proj", "up_proj")]
+        names, inner, spare = [f"{name}.experts.{i}" for i in range(c.n_routed_experts)], c.moe_intermediate_size, 0
+        self.experts = nn.ModuleList(MLP(config, inner, n, products=False) for n in names)
         if c.n_shared_experts:
-            inner = c.moe_intermediate_size * c.n_shared_experts
-            self.shared_experts = MLP(config, inner, f"{name}.shared_experts")
-            readers += [f"{name}.shared_experts.gate_proj", f"{name}.shared_experts.up_proj"]
-        self.feed = Feed(config, *readers)
+            spare = c.n_shared_experts
+            names += [f"{name}.shared_experts"] * spare
+            self.shared_experts = MLP(config, inner * spare, names[-1], products=False)
+            self.shared_stored = self._shared_storage()
+        self.gate_up = Product(*((e.gate_proj, e.up_proj) for e in self.experts), spare=spare)
+        self.down = Product(*((e.down_proj,) for e in self.experts), spare=spare)
+        self.feed = Feed(config, *(f"{n}.{part}" for n in dict.fromkeys(names) for part in ("gate_proj", "up_proj")))
         self.feed_down = Feed(config, *(f"{n}.down_proj" for n in names))
         # the gate reads the plain input whatever the experts read
         self.form = self.feed.form._replace(plain=True)
 
+    def _shared_storage(self) -> nn.ModuleList:
+        shared, routed, many = self.shared_experts, self.experts[0], self.config.n_shared_experts > 1
+        pairs = [(getattr(shared, n), getattr(routed, n)) for n in ("gate_proj", "up_proj", "down_proj")]
+        if any(a.is_fp8 != b.is_fp8 for a, b in pairs):
+            raise CheckpointError("Shared experts that are quantised otherwise than the routed ones can't be run.")
+        if many and self.config.moe_intermediate_size % BLOCK_SIZE:
+            raise CheckpointError(
+                f"Several shared experts can't be run unless their size is a multiple of {BLOCK_SIZE}."
+            )
+        return nn.ModuleList(Product((part,), multiplied=False) for part, _ in pairs)
+
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Copies the shared experts, which checkpoints store as one wide MLP, behind the others."""
+        shared, size = self.shared_experts if self.gate_up.spare else None, self.down.inputs
+        for number in range(self.gate_up.spare):
+            place, piece = self.config.n_routed_experts + number, slice(number * size, (number + 1) * size)
+            tiles = slice(piece.start // BLOCK_SIZE, piece.stop // BLOCK_SIZE)
+            for linear, start in zip((shared.gate_proj, shared.up_proj), self.gate_up.starts, strict=True):
+                self.gate_up.weight[place, start : start + size] = linear.weight[piece]
+                if linear.is_fp8:
+                    at = start // BLOCK_SIZE
+                    self.gate_up.scale[place, at : at + size // BLOCK_SIZE] = linear.weight_scale_inv[tiles]
+            self.down.weight[place] = shared.down_proj.weight[:, piece]
+            if shared.down_proj.is_fp8:
+                self.down.scale[place] = shared.down_proj.weight_scale_inv[:, tiles]
+
     def forward(self, x: kernels.Formed, step: Step) -> list[torch.Tensor]:
-        """Input in `form` to two stacks of partial sums `[P, T, D]`: of the shared experts, and of those chosen."""
+        """Input in `form` to a stack of partial sums `[P, T, D]`: one of each expert chosen."""
         chosen, weights = self.gate(x.plain)
-        act = self.feed(x, step)
-        shared = [self.shared_experts(act, step)] if self.config.n_shared_experts else []
-        both = self.gate_up.of_experts(act, chosen).flatten(0, 1)[None]
-        inner = self.feed_down(kernels.swiglu(both, self.feed_down.form, dtype=self.down.dtype), step, chosen)
-        out = self.down.of_experts(inner, chosen, weights)
-        return [*shared, out.transpose(0, 1)]
+        both = self.gate_up.of_experts(self.feed(x, step), chosen).flatten(0, 1)[None]
+        inner = kernels.swiglu(both, self.feed_down.form, dtype=self.down.dtype)
+        out = self.down.of_experts(self.feed_down(inner, step, chosen), chosen, weights)
+        return [out.transpose(0, 1)]

@@ -47,7 +47,8 @@ class ScaleTrace:
                 chosen = experts.shape[1]
                 for choice in range(row * chosen, (row + 1) * chosen):
                     reader = readers[int(flat[at + choice])]
-                    seen[reader] = flat[start + choice * width : start + (choice + 1) * width]
+                    piece = flat[start + choice * width : start + (choice + 1) * width]
+                    seen[reader] = seen.get(reader, []) + piece  # shared experts are the pieces of one wide projection
             at += 0 if experts is None else experts.numel()
         return out
 

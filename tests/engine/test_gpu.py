@@ -173,13 +173,13 @@ def ragged_rows(rows: int, width: int):
 def test_mla_decode_at_deepseek_size_equals_its_twin_and_is_row_invariant(rows):
     cache, pages, lengths = ragged_rows(rows, 576)
     q, expand = torch.randn(rows, 128, 576), torch.randn(128, 128, 512)
-    gpu = [t.cuda() for t in (q, cache, pages, lengths, expand)]
-    ref = kernels.mla_decode(q, cache, pages, lengths, expand, scale=0.1)
-    assert_close(kernels.mla_decode(*gpu, scale=0.1), ref, "float32")
+    gpu, form = [t.cuda() for t in (q, cache, pages, lengths, expand)], kernels.Form(plain=True, fp8=False)
+    ref = kernels.mla_decode(q, cache, pages, lengths, expand, form, scale=0.1).plain
+    assert_close(kernels.mla_decode(*gpu, form, scale=0.1).plain, ref, "float32")
     half = [t.bfloat16() if t.is_floating_point() else t for t in gpu]
-    together = kernels.mla_decode(*half, scale=0.1)
+    together = kernels.mla_decode(*half, form, scale=0.1).plain
     assert_close(together, ref, "bfloat16 inputs")
-    one = kernels.mla_decode(half[0][-1:], half[1], half[2][-1:], half[3][-1:], half[4], scale=0.1)
+    one = kernels.mla_decode(half[0][-1:], half[1], half[2][-1:], half[3][-1:], half[4], form, scale=0.1).plain
     assert_bits_equal(one[0], together[-1])
 
 

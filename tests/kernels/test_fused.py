@@ -58,7 +58,7 @@ def test_swiglu_kernel_equals_its_twin(form, rows):
 def test_route_kernel_chooses_and_weighs_as_its_twin(sigmoid, corrected, experts, groups, kept, top_k):
     torch.manual_seed(experts)
     parts, bias = torch.randn(2, 5, experts), torch.randn(experts) * 0.2 if corrected else None
-    rule = Routing(top_k, groups, kept, sigmoid, normalised=sigmoid, scaling=2.5)
+    rule = Routing(top_k, groups, kept, sigmoid, normalised=sigmoid, scaling=2.5, shared=groups - 1)
     ref_experts, ref_weights = reference.route(parts, bias, rule)
     got_experts, got_weights = moe.route(*to(DEVICE, parts, bias), rule)
     assert got_experts.tolist() == ref_experts.tolist()
@@ -130,13 +130,14 @@ def ragged(width: int, page: int = 16):
     return cache, pages, torch.tensor(LENGTHS, dtype=torch.int32)
 
 
-def test_mla_decode_kernels_equal_their_twin_on_ragged_paged_rows():
-    torch.manual_seed(5)
+@pytest.mark.parametrize(("heads", "value", "form"), [(3, 40, "plain"), (4, 64, "fp8"), (2, 128, "fp8")])
+def test_mla_decode_kernels_equal_their_twin_on_ragged_paged_rows(heads, value, form):
+    torch.manual_seed(value)
     cache, pages, lengths = ragged(32 + 16)
-    q, expand = torch.randn(4, 3, 48), torch.randn(3, 40, 32)
-    ref = reference.mla_decode(q, cache, pages, lengths, 0.2, expand)
-    out = attention.mla_decode(*to(DEVICE, q, cache, pages, lengths), 0.2, expand.to(DEVICE))
-    assert_close(out, ref, "float32")
+    q, expand = torch.randn(4, heads, 48), torch.randn(heads, value, 32)
+    ref = reference.mla_decode(q, cache, pages, lengths, 0.2, expand, FORMS[form])
+    out = attention.mla_decode(*to(DEVICE, q, cache, pages, lengths), 0.2, expand.to(DEVICE), FORMS[form])
+    assert_formed(out, ref)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(8, 2, 32), (18, 1, 64)])

@@ -153,3 +153,20 @@ def test_the_draw_kernel_draws_what_its_twin_draws(vocab):
         got = drawing.draw(*(t.to(device) for t in (values, temperature, seeds, positions)))
         assert got[0].tolist() == ids.tolist() and ids[4] == 0
         assert_close(got[1], logprobs, "float32")
+
+
+def test_the_advance_kernel_moves_rows_on_as_its_twin():
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    ids, moves, pages = torch.tensor([5, 6, 7]), torch.tensor([1, 1, 0]), torch.tensor([[4, 2], [3, 9], [8, 8]]).int()
+    state = [
+        torch.zeros(3, dtype=torch.int64),
+        torch.tensor([15, 3, 0]),
+        torch.zeros(3).int(),
+        torch.tensor([0, 0, 128]),
+    ]
+    got = [t.to(device, copy=True) for t in state]
+    reference.advance(ids, moves, pages, *state, 16)
+    drawing.advance(*(t.to(device) for t in (ids, moves, pages)), *got, 16)
+    assert (
+        [t.tolist() for t in got] == [t.tolist() for t in state] == [[5, 6, 7], [16, 4, 0], [17, 5, 1], [32, 52, 128]]
+    )
