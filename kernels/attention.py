@@ -44,6 +44,13 @@ def decode_attention_kernel(
     length = tl.load(lengths_ptr + row)
     span = span_of(length, PAGE, SPLITS)
     first = split * span
+    page = tl.load(pages_ptr + row * pages_row + tl.minimum(first, length - 1) // PAGE).to(tl.int64)
+    if PDL:
+        if first < length:  # the first page's lines, as far as they are not in the L2 cache yet
+            line = cache_ptr + (page * PAGE + t)[:, None] * cache_row + group * DIM
+            prefetch(line + tl.minimum(tl.arange(0, BLOCK_D // 16) * 16, DIM - 1)[None, :])
+            if ROPE == 0:
+                prefetch(line + values_at + tl.minimum(tl.arange(0, BLOCK_D // 16) * 16, DIM - 1)[None, :])
     wait_for_previous(PDL)
     let_next_start(PDL)
     if first >= length:
@@ -57,7 +64,6 @@ def decode_attention_kernel(
     top = tl.full((BLOCK_H,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((BLOCK_H,), dtype=tl.float32)
     acc = tl.zeros((BLOCK_H, BLOCK_D), dtype=tl.float32)
-    page = tl.load(pages_ptr + row * pages_row + first // PAGE).to(tl.int64)
     for start in tl.range(first, tl.minimum(first + span, length), PAGE):
         following = tl.minimum(start + PAGE, length - 1) // PAGE
         next_page = tl.load(pages_ptr + row * pages_row + following).to(tl.int64)  # on its way one turn early
@@ -148,23 +154,19 @@ def join_latents_kernel(
     width = heads * VALUE
     length = tl.load(lengths_ptr + row)
     active = tl.cdiv(length, span_of(length, PAGE, SPLITS))
+    d = tl.arange(0, BLOCK_L)
     expand_row = expand_ptr + tl.minimum(cols, width - 1)[:, None].to(tl.int64) * LATENT
-    if PDL:
-        lines = tl.minimum(tl.arange(0, BLOCK_L // 16) * 16, LATENT - 1)
-        prefetch(expand_row + lines[None, :])
+    expand = tl.load(expand_row + d[None, :], mask=(d < LATENT)[None, :], other=0.0)  # a weight: nothing to wait for
     wait_for_previous(PDL)
     let_next_start(PDL)
     dtype: tl.constexpr = like_ptr.dtype.element_ty
     y = tl.zeros((128,), dtype=tl.float32)
-    for start in tl.static_range(0, LATENT, BLOCK_L):
-        d = start + tl.arange(0, BLOCK_L)
-        expand = tl.load(expand_row + d[None, :], mask=(d < LATENT)[None, :], other=0.0).to(tl.float32)
-        for h in tl.static_range(HEADS):
-            head = block * 128 // VALUE + h
-            which = row * heads + tl.minimum(head, heads - 1) + d * 0
-            latent = join_spans(acc_ptr, top_ptr, total_ptr, which, d, active, LATENT, SPLITS, BLOCK_L, 4)
-            latent = latent.to(dtype).to(tl.float32)
-            y += tl.where(cols // VALUE == head, tl.sum(expand * latent[None, :], axis=1), 0.0)
+    for h in tl.static_range(HEADS):
+        head = block * 128 // VALUE + h
+        which = row * heads + tl.minimum(head, heads - 1) + d * 0
+        latent = join_spans(acc_ptr, top_ptr, total_ptr, which, d, active, LATENT, SPLITS, BLOCK_L, 8)
+        latent = latent.to(dtype).to(tl.float32)
+        y += tl.where(cols // VALUE == head, tl.sum(expand.to(tl.float32) * latent[None, :], axis=1), 0.0)
     y = y.to(dtype).to(tl.float32)[None, :]
     at = row.to(tl.int64) * width + cols[None, :]
     one = tl.arange(0, 1)
@@ -184,7 +186,7 @@ def _spans(q, cache, pages, lengths, scale: float, kv_heads: int, dim: int, rope
         q, cache, pages, lengths, acc, top, total, scale, heads, per_group, pages.stride(0),
         cache.shape[2], kv_heads * dim,
         DIM=dim, ROPE=rope, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_R=max(16, triton.next_power_of_2(rope)),
-        BLOCK_H=HEADS_PER_PROGRAM, PAGE=cache.shape[1], SPLITS=SPLITS, num_warps=4, num_stages=2, **overlap(q),
+        BLOCK_H=HEADS_PER_PROGRAM, PAGE=cache.shape[1], SPLITS=SPLITS, num_warps=8 if dim > 256 else 4, num_stages=2, **overlap(q),
     )  # fmt: skip
     return acc, top, total
 
@@ -210,7 +212,7 @@ def mla_decode(q, cache, pages, lengths, scale: float, expand: torch.Tensor, for
     touched = max(128 // value, 1) if 128 % value == 0 or value % 128 == 0 else triton.cdiv(128, value) + 1
     join_latents_kernel[(rows, triton.cdiv(heads * value, 128))](
         *spans, lengths, expand, *pointers, heads, q, LATENT=latent, VALUE=value, HEADS=touched,
-        BLOCK_L=min(128, triton.next_power_of_2(latent)), PAGE=cache.shape[1], SPLITS=SPLITS, **flags,
-        num_warps=8, **overlap(q),
+        BLOCK_L=triton.next_power_of_2(latent), PAGE=cache.shape[1], SPLITS=SPLITS, **flags,
+        num_warps=16 if latent > 256 else 8, **overlap(q),
     )  # fmt: skip
     return out
