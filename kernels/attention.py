@@ -45,12 +45,11 @@ def decode_attention_kernel(
     span = span_of(length, PAGE, SPLITS)
     first = split * span
     page = tl.load(pages_ptr + row * pages_row + tl.minimum(first, length - 1) // PAGE).to(tl.int64)
-    if PDL:
-        if first < length:  # the first page's lines, as far as they are not in the L2 cache yet
-            line = cache_ptr + (page * PAGE + t)[:, None] * cache_row + group * DIM
-            prefetch(line + tl.minimum(tl.arange(0, BLOCK_D // 16) * 16, DIM - 1)[None, :])
-            if ROPE == 0:
-                prefetch(line + values_at + tl.minimum(tl.arange(0, BLOCK_D // 16) * 16, DIM - 1)[None, :])
+    if PDL:  # the first page's lines, as far as they are not in the L2 cache yet
+        line = cache_ptr + (page * PAGE + t)[:, None] * cache_row + group * DIM
+        prefetch(line + tl.minimum(tl.arange(0, BLOCK_D // 16) * 16, DIM - 1)[None, :])
+        if ROPE == 0:
+            prefetch(line + values_at + tl.minimum(tl.arange(0, BLOCK_D // 16) * 16, DIM - 1)[None, :])
     wait_for_previous(PDL)
     let_next_start(PDL)
     if first >= length:
@@ -186,7 +185,8 @@ def _spans(q, cache, pages, lengths, scale: float, kv_heads: int, dim: int, rope
         q, cache, pages, lengths, acc, top, total, scale, heads, per_group, pages.stride(0),
         cache.shape[2], kv_heads * dim,
         DIM=dim, ROPE=rope, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_R=max(16, triton.next_power_of_2(rope)),
-        BLOCK_H=HEADS_PER_PROGRAM, PAGE=cache.shape[1], SPLITS=SPLITS, num_warps=8 if dim > 256 else 4, num_stages=2, **overlap(q),
+        BLOCK_H=HEADS_PER_PROGRAM, PAGE=cache.shape[1], SPLITS=SPLITS, num_stages=2,
+        num_warps=8 if dim > 256 else 4, **overlap(q),
     )  # fmt: skip
     return acc, top, total
 

@@ -33,18 +33,14 @@ class Tile(NamedTuple):
     ahead: int  # blocks of weight that a program asks for before its input is there
 
 
-LIMIT, ENOUGH = 8, 1024
-
-
 def narrow_tile(n: int, k_blocks: int, alone: bool) -> Tile:
-    """By N and the blocks of K, never by the number of rows. Some thousand programs keep enough bytes on their way;
-    more than 8 partial sums cost their reader more than they bring, and experts have each other. The pipeline is as
-    deep as lets all programs run at the same time."""
-    tiles = -(-n // 64)
-    splits = 1
-    while alone and splits < LIMIT and tiles * splits < ENOUGH and k_blocks >= 4 * splits:
+    """By N and the blocks of K, never by the number of rows. K is cut until 256 programs share the weight: about two
+    for every multiprocessor; more partial sums cost their readers more than they bring, and experts have each other.
+    The pipeline is as deep as lets all programs run at the same time."""
+    tiles, splits = -(-n // 64), 1
+    while alone and splits < 4 and tiles * splits < 256 and k_blocks >= 4 * splits:
         splits *= 2
-    return Tile(64, splits, 4, 3 if tiles * splits > 640 else 5, 8)
+    return Tile(64, splits, 4, 3 if tiles * splits > 640 else 5, 2)
 
 
 @triton.jit

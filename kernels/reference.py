@@ -115,12 +115,19 @@ def gemm_parts(a, b, a_s, b_s, out_dtype: torch.dtype) -> torch.Tensor:
 
 def expert_gemm(a, b, a_s, b_s, experts, weights, out_dtype: torch.dtype) -> torch.Tensor:
     chosen, share = experts.flatten(), experts.numel() // len(a)
-    out = torch.empty(len(chosen), b.shape[1], dtype=out_dtype, device=a.device)
-    for expert in chosen.unique().tolist():
-        which = (chosen == expert).nonzero()[:, 0]
-        rows = which // share
+
+    def product(rows, expert: int) -> torch.Tensor:
         scales = (None, None) if a_s is None else (a_s[rows], b_s[expert])
-        out[which] = gemm_parts(a[rows], b[expert], *scales, out_dtype)[0]
+        return gemm_parts(a[rows], b[expert], *scales, out_dtype)[0]
+
+    if len(experts) <= INVARIANT_ROWS:  # a row at a time anyhow: nothing to gather
+        places = [number // share for number in range(len(chosen))]
+        out = torch.cat([product(slice(at, at + 1), e) for at, e in zip(places, chosen.tolist(), strict=True)])
+    else:
+        out = torch.empty(len(chosen), b.shape[1], dtype=out_dtype, device=a.device)
+        for expert in chosen.unique().tolist():
+            which = (chosen == expert).nonzero()[:, 0]
+            out[which] = product(which // share, expert)
     if weights is not None:
         out = (out * weights.reshape(-1, 1)).to(out_dtype)
     return out.view(*experts.shape, -1)
@@ -159,7 +166,9 @@ def formed(y: torch.Tensor, form: Form) -> Formed:
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    return F.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
+    x, dtype = x.float(), x.dtype
+    mean = torch.linalg.vecdot(x, x).unsqueeze(-1) / x.shape[-1]
+    return (x * torch.rsqrt(mean + eps) * weight.float()).to(dtype)
 
 
 def add_up(parts: torch.Tensor | list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
@@ -223,16 +232,25 @@ def absorb_queries(parts, absorb: torch.Tensor, rope: torch.Tensor, dtype: torch
 
 
 def _per_head(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`x [R, H, K]` times each head's `weight [H, N, K]`, row by row: `[R, H, N]`."""
-    return torch.stack([(weight.float() @ row.float()[..., None])[..., 0] for row in x]).to(x.dtype)
+    """`x [R, H, K]` times each head's `weight [H, N, K]`, row by row: `[R, H, N]`. The row stands on the left, which a
+    CPU's BLAS multiplies five times faster than a column on the right."""
+    weight = weight.float().mT
+    return torch.cat([torch.bmm(row.float()[:, None], weight).mT for row in x]).view(*x.shape[:2], -1).to(x.dtype)
+
+
+def _seen(cache: torch.Tensor, pages: list[int], length: int) -> torch.Tensor:
+    """What the cache holds of a row, `[length, width]` float32; where its pages follow each other, without a copy."""
+    first, count = pages[0], -(-length // cache.shape[1])
+    if pages[:count] == list(range(first, first + count)):
+        return cache[first : first + count].flatten(0, 1)[:length].float()
+    return cache[torch.tensor(pages[:count], device=cache.device)].flatten(0, 1)[:length].float()
 
 
 def mla_decode(q, cache, pages, lengths, scale: float, expand: torch.Tensor, form: Form) -> Formed:
     value_dim = expand.shape[-1]
     out = torch.empty(*q.shape[:-1], value_dim, dtype=q.dtype, device=q.device)
-    for row, length in enumerate(lengths.tolist()):
-        used = pages[row, : -(-length // cache.shape[1])]
-        keys = cache[used].flatten(0, 1)[:length].float()  # [length, latent]
+    for row, (used, length) in enumerate(zip(pages.tolist(), lengths.tolist(), strict=True)):
+        keys = _seen(cache, used, length)  # [length, latent]
         probs = ((q[row].float() @ keys.T) * scale).softmax(-1)
         out[row] = (probs @ keys[:, :value_dim]).to(q.dtype)
     return formed(_per_head(out, expand).flatten(1), form)
@@ -240,9 +258,8 @@ def mla_decode(q, cache, pages, lengths, scale: float, expand: torch.Tensor, for
 
 def gqa_decode(q, cache, pages, lengths, scale: float, kv_heads: int, form: Form) -> Formed:
     out = torch.empty_like(q)
-    for row, length in enumerate(lengths.tolist()):
-        used = pages[row, : -(-length // cache.shape[1])]
-        seen = cache[used].flatten(0, 1)[:length].float().unflatten(-1, (2, kv_heads, -1))
+    for row, (used, length) in enumerate(zip(pages.tolist(), lengths.tolist(), strict=True)):
+        seen = _seen(cache, used, length).unflatten(-1, (2, kv_heads, -1))
         keys, values = seen.permute(1, 2, 0, 3)  # [G, length, D] each
         probs = (q[row].float().unflatten(0, (kv_heads, -1)) @ keys.mT * scale).softmax(-1)  # [G, H/G, length]
         out[row] = (probs @ values).flatten(0, 1).to(q.dtype)

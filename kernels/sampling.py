@@ -16,20 +16,15 @@ GUMBEL_STREAM, UNIFORM_STREAM = 0, 1  # third counter word: the two kinds of noi
 
 
 def philox(counter: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Philox4x32-10 on int64 tensors that hold uint32 words: `counter [4, ...]` and `key [2, ...]` to `[4, ...]`.
-
-    The words are kept as the pairs (c0, c2) and (c1, c3), so that one operation does both halves of a round.
-    """
-    even, odd = counter[0::2], counter[1::2]
-    # filled, not copied from the host: a CUDA graph can record that
-    filled = [torch.full((1,), c, device=key.device) for c in (*_MULTIPLIERS, *_WEYL)]
-    constants = torch.cat(filled).reshape(2, 2, *[1] * (key.ndim - 1))
+    """Philox4x32-10 on int64 tensors that hold uint32 words: `counter [4, ...]` and `key [2, ...]` to `[4, ...]`."""
+    (c0, c1, c2, c3), (k0, k1) = counter, key
     for _ in range(10):
-        # the 64-bit product wraps in int64, but its low 64 bits, and so both halves, are right
-        product = even * constants[0]
-        even, odd = ((product >> 32) & _MASK).flip(0) ^ odd ^ key, (product & _MASK).flip(0)
-        key = (key + constants[1]) & _MASK
-    return torch.stack([even, odd], dim=1).flatten(0, 1)
+        # the 64-bit products wrap in int64, but their low 64 bits, and so both halves, are right
+        low, high = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c2 = ((high >> 32) & _MASK) ^ c1 ^ k0, ((low >> 32) & _MASK) ^ c3 ^ k1
+        c1, c3 = high & _MASK, low & _MASK
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return torch.stack([c0, c1, c2, c3])
 
 
 def _words(seeds: torch.Tensor, positions: torch.Tensor, counters: torch.Tensor, stream: int) -> torch.Tensor:
