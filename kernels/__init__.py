@@ -36,6 +36,7 @@ __all__ = [
     "gumbel_noise",
     "has_fp8_units",
     "mla_decode",
+    "one_after_another",
     "plain_gemm",
     "process_logits",
     "rope_heads",
@@ -54,6 +55,11 @@ _SCALE_FORMATS = (None, "ue8m0")
 def _implementation(room: str, tensor: torch.Tensor):
     """The module that computes on this tensor's device: `kernels.<room>` in Triton, or the twins."""
     return importlib.import_module(f"kernels.{room}") if tensor.is_cuda else reference
+
+
+def one_after_another():
+    """A context in which kernels on a card don't overlap, so that a profile shows each one's own time."""
+    return importlib.import_module("kernels.launch").one_after_another()
 
 
 def _check_quantiser(x: torch.Tensor, block_size: int, scale_fmt: str | None) -> None:

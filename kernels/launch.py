@@ -8,11 +8,26 @@ Letting the next one start before waiting was tried and lost: see NOTES.md.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 
 import torch
 import triton
 import triton.language as tl
+
+_overlapping: ContextVar[bool] = ContextVar("overlapping", default=True)
+
+
+@contextmanager
+def one_after_another() -> Iterator[None]:
+    """Within it, no kernel begins before the one before it has ended, so that each one's time is its own."""
+    token = _overlapping.set(False)
+    try:
+        yield
+    finally:
+        _overlapping.reset(token)
 
 
 @triton.jit
@@ -43,6 +58,6 @@ def _capability(index: int) -> tuple[int, int]:
 
 def overlap(tensor: torch.Tensor) -> dict[str, bool]:
     """Launch options of every kernel that takes part."""
-    if tensor.is_cuda and _capability(tensor.get_device())[0] >= 9:
+    if _overlapping.get() and tensor.is_cuda and _capability(tensor.get_device())[0] >= 9:
         return {"PDL": True, "launch_pdl": True}
     return {"PDL": False}

@@ -1,7 +1,9 @@
-"""`python -m playground.bench`: time per token as the text grows, with the KV cache and without it.
+"""`python -m playground.bench`: how fast a model writes, against the floor that the card's memory sets.
 
-With the cache a step feeds one token and its work stays flat; without it every step feeds the whole sequence again.
-The two must write the same text (same sampler, greedy, near-ties aside), or no figures are printed.
+First a gate: every product against its dequantised operands, and a row's tokens alone against the same row in company.
+Red gate, no figures. Then, for each number of rows: tokens per second of all rows together, time to first token, the
+share of the floor (bytes that a step must read, at the rate at which this card copies), and memory. `--kernels` adds
+the time of every kernel of a step, run one after another. `--curve` shows what the KV cache buys instead.
 """
 
 from __future__ import annotations
@@ -14,88 +16,233 @@ import time
 
 import torch
 
-from playground.api import EMBEDDED, choose_device, load_model
+import kernels
+from playground.api import EMBEDDED, choose_device, load_model, plain_dtype
 from playground.arguments import add_model_arguments
 from playground.config import CheckpointError
 from playground.engine.engine import Engine
 from playground.engine.request import Request, SamplingParams
 from playground.hub import find
-from playground.model.step import Step
+from playground.inspect.curve import cache_curve
+from playground.model.layers import Activation, Product
 from playground.model.transformer import Transformer
+from playground.shapes import SHAPES, random_model
 
-AGREEING = 7  # of nine probes: FP8 prefill and absorbed decode round apart, so a near-tie may fall either way
-PROBES = 9
+GATE = 4e-3  # rounding of a result to bfloat16, as the tests of the kernels allow it
+RUNS, FIRST_TOKENS = 3, 9
 
 
-@torch.inference_mode()
-def cached_seconds(model: Transformer, prompt: list[int], tokens: int) -> tuple[list[int], list[float]]:
-    """Greedy ids and the seconds of each decode step."""
-    engine = Engine(model, tokenizer=None)
-    (row,) = engine.add([Request(tuple(prompt), SamplingParams("greedy"), tokens, ignore_eos=True)])
-    engine.step()
-    seconds = []
+def prompt_ids(model: Transformer, length: int, seed: int) -> tuple[int, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(3, model.config.vocab_size, (length,), generator=generator).tolist())
+
+
+def write(engine: Engine, rows: int, prompt: int, tokens: int, inspect: bool = False) -> list:
+    """Runs `rows` prompts of their own to the end; the rows, which hold their times."""
+    params = [SamplingParams("gumbel", 1.0, seed=row) for row in range(rows)]
+    requests = [
+        Request(prompt_ids(engine.model, prompt, row), p, tokens, ignore_eos=True, trace_scales=inspect)
+        for row, p in enumerate(params)
+    ]
+    running = [engine.add([request])[0] for request in requests]
     while engine.busy:
-        began = time.perf_counter()
         engine.step()
-        seconds.append(time.perf_counter() - began)
-    return row.new_ids, seconds
+    return running
 
 
 @torch.inference_mode()
-def uncached_step(model: Transformer, ids: list[int]) -> tuple[int, float]:
-    """The next greedy token from a whole sequence, and the seconds it took."""
-    began = time.perf_counter()
-    tokens = torch.tensor(ids, device=model.device)
-    hidden = model(tokens, Step(torch.arange(len(ids), device=model.device), slots=None))
-    token = int(model.logits(hidden[-1:]).argmax())
-    return token, time.perf_counter() - began
+def product_error(product: Product, rows: int) -> float:
+    """Relative error of a product of random rows against its dequantised operands, in float64."""
+    x = torch.randn(rows, product.inputs, device=product.weight.device).to(product.dtype)
+    formed = kernels.formed(x, kernels.Form(not product.fp8, product.fp8))
+    a, b = formed.plain, product.weight[0]
+    if product.fp8:
+        a = kernels.act_dequant(formed.q, formed.s)
+        b = kernels.weight_dequant(b, product.scale[0], dtype=torch.float32)
+    exact = a.double() @ b.double().T
+    restored = a if product.fp8 and product.decoded is not None else None
+    out = kernels.add_up(product(Activation(formed, restored)), dtype=torch.float32)
+    return ((out.double() - exact).norm() / exact.norm()).item()
 
 
-def measure(model: Transformer, prompt: list[int], tokens: int) -> list[dict]:
-    """Milliseconds per token at evenly spaced lengths. Raises `CheckpointError` if the two forms disagree."""
-    cached_seconds(model, prompt, 8)  # warm-up: kernels are compiled, memory is touched
-    ids, seconds = cached_seconds(model, prompt, tokens)
-    rows, agree = [], 0
-    for probe in range(1, PROBES + 1):
-        at = (tokens - 1) * probe // PROBES
-        near = seconds[max(at - 16, 0) : at]
-        token, _ = uncached_step(model, prompt + ids[:at])
-        agree += token == ids[at]
-        without = statistics.median(uncached_step(model, prompt + ids[:at])[1] for _ in range(3))
-        rows.append(
-            {"length": len(prompt) + at, "cached_ms": statistics.median(near) * 1e3, "uncached_ms": without * 1e3}
+def gate(model: Transformer, engine: Engine) -> list[str]:
+    """What is wrong, in words; empty where figures may be printed."""
+    wrong, seen = [], set()
+    for name, part in model.named_modules():
+        if not isinstance(part, Product) or not part.multiplied or part.pieces:
+            continue
+        if (shape := (part.outputs, part.inputs, part.fp8)) not in seen:
+            seen.add(shape)
+            errors = [product_error(part, rows) for rows in (1, kernels.INVARIANT_ROWS, 200)]
+            if not max(errors) < GATE:  # NaN is wrong, too
+                wrong.append(f"{name}: relative error {max(errors):.1e}")
+    alone, together = write(engine, 1, 64, 32)[0], write(engine, 5, 64, 32)[0]
+    if alone.new_ids != together.new_ids:
+        wrong.append("a row writes other tokens alone than in company")
+    return wrong
+
+
+def step_bytes(model: Transformer, rows: int, length: int) -> float:
+    """The fewest bytes that a step reads: every weight that it uses, once, and the cache of each row."""
+    c, total = model.config, model.lm_head.weight.nbytes
+    for part in model.modules():
+        if isinstance(part, Product) and part.multiplied and part.weight is not None:
+            size = part.weight.nbytes + (part.scale.nbytes if part.fp8 else 0)
+            size = size if part.decoded is None else part.decoded.nbytes  # what a CPU reads
+            if len(part.stacks) > 1:  # experts: those that at least one of the rows is expected to choose
+                missed = (1 - c.moe.num_experts_per_tok / c.moe.n_routed_experts) ** rows
+                size *= (c.moe.n_routed_experts * (1 - missed) + part.spare) / len(part.weight)
+            total += size
+    cache = c.num_hidden_layers * c.attention.cache_width * model.dtype.itemsize
+    return total + rows * length * cache
+
+
+def copy_rate(device: torch.device) -> float:
+    """Bytes per second of a large copy, read and written."""
+    source = torch.empty(1 << (31 if device.type == "cuda" else 27), dtype=torch.uint8, device=device).fill_(1)
+    target, seconds = torch.empty_like(source), []
+    for _ in range(6):
+        _synchronise(device)
+        began = time.perf_counter()
+        target.copy_(source)
+        _synchronise(device)
+        seconds.append(time.perf_counter() - began)
+    return 2 * source.nbytes / min(seconds)
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure(engine: Engine, rows: int, prompt: int, tokens: int, rate: float, inspect: bool) -> dict:
+    """One case, warmed up: medians of some runs."""
+    write(engine, rows, prompt, 4, inspect)
+    rates = []
+    for _ in range(RUNS):
+        done = write(engine, rows, prompt, tokens, inspect)
+        began, ended = max(row.first_token for row in done), max(row.last_token for row in done)
+        rates.append(rows * (tokens - 1) / (ended - began))
+    waits = sorted(r.first_token - r.submitted for _ in range(FIRST_TOKENS) for r in write(engine, 1, prompt, 1))
+    speed = statistics.median(rates)
+    floor = rows * rate / step_bytes(engine.model, rows, prompt + tokens // 2)
+    return {
+        "rows": rows,
+        "prompt": prompt,
+        "tokens": tokens,
+        "tokens_per_second": round(speed, 1),
+        "spread": round((max(rates) - min(rates)) / speed, 4),
+        "floor_tokens_per_second": round(floor, 1),
+        "share_of_floor": round(speed / floor, 3),
+        "ttft_ms": {"p50": round(statistics.median(waits) * 1e3, 2), "p95": round(waits[-1] * 1e3, 2)},
+    }
+
+
+def kernel_times(model: Transformer, prompt: int) -> list[dict]:
+    """Microseconds of every kernel in a decode step of one row, largest first."""
+    steps = 10
+    with kernels.one_after_another():
+        engine = Engine(model, None, 1, cache_tokens=prompt + 128, context=prompt + 128)
+        engine.add([Request(prompt_ids(model, prompt, 0), SamplingParams("gumbel", seed=0), 64, ignore_eos=True)])
+        for _ in range(4):
+            engine.step()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            for _ in range(steps):
+                engine.step()
+            torch.cuda.synchronize()
+    found: dict[str, list[float]] = {}
+    for event in profile.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            found.setdefault(event.name[:48], []).append(event.device_time)
+    rows = [{"kernel": n, "calls": len(t) / steps, "us": round(sum(t) / steps, 1)} for n, t in found.items()]
+    return sorted(rows, key=lambda row: -row["us"])
+
+
+def bench(name: str, model: Transformer, args: argparse.Namespace) -> bool:
+    """Prints a model's table, or JSON lines; False where the gate is red."""
+    context = min(model.config.max_position_embeddings, args.prompt + args.tokens + 64)
+    engine = Engine(model, None, max(*args.rows, 5), context=context)
+    if wrong := gate(model, engine):
+        print(f"{name}: the gate is red, no figures. {'; '.join(wrong)}", file=sys.stderr)
+        return False
+    rate = copy_rate(model.device)
+    device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu"
+    print(f"{name} on {device}, copy {rate / 1e12:.2f} TB/s; gate green", file=sys.stderr)
+    if not args.json:
+        print(f"{'rows':>5} {'prompt':>7} {'tok/s':>9} {'floor':>9} {'share':>6} {'TTFT ms':>8} {'p95':>8}")
+    for rows in args.rows:
+        case = measure(engine, rows, args.prompt, args.tokens, rate, args.inspect)
+        if args.json:
+            print(json.dumps({"shape": name, "device": device, **case}), flush=True)
+            continue
+        ttft, share = case["ttft_ms"], case["share_of_floor"]
+        print(
+            f"{rows:>5} {args.prompt:>7} {case['tokens_per_second']:>9.1f} {case['floor_tokens_per_second']:>9.1f} "
+            f"{share:>6.1%} {ttft['p50']:>8.2f} {ttft['p95']:>8.2f}",
+            flush=True,
         )
-    if agree < AGREEING:
-        raise CheckpointError(f"With and without the cache only {agree} of {PROBES} tokens agree: no figures.")
-    return rows
+    if model.device.type == "cuda":
+        print(f"memory, at most: {torch.cuda.max_memory_allocated(model.device) / 1e9:.2f} GB", file=sys.stderr)
+    if args.kernels:
+        for row in kernel_times(model, args.prompt):
+            print(
+                json.dumps(row) if args.json else f"{row['us']:>9.1f} us  {row['calls']:>6.1f} calls  {row['kernel']}"
+            )
+    return True
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m playground.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--tokens", type=int, default=1024, help="tokens to write (default 1024)")
-    parser.add_argument("--json", action="store_true", help="one JSON line instead of a table")
-    add_model_arguments(parser)
-    args = parser.parse_args()
-    try:
-        device = choose_device(args.device)
-        folder = find(args.model) if args.model else EMBEDDED
-        model, _ = load_model(folder, device, form=args.dtype, context=args.context)
-        limit = model.config.max_position_embeddings - 8
-        if not 64 <= args.tokens <= limit:
-            raise CheckpointError(f"--tokens must be from 64 to {limit}, not {args.tokens}.")
-        rows = measure(model, [model.config.bos_token_id or 0, 5, 6, 7], args.tokens)
-    except CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def curve(model: Transformer, args: argparse.Namespace) -> bool:
+    limit = model.config.max_position_embeddings - 8
+    tokens = min(args.tokens, limit)
+    rows = cache_curve(model, [model.config.bos_token_id or 0, 5, 6, 7], max(tokens, 64))
     if args.json:
-        print(json.dumps({"device": str(device), "rows": rows}))
-        return 0
+        print(json.dumps({"device": str(model.device), "rows": rows}))
+        return True
     print(f"{'length':>8} {'cached ms/token':>16} {'uncached ms/token':>18}")
     for row in rows:
         print(f"{row['length']:>8} {row['cached_ms']:>16.2f} {row['uncached_ms']:>18.2f}")
-    return 0
+    return True
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m playground.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shape", choices=SHAPES, action="append", help="random weights of this shape; may be repeated"
+    )
+    parser.add_argument("--rows", type=int, nargs="+", default=[1], help="rows that write together (default 1)")
+    parser.add_argument("--prompt", type=int, default=128, help="tokens of a prompt (default 128)")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens that each row writes (default 256)")
+    parser.add_argument("--inspect", action="store_true", help="with activation scales read for every token")
+    parser.add_argument("--kernels", action="store_true", help="also each kernel's time in a step (CUDA)")
+    parser.add_argument("--curve", action="store_true", help="time per token as the text grows, cache on and off")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    add_model_arguments(parser)
+    return parser
+
+
+def main() -> int:
+    args = arguments().parse_args()
+    try:
+        device = choose_device(args.device)
+        if not all(1 <= rows <= kernels.INVARIANT_ROWS for rows in args.rows) or args.prompt < 1 or args.tokens < 8:
+            raise CheckpointError(f"Use 1 to {kernels.INVARIANT_ROWS} rows, a prompt of 1 and 8 tokens at least.")
+        green = True
+        for shape in args.shape or [None]:
+            if shape:
+                model = random_model(shape, device, plain_dtype(device))
+            else:
+                model, _ = load_model(
+                    find(args.model) if args.model else EMBEDDED, device, None, args.dtype, args.context
+                )
+            with torch.inference_mode():
+                green &= curve(model, args) if args.curve else bench(shape or args.model or "storyteller", model, args)
+            del model
+        return 0 if green else 1
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -44,6 +45,47 @@ def test_a_seed_replays_its_row_exactly_alone_in_a_batch_and_as_a_fork(small):
     for row, one in zip(rows, requests, strict=True):
         assert row.new_ids == alone(model, one)
     assert fork[1].new_ids == rows[0].new_ids
+
+
+def test_a_long_prompt_arrives_in_pieces_between_which_running_rows_write_on(small):
+    model = small()
+    engine = Engine(model, None, prefill_chunk=16)
+    running = engine.add([request(tokens=30)])[0]
+    engine.step()
+    long = request(replace(GUMBEL, seed=4), tuple(range(1, 101)), 10)
+    late = engine.add([long])[0]
+    written = []
+    while not late.new_ids:
+        engine.step()
+        written.append(len(running.new_ids))
+    steps = [b - a for a, b in pairwise(written)]
+    assert written[-1] >= 100 // 16 and not any(a == b == 0 for a, b in pairwise(steps))
+    drain(engine)
+    quiet = Engine(model, None, prefill_chunk=16)
+    expected = [quiet.add([one])[0] for one in (request(tokens=30), long)]
+    while quiet.busy:
+        quiet.step()
+    assert [running.new_ids, late.new_ids] == [row.new_ids for row in expected]
+
+
+def test_a_fork_outlives_the_row_it_came_with_when_that_is_cancelled_between_pieces(small):
+    engine = Engine(small(), None, prefill_chunk=16)
+    prompt = tuple(range(1, 71))
+    group = engine.add([request(replace(GUMBEL, seed=s), prompt, tokens) for s, tokens in ((1, 20), (2, 9), (3, 5))])
+    engine.step()
+    engine.cancel(group[0])
+    engine.step()
+    engine.cancel(group[2])
+    drain(engine)
+    whole = Engine(small(), None, prefill_chunk=16)
+    (expected,) = whole.add([request(replace(GUMBEL, seed=2), prompt, 9)])
+    drain(whole)
+    assert group[1].new_ids == expected.new_ids and group[0].new_ids == []
+    assert engine.cache.used_pages == 0 and len(set(engine.cache.free)) == len(engine.cache.holders)
+    cancelled = engine.add([request(prompt=prompt)])[0]
+    engine.step()
+    engine.cancel(cancelled)
+    assert engine.cache.used_pages == 0 and not engine.busy
 
 
 def test_a_prompt_is_prefilled_once_for_all_its_forks_and_full_pages_are_shared(small):

@@ -1,0 +1,112 @@
+"""Compiles every kernel as the host functions would launch it on a card of a given compute capability, without a card.
+
+`python tests/kernels/compile_for.py 89` prints one JSON object for each kernel: its name and bytes of shared memory.
+A driver that only knows its target stands in for the real one, and launches end after compilation.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from kernels import Form, Routing, attention, drawing, gemm, moe, norm, quant, rope
+
+
+class Target:
+    """As much of a driver as compiling asks for."""
+
+    def __init__(self, capability: int):
+        self.capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+
+def pretend(capability: int) -> None:
+    driver.set_active(Target(capability))
+    launch = JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **options):
+        compiled = launch(self, *args, grid=grid, warmup=True, **options)
+        print(json.dumps({"kernel": self.__name__, "shared": compiled.metadata.shared}), flush=True)
+        return compiled
+
+    JITFunction.run = compile_only
+    gemm.has_fp8_units = lambda device: capability >= 89
+    options = {"PDL": True, "launch_pdl": True} if capability >= 90 else {"PDL": False}
+    for room in (attention, drawing, gemm, moe, norm, quant, rope):
+        room.overlap = lambda tensor: options
+
+
+def fp8(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.float8_e4m3fn)
+
+
+def products(rows: int) -> None:
+    """Of Qwen3-8B and Moonlight: FP8, BF16, and experts."""
+    bf16, form = torch.bfloat16, Form(True, True)
+    for n, k in ((6144, 4096), (24576, 4096)):
+        gemm.gemm_parts(fp8(rows, k), fp8(n, k), torch.ones(rows, k // 128), torch.ones(n // 128, k // 128), bf16)
+        gemm.gemm_parts(torch.zeros(rows, k, dtype=bf16), torch.zeros(64, k, dtype=bf16), None, None, bf16)
+    experts, weights = torch.zeros(rows, 8, dtype=torch.int32), torch.ones(rows, 8)
+    scales = torch.ones(rows, 16), torch.ones(4, 44, 16)
+    gemm.expert_gemm(fp8(rows, 2048), fp8(4, 5632, 2048), *scales, experts, None, bf16)
+    scales = torch.ones(rows * 8, 22), torch.ones(4, 16, 22)
+    gemm.expert_gemm(fp8(rows * 8, 2816), fp8(4, 2048, 2816), *scales, experts, weights, bf16)
+    gemm.add_up(torch.zeros(4, rows, 4096), bf16)
+    x = torch.zeros(rows, 4096, dtype=bf16)
+    norm.add_norm(x, [torch.zeros(4, rows, 4096)], torch.ones(4096, dtype=bf16), 1e-6, form)
+    norm.swiglu(torch.zeros(1, rows, 24576), bf16, form)
+    quant.act_quant(x, 128, None)
+
+
+def attentions(rows: int) -> None:
+    """Of Qwen3-8B, and MLA as in DeepSeek-V3."""
+    bf16, form, lengths = torch.bfloat16, Form(True, True), torch.ones(rows, dtype=torch.int32)
+    pages, slots = torch.zeros(rows, 4, dtype=torch.int32), torch.zeros(rows, dtype=torch.int64)
+    norms, kv = (torch.ones(128), torch.ones(128)), torch.zeros(512, 2048, dtype=bf16)
+    angles = torch.zeros(rows, 2, 64)
+    rope.rope_heads(torch.zeros(4, rows, 6144), (0, 4096, 5120), norms, angles, slots, kv, 32, 1e-6)
+    q, cache = torch.zeros(rows, 32, 128, dtype=bf16), torch.zeros(8, 64, 2048, dtype=bf16)
+    attention.gqa_decode(q, cache, pages, lengths, 0.1, 8, form)
+    angles, latents = torch.zeros(rows, 2, 32), torch.zeros(512, 576, dtype=bf16)
+    parts = torch.zeros(4, rows, 1536 + 576)
+    rope.split_latents(parts, 1536, torch.ones(1536), torch.ones(512), 1e-6, angles, slots, latents, form)
+    rope.absorb_queries(torch.zeros(2, rows, 16 * 192), torch.zeros(16, 512, 128, dtype=bf16), angles, bf16)
+    q, expand = torch.zeros(rows, 16, 576, dtype=bf16), torch.zeros(16, 128, 512, dtype=bf16)
+    attention.mla_decode(q, latents.view(8, 64, 576), pages, lengths, 0.1, expand, form)
+
+
+def draws(rows: int) -> None:
+    rule = Routing(6, 1, 1, True, True, 2.5, 2)
+    moe.route(torch.zeros(4, rows, 64), torch.zeros(64), rule)
+    moe.route(torch.zeros(4, rows, 256), torch.zeros(256), Routing(8, 8, 4, True, True, 2.5, 1))
+    integers, temperature = torch.zeros(rows, dtype=torch.int64), torch.ones(rows, dtype=torch.float64)
+    drawing.draw(torch.zeros(rows, 151936), temperature, integers, integers)
+    pages = torch.zeros(rows, 4, dtype=torch.int32)
+    drawing.advance(integers, integers, pages, integers, integers, integers.int(), integers, 64)
+
+
+if __name__ == "__main__":
+    pretend(int(sys.argv[1]))
+    quant.weight_quant(torch.zeros(256, 256), 128, "ue8m0")
+    quant.weight_dequant(fp8(256, 256), torch.ones(2, 2), 128, torch.bfloat16)
+    for rows in (1, 32, 300):
+        products(rows)
+    for rows in (1, 32):
+        attentions(rows)
+        draws(rows)
