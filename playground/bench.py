@@ -20,10 +20,10 @@ import kernels
 from playground.api import EMBEDDED, choose_device, load_model, plain_dtype
 from playground.arguments import add_model_arguments
 from playground.config import CheckpointError
+from playground.curve import cache_curve
 from playground.engine.engine import Engine
 from playground.engine.request import Request, SamplingParams
 from playground.hub import find
-from playground.inspect.curve import cache_curve
 from playground.model.layers import Activation, Product
 from playground.model.transformer import Transformer
 from playground.shapes import SHAPES, random_model
