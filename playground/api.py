@@ -62,12 +62,11 @@ def load_model(
     checkpoint = folder if isinstance(folder, Checkpoint) else Checkpoint(folder)
     dtype = dtype or plain_dtype(device)
     config = choose_form(checkpoint.config, form)
-    empty = Transformer(config)
-    check_headers(empty, checkpoint.headers)
-    room = plan(empty, device, dtype, MAX_ROWS, context, free_bytes(device))
-    config = replace(config, max_position_embeddings=room.context)
-    tensors = reported(checkpoint.tensors(device), checkpoint.bytes, progress)
-    return Transformer.build(config, tensors, device, dtype), room
+    model = Transformer(config)
+    check_headers(model, checkpoint.headers)
+    room = plan(model, device, dtype, MAX_ROWS, context, free_bytes(device))
+    model.config = replace(config, max_position_embeddings=room.context)
+    return model.load(reported(checkpoint.tensors(device), checkpoint.bytes, progress), device, dtype), room
 
 
 def reported(tensors: Iterator, total: int, progress: Progress | None) -> Iterator[tuple[str, torch.Tensor]]:

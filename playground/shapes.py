@@ -58,5 +58,5 @@ def _random_tensors(model: Transformer, device: torch.device) -> Iterator[tuple[
 
 
 def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> Transformer:
-    config = parse_config(SHAPES[shape])
-    return Transformer.build(config, _random_tensors(Transformer(config), device), device, dtype)
+    model = Transformer(parse_config(SHAPES[shape]))
+    return model.load(_random_tensors(model, device), device, dtype)

@@ -61,7 +61,7 @@ def random_tensors(config: ModelConfig, seed: int = 0):
 
 def small_model(device: str = "cpu", dtype: torch.dtype = torch.float32, fp8: bool = True, **changes) -> Transformer:
     config = parse_config(SMALL | (FP8 if fp8 else {}) | changes)
-    return Transformer.build(config, random_tensors(config), torch.device(device), dtype)
+    return Transformer(config).load(random_tensors(config), torch.device(device), dtype)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain, islice
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +65,7 @@ class Body(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Token ids and a `Step` to hidden states; `logits` turns those into scores. Without weights until `build`."""
+    """Token ids and a `Step` to hidden states; `logits` turns those into scores. Without weights until `load`."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -72,27 +73,27 @@ class Transformer(nn.Module):
         self.model = Body(config)
         self.lm_head = PlainLinear(config.hidden_size, config.vocab_size)
 
-    @classmethod
-    def build(
-        cls, config: ModelConfig, tensors: Iterable[tuple[str, torch.Tensor]], device: torch.device, dtype: torch.dtype
+    def load(
+        self, tensors: Iterable[tuple[str, torch.Tensor]], device: torch.device, dtype: torch.dtype
     ) -> Transformer:
         """Takes each named tensor of a checkpoint to `device`; what is not FP8 or float32 by format becomes `dtype`.
 
         `config.quantization` says what form the projections take here; a tensor that comes in the other form is
         quantised or restored. Raises `CheckpointError` naming the first tensor that does not fit.
         """
-        model = cls(config)
-        for part in model.modules():
+        tensors, c = iter(tensors), self.config
+        first = list(islice(tensors, 1))  # from here on the disk reads ahead, while memory is made
+        for part in self.modules():
             if isinstance(part, Product):
                 part.allocate(device, dtype)
-        fill(model, tensors, device, dtype)
-        if config.tie_word_embeddings:
-            model.lm_head.weight = model.model.embed_tokens.weight
-        for part in model.modules():
+        fill(self, chain(first, tensors), device, dtype)
+        if c.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        for part in self.modules():
             if hasattr(part, "prepare"):
                 part.prepare(dtype)
-        model.rope = rope_table(config.rope, config.max_position_embeddings, device)
-        return model.eval()
+        self.rope = rope_table(c.rope, c.max_position_embeddings, device)
+        return self.eval()
 
     def forward(self, tokens: torch.Tensor, step: Step, cache: torch.Tensor | None = None) -> torch.Tensor:
         """`tokens [T]` int64 to normalised hidden states `[T, D]`; `cache [layers, pages, page_size, cache_width]`."""

@@ -118,7 +118,7 @@ def test_a_tensor_that_does_not_fit_is_an_error_that_names_it(small_config, dama
     tensors = dict(random_tensors(config))
     damage(tensors)
     with pytest.raises(CheckpointError, match=message):
-        Transformer.build(config, tensors.items(), torch.device("cpu"), torch.float32)
+        Transformer(config).load(tensors.items(), torch.device("cpu"), torch.float32)
 
 
 def copy_model(source, target, skip=()):
