@@ -148,16 +148,15 @@ def route(parts: torch.Tensor, bias: torch.Tensor | None, rule: Routing) -> tupl
         two = min(2, groups.shape[-1])
         best = groups.amax(-1) if bias is None else groups.topk(two, dim=-1).values.sum(-1)
         kept = best.topk(rule.kept_groups, dim=-1).indices
-        dropped = torch.ones_like(best, dtype=torch.bool).scatter(-1, kept, False)
-        choice = groups.masked_fill(dropped[..., None], float("-inf")).view_as(scores)
+        dropped = torch.full_like(best, float("-inf")).scatter_(-1, kept, 0.0)
+        choice = (groups + dropped[..., None]).view_as(scores)
     chosen = choice.topk(rule.top_k, dim=-1).indices
     weights = scores.gather(-1, chosen)  # the bias chooses, the plain score weighs
     if rule.normalised and rule.top_k > 1:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-    chosen, weights = chosen.int(), weights * rule.scaling
-    shared = logits.shape[-1] + torch.arange(rule.shared, dtype=torch.int32, device=logits.device)
-    shared = shared.expand(len(chosen), -1)
-    return torch.cat([chosen, shared], dim=-1), torch.cat([weights, torch.ones_like(shared).float()], dim=-1)
+    shared = logits.shape[-1] + torch.arange(rule.shared, device=logits.device).expand(len(chosen), -1)
+    weights = F.pad(weights * rule.scaling, (0, rule.shared), value=1.0)
+    return torch.cat([chosen, shared], dim=-1).int(), weights
 
 
 def formed(y: torch.Tensor, form: Form) -> Formed:
@@ -166,9 +165,9 @@ def formed(y: torch.Tensor, form: Form) -> Formed:
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    x, dtype = x.float(), x.dtype
-    mean = torch.linalg.vecdot(x, x).unsqueeze(-1) / x.shape[-1]
-    return (x * torch.rsqrt(mean + eps) * weight.float()).to(dtype)
+    wide = x.float()
+    mean = torch.linalg.vecdot(wide, wide).unsqueeze(-1) / x.shape[-1]
+    return (wide * torch.rsqrt(mean + eps) * weight.float()).to(x.dtype)
 
 
 def add_up(parts: torch.Tensor | list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
@@ -193,10 +192,13 @@ def swiglu(parts: torch.Tensor, dtype: torch.dtype, form: Form) -> Formed:
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
-    along = -1 if interleaved else -2
-    shape = (-1, 2) if interleaved else (2, -1)
-    a, b = x.float().unflatten(-1, shape).unbind(along)
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=along).flatten(-2).to(x.dtype)
+    """A pair is a complex number, and turning it a product."""
+    turn, wide = torch.complex(cos, sin), x.float()
+    if interleaved:
+        turned = torch.view_as_complex(wide.unflatten(-1, (-1, 2)).contiguous()) * turn
+        return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    turned = torch.complex(*wide.chunk(2, dim=-1)) * turn
+    return torch.cat([turned.real, turned.imag], dim=-1).to(x.dtype)
 
 
 def _rotate_heads(x: torch.Tensor, rope: torch.Tensor, interleaved: bool) -> torch.Tensor:
