@@ -149,16 +149,16 @@ class Engine:
         if end < len(prompt):
             filling.seconds += time.perf_counter() - began
             return []
+        rows, self.filling = filling.rows, None
+        rows[0].pages = filling.pages
+        self.running += rows
         drawn = self._first_tokens(filling, hidden[-1:])
-        for row in filling.rows:
+        for row in rows:
             row.prefill_seconds = filling.seconds + time.perf_counter() - began
-        self.filling = None
-        self.running += filling.rows
-        return self._advance(filling.rows, drawn)
+        return self._advance(rows, drawn)
 
     def _first_tokens(self, filling: Filling, hidden: torch.Tensor) -> Drawn:
         rows, length, device = filling.rows, filling.done, self.model.device
-        rows[0].pages = filling.pages
         for row in rows:
             row.length = length
             if row is not rows[0]:
@@ -181,8 +181,9 @@ class Engine:
 
     def _decode(self) -> list[tuple[Row, Event]]:
         """Reads the step that is under way; where nobody can join or leave because of it, the next one starts first."""
+        if self.pending and all(row.finished for row in self.pending[0]):
+            self.pending = None  # what is still under way is nobody's, and if it failed, nobody's concern
         if not self.running:
-            self.pending = None  # what was still under way was nobody's
             return []
         rows, read = self.pending or (list(self.running), self.decoder.start(self.running))
         self.pending = None

@@ -88,6 +88,28 @@ def test_a_fork_outlives_the_row_it_came_with_when_that_is_cancelled_between_pie
     assert engine.cache.used_pages == 0 and not engine.busy
 
 
+@pytest.mark.parametrize("failing", ["forward", "logits"])
+def test_a_prefill_that_fails_gives_every_page_back_once_and_the_next_request_works(small, failing):
+    model = small()
+    engine = Engine(model, None, prefill_chunk=16)
+
+    def fail(*_):
+        raise RuntimeError("out of something")
+
+    group = engine.add([request(replace(GUMBEL, seed=s), tuple(range(1, 71)), 9) for s in (1, 2)])
+    engine.step()
+    setattr(model, failing, fail)
+    with pytest.raises(RuntimeError, match="out of something"):
+        drain(engine)
+    delattr(model, failing)
+    for row in group:
+        engine.cancel(row)
+    assert sorted(engine.cache.free) == list(range(len(engine.cache.holders))) and set(engine.cache.holders) == {0}
+    (row,) = engine.add([request()])
+    drain(engine)
+    assert row.new_ids == alone(model, request())
+
+
 def test_a_prompt_is_prefilled_once_for_all_its_forks_and_full_pages_are_shared(small):
     model, lengths = small(), []
     forward = model.forward
