@@ -6,7 +6,7 @@ all of it without the host, which therefore starts a step before it has read the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,7 +44,7 @@ class Drawn(NamedTuple):
 
     ids: list[int]
     logprobs: list[float]
-    scales: list[dict[str, list[float]]] | None
+    scales: Sequence[Mapping[str, list[float]]] | None
 
 
 def run_step(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -114,7 +115,7 @@ class TokenEvent:
     text: str
     logprob: float
     prefill_seconds: float | None = None
-    scales: dict[str, list[float]] | None = field(default=None, repr=False)
+    scales: Mapping[str, list[float]] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -31,26 +32,44 @@ class ScaleTrace:
         pieces = [t.flatten().float() for feed in self.feeds for t in (feed.scales, feed.experts) if t is not None]
         return torch.cat(pieces) if pieces else torch.empty(0)
 
-    def read(self, flat: list[float], rows: Iterable[int]) -> list[dict[str, list[float]]]:
-        """Each row's scales by the name of the projection that they feed, from what `flat` holds. Experts that a row
-        did not choose are absent from its dictionary."""
-        rows = list(rows)
-        out: list[dict[str, list[float]]] = [{} for _ in rows]
-        at = 0
-        for readers, scales, experts in self.feeds:
+    def read(self, flat: list[float], rows: Iterable[int]) -> list[RowScales]:
+        """Each row's scales, from what `flat` holds."""
+        return [RowScales(self, flat, row) for row in rows]
+
+
+class RowScales(Mapping[str, list[float]]):
+    """A row's scales by the name of the projection that they feed; experts that the row did not choose are absent.
+    Taken apart only when somebody looks: a page shows one projection of one token in many."""
+
+    def __init__(self, trace: ScaleTrace, flat: list[float], row: int):
+        self.trace, self.flat, self.row = trace, flat, row
+
+    @cached_property
+    def found(self) -> dict[str, list[float]]:
+        found: dict[str, list[float]] = {}
+        at, row = 0, self.row
+        for readers, scales, experts in self.trace.feeds:
             (count, width), start = scales.shape, at
             at += count * width
-            for seen, row in zip(out, rows, strict=True):
-                if experts is None:
-                    seen.update(dict.fromkeys(readers, flat[start + row * width : start + (row + 1) * width]))
-                    continue
-                chosen = experts.shape[1]
-                for choice in range(row * chosen, (row + 1) * chosen):
-                    reader = readers[int(flat[at + choice])]
-                    piece = flat[start + choice * width : start + (choice + 1) * width]
-                    seen[reader] = seen.get(reader, []) + piece  # shared experts are the pieces of one wide projection
-            at += 0 if experts is None else experts.numel()
-        return out
+            if experts is None:
+                found.update(dict.fromkeys(readers, self.flat[start + row * width : start + (row + 1) * width]))
+                continue
+            chosen = experts.shape[1]
+            for choice in range(row * chosen, (row + 1) * chosen):
+                reader = readers[int(self.flat[at + choice])]
+                piece = self.flat[start + choice * width : start + (choice + 1) * width]
+                found[reader] = found.get(reader, []) + piece  # shared experts are the pieces of one wide projection
+            at += experts.numel()
+        return found
+
+    def __getitem__(self, name: str) -> list[float]:
+        return self.found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.found)
+
+    def __len__(self) -> int:
+        return len(self.found)
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import gradio as gr
@@ -31,7 +31,7 @@ class Session:
         self.streams: list[Stream] = []  # of the run under way
         self.layer, self.projection = 0, None  # None: the layer's first
         self.seed: int | None = None  # of the last run that drew with one
-        self.scales: dict[str, list[float]] = {}
+        self.scales: Mapping[str, list[float]] = {}
         self.chat: list[Message] = []
 
     def forget_model(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
 from playground.engine.request import FinishEvent
@@ -17,7 +17,7 @@ class Pane:
 
     def __init__(self, stream: Stream, prompt_tokens: int, cache_total: int, seed: int | None):
         self.stream, self.text, self.ended = stream, "", False
-        self.scales: dict[str, list[float]] = {}
+        self.scales: Mapping[str, list[float]] = {}
         self.started = time.perf_counter()
         self.first = 0.0
         self.stats = {
@@ -48,7 +48,8 @@ class Pane:
 
     def _count(self, event) -> None:
         now, stats = time.perf_counter(), self.stats
-        self.scales = event.scales or self.scales
+        if event.scales is not None:
+            self.scales = event.scales
         if event.index == 0:
             self.first, stats["ttft"] = now, now - self.started
             stats["prefill_rate"] = stats["prompt_tokens"] / event.prefill_seconds
