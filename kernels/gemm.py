@@ -262,6 +262,7 @@ def fp8_gemm(a, a_s, b, b_s, out_dtype: torch.dtype, decode: bool | None = None)
 
 
 def plain_gemm(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
+    b = b.contiguous()
     if len(a) <= INVARIANT_ROWS:
         return add_up(narrow(a, b, None, None), out_dtype)
     return wide(a, b, None, None, out_dtype)[0]

@@ -42,7 +42,8 @@ def route_kernel(
     choice = scores
     if CORRECTED:
         choice += bias
-    choice = tl.where(real, choice, float("-inf"))
+    # NaN chooses nothing: every number that comes out is an expert's, whatever came in
+    choice = tl.where(real & (choice == choice), choice, float("-inf"))
     if GROUPS > 1:
         dropped = tl.full((BLOCK,), 1, dtype=tl.int1)
         standing = tl.full((BLOCK,), float("-inf"), dtype=tl.float32)  # each expert's group's score

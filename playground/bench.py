@@ -37,14 +37,19 @@ def prompt_ids(model: Transformer, length: int, seed: int) -> tuple[int, ...]:
     return tuple(torch.randint(3, model.config.vocab_size, (length,), generator=generator).tolist())
 
 
-def write(engine: Engine, rows: int, prompt: int, tokens: int, inspect: bool = False) -> list:
-    """Runs `rows` prompts of their own to the end; the rows, which hold their times."""
+def add_rows(engine: Engine, rows: int, prompt: int, tokens: int, inspect: bool) -> list:
+    """Queues `rows` prompts of their own."""
     params = [SamplingParams("gumbel", 1.0, seed=row) for row in range(rows)]
     requests = [
         Request(prompt_ids(engine.model, prompt, row), p, tokens, ignore_eos=True, trace_scales=inspect)
         for row, p in enumerate(params)
     ]
-    running = [engine.add([request])[0] for request in requests]
+    return [engine.add([request])[0] for request in requests]
+
+
+def write(engine: Engine, rows: int, prompt: int, tokens: int, inspect: bool = False) -> list:
+    """Runs rows to their end; they hold their times."""
+    running = add_rows(engine, rows, prompt, tokens, inspect)
     while engine.busy:
         engine.step()
     return running
@@ -115,14 +120,29 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def steady_rate(engine: Engine, rows: int, prompt: int, tokens: int, inspect: bool) -> float:
+    """Tokens per second while all rows write: from the moment when the last of them has its first token to the moment
+    when the first of them ends, counting what was written in between and nothing else."""
+    written, began = [], 0.0
+    running = add_rows(engine, rows, prompt, tokens, inspect)
+    while not any(row.finished for row in running):
+        engine.step()
+        if not began and all(row.new_ids for row in running):
+            began, written = time.perf_counter(), [len(row.new_ids) for row in running]
+    ended, count = time.perf_counter(), sum(len(row.new_ids) for row in running)
+    while engine.busy:
+        engine.step()
+    if not began or count <= sum(written):
+        raise CheckpointError(f"{tokens} tokens are too few to see {rows} rows write together; use more --tokens.")
+    return (count - sum(written)) / (ended - began)
+
+
 def measure(engine: Engine, rows: int, prompt: int, tokens: int, rate: float, inspect: bool) -> dict:
     """One case, warmed up: medians of some runs."""
     write(engine, rows, prompt, 4, inspect)
     rates = []
     for _ in range(RUNS):
-        done = write(engine, rows, prompt, tokens, inspect)
-        began, ended = max(row.first_token for row in done), max(row.last_token for row in done)
-        rates.append(rows * (tokens - 1) / (ended - began))
+        rates.append(steady_rate(engine, rows, prompt, tokens, inspect))
     waits = sorted(r.first_token - r.submitted for _ in range(FIRST_TOKENS) for r in write(engine, 1, prompt, 1))
     speed = statistics.median(rates)
     floor = rows * rate / step_bytes(engine.model, rows, prompt + tokens // 2)
@@ -160,7 +180,9 @@ def kernel_times(model: Transformer, prompt: int) -> list[dict]:
 
 def bench(name: str, model: Transformer, args: argparse.Namespace) -> bool:
     """Prints a model's table, or JSON lines; False where the gate is red."""
-    context = min(model.config.max_position_embeddings, args.prompt + args.tokens + 64)
+    limit, context = model.config.max_position_embeddings, max(args.prompt + args.tokens, 128)
+    if context > limit:
+        raise CheckpointError(f"--prompt and --tokens make {context} tokens, and the context of {name} holds {limit}.")
     engine = Engine(model, None, max(*args.rows, 5), context=context)
     if wrong := gate(model, engine):
         print(f"{name}: the gate is red, no figures. {'; '.join(wrong)}", file=sys.stderr)

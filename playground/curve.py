@@ -23,7 +23,7 @@ PROBES = 9
 @torch.inference_mode()
 def cached_seconds(model: Transformer, prompt: list[int], tokens: int) -> tuple[list[int], list[float]]:
     """Greedy ids and the seconds of each decode step."""
-    engine = Engine(model, tokenizer=None)
+    engine = Engine(model, tokenizer=None, max_rows=1, context=len(prompt) + tokens)
     (row,) = engine.add([Request(tuple(prompt), SamplingParams("greedy"), tokens, ignore_eos=True)])
     engine.step()
     seconds = []

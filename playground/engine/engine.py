@@ -167,9 +167,8 @@ class Engine:
         settings, at = Settings.of(params, device), torch.full((len(rows),), length, device=device)
         logits = self.model.logits(hidden).expand(len(rows), -1).contiguous()
         ids, logprobs = draw_rows(logits, settings, at, any(map(is_shaped, params)))
-        newest = (length - 1) % self.prefill_chunk  # its place in the last piece, which is what was traced
-        trace = filling.trace
-        scales = trace.read(trace.flat().tolist(), [newest] * len(rows)) if trace else None
+        trace = filling.trace and filling.trace.newest()
+        scales = trace.read(trace.flat().tolist(), [0] * len(rows)) if trace else None
         return Drawn(ids.tolist(), logprobs.tolist(), scales)
 
     def _fork(self, source: Row, row: Row, prompt: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import kernels
 from playground.engine.engine import Engine
 from playground.engine.request import FinishEvent, Request, RequestError, Sampler, SamplingParams
 from playground.model.transformer import Transformer
@@ -25,10 +26,11 @@ def generate(
     """
     if not prompt_tokens:
         return []
-    engine = Engine(model, tokenizer=None)
-    if any(len(prompt) > engine.context for prompt in prompt_tokens):
-        longest = max(map(len, prompt_tokens))
-        raise RequestError(f"A prompt has {longest} tokens and the context holds {engine.context}; shorten it.")
+    longest, limit = max(map(len, prompt_tokens)), model.config.max_position_embeddings
+    if longest > limit:
+        raise RequestError(f"A prompt has {longest} tokens and the context holds {limit}; shorten it.")
+    table = min(limit, longest + max(max_new_tokens, 1))
+    engine = Engine(model, None, min(len(prompt_tokens), kernels.INVARIANT_ROWS), context=table)
     params = SamplingParams(Sampler.GUMBEL, temperature)
     rows = []
     for number, prompt in enumerate(prompt_tokens):

@@ -83,8 +83,9 @@ class LatentAttention(nn.Module):
     def forward(self, x: kernels.Formed, rope: torch.Tensor, cache: torch.Tensor | None, step: Step) -> torch.Tensor:
         """`x [T, D]` in the form of `feed`, `rope [T, 2, R/2]`, `cache [pages, page_size, cache_width]` of this layer;
         returns partial sums `[P, T, D]`."""
-        parts = self.inputs(self.feed(x, step))
+        # before the product: the kernel after it reads the places without waiting for what came right before
         kv, slots = places(cache, step, self.config.cache_width, self.output.dtype)
+        parts = self.inputs(self.feed(x, step))
         parts = self._split(parts, rope, kv, slots, step)
         form = self.feed_output.form
         if step.is_decode:

@@ -31,8 +31,10 @@ class GroupedQueryAttention(nn.Module):
     def forward(self, x: kernels.Formed, rope: torch.Tensor, cache: torch.Tensor | None, step: Step) -> torch.Tensor:
         """`x [T, D]` in the form of `feed`, `rope [T, 2, head_dim/2]`, `cache [pages, page_size, cache_width]` of this
         layer; returns partial sums `[P, T, D]`."""
-        a, parts = self.config, self.inputs(self.feed(x, step))
+        a = self.config
+        # before the product: the kernel after it reads the places without waiting for what came right before
         kv, slots = places(cache, step, a.cache_width, self.output.dtype)
+        parts = self.inputs(self.feed(x, step))
         norms = (self.q_norm.weight, self.k_norm.weight) if a.qk_norm else None
         q = kernels.rope_heads(parts, self.inputs.starts, norms, rope, slots, kv, heads=a.heads, eps=self.eps)
         scale, form = a.softmax_scale, self.feed_output.form

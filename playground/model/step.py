@@ -27,6 +27,14 @@ class ScaleTrace:
     def record(self, readers: tuple[str, ...], scales: torch.Tensor, experts: torch.Tensor | None) -> None:
         self.feeds.append(Traced(readers, scales, experts))
 
+    def newest(self) -> ScaleTrace:
+        """Of the last token alone, copied: a feed may have seen the piece of a prompt, or all of it so far."""
+        last = []
+        for readers, scales, experts in self.feeds:
+            each = 1 if experts is None else experts.shape[1]
+            last.append(Traced(readers, scales[-each:].clone(), None if experts is None else experts[-1:].clone()))
+        return ScaleTrace(last)
+
     def flat(self) -> torch.Tensor:
         """Everything in one float32 tensor, so that one transfer brings it to the host."""
         pieces = [t.flatten().float() for feed in self.feeds for t in (feed.scales, feed.experts) if t is not None]

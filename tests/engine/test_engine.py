@@ -110,6 +110,20 @@ def test_a_prefill_that_fails_gives_every_page_back_once_and_the_next_request_wo
     assert row.new_ids == alone(model, request())
 
 
+def test_scales_of_a_prompts_last_token_are_the_same_fed_whole_and_in_pieces(small):
+    seen = []
+    for chunk in (128, 48):
+        engine = Engine(small(), None, prefill_chunk=chunk)
+        engine.add([request(prompt=tuple(range(1, 101)), tokens=2, trace_scales=True)])
+        events = []
+        while not events:
+            events = engine.step()
+        seen.append(events[0][1].scales)
+    assert seen[0].keys() == seen[1].keys() and any("kv_b_proj" in name for name in seen[0])
+    for name, scales in seen[0].items():
+        assert seen[1][name] == pytest.approx(scales, rel=0.05), name
+
+
 def test_a_prompt_is_prefilled_once_for_all_its_forks_and_full_pages_are_shared(small):
     model, lengths = small(), []
     forward = model.forward

@@ -65,6 +65,15 @@ def test_route_kernel_chooses_and_weighs_as_its_twin(sigmoid, corrected, experts
     assert_close(got_weights, ref_weights, "float32")
 
 
+@pytest.mark.parametrize("experts", [16, 24])
+def test_route_kernel_names_real_experts_even_for_logits_that_are_nan(experts):
+    parts = torch.randn(1, 2, experts)
+    parts[0, 0, 3] = float("nan")
+    for sigmoid in (True, False):
+        chosen, _ = moe.route(parts.to(DEVICE), None, Routing(4, 1, 1, sigmoid, True, 1.0))
+        assert chosen.min() >= 0 and chosen.max() < experts
+
+
 def test_a_schedule_visits_every_choice_once_and_with_its_expert():
     chosen = torch.randint(0, 7, (50, 3), generator=torch.Generator().manual_seed(2)).int().to(DEVICE)
     plan, seen = moe.schedule(chosen, 7, 16), []
