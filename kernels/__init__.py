@@ -260,7 +260,7 @@ def split_latents(
     rope: torch.Tensor,
     slots: torch.Tensor,
     kv: torch.Tensor,
-    form: Form,
+    form: Form | None,
     *,
     kv_at: int,
     eps: float,

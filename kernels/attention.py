@@ -116,6 +116,19 @@ def join_spans(
 
 
 @triton.jit
+def emit_block(
+    y, row, block, width, plain_ptr, q_ptr, s_ptr, PLAIN: tl.constexpr, FP8: tl.constexpr, UE8M0: tl.constexpr
+):  # fmt: skip
+    """`emit` for the one block `y [1, 128]` that a program has made of a row `width` wide."""
+    cols = (block * 128 + tl.arange(0, 128))[None, :]
+    one = tl.arange(0, 1)
+    emit(
+        y, row.to(tl.int64) * width + cols, cols < width, row * (width // 128) + block + one, one == 0,
+        plain_ptr, q_ptr, s_ptr, PLAIN, FP8, UE8M0,
+    )  # fmt: skip
+
+
+@triton.jit
 def join_heads_kernel(
     acc_ptr, top_ptr, total_ptr, lengths_ptr, plain_ptr, q_ptr, s_ptr, heads, like_ptr,
     DIM: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr, PLAIN: tl.constexpr, FP8: tl.constexpr,
@@ -132,12 +145,7 @@ def join_heads_kernel(
     head = row * heads + tl.minimum(cols, width - 1) // DIM
     y = join_spans(acc_ptr, top_ptr, total_ptr, head, cols % DIM, active, DIM, SPLITS, 128, 8)
     y = y.to(like_ptr.dtype.element_ty).to(tl.float32)[None, :]
-    at = row.to(tl.int64) * width + cols[None, :]
-    one = tl.arange(0, 1)
-    emit(
-        y, at, (cols < width)[None, :], row * (width // 128) + block + one, one == 0,
-        plain_ptr, q_ptr, s_ptr, PLAIN, FP8, UE8M0,
-    )  # fmt: skip
+    emit_block(y, row, block, width, plain_ptr, q_ptr, s_ptr, PLAIN, FP8, UE8M0)
 
 
 @triton.jit
@@ -167,12 +175,7 @@ def join_latents_kernel(
         latent = latent.to(dtype).to(tl.float32)
         y += tl.where(cols // VALUE == head, tl.sum(expand.to(tl.float32) * latent[None, :], axis=1), 0.0)
     y = y.to(dtype).to(tl.float32)[None, :]
-    at = row.to(tl.int64) * width + cols[None, :]
-    one = tl.arange(0, 1)
-    emit(
-        y, at, (cols < width)[None, :], row * (width // 128) + block + one, one == 0,
-        plain_ptr, q_ptr, s_ptr, PLAIN, FP8, UE8M0,
-    )  # fmt: skip
+    emit_block(y, row, block, width, plain_ptr, q_ptr, s_ptr, PLAIN, FP8, UE8M0)
 
 
 def _spans(q, cache, pages, lengths, scale: float, kv_heads: int, dim: int, rope: int):

@@ -57,14 +57,10 @@ class MoE(nn.Module):
         self.form = self.feed.form._replace(plain=True)
 
     def _shared_storage(self) -> nn.ModuleList:
-        shared, routed, many = self.shared_experts, self.experts[0], self.config.n_shared_experts > 1
+        shared, routed = self.shared_experts, self.experts[0]
         pairs = [(getattr(shared, n), getattr(routed, n)) for n in ("gate_proj", "up_proj", "down_proj")]
         if any(a.is_fp8 != b.is_fp8 for a, b in pairs):
             raise CheckpointError("Shared experts that are quantised otherwise than the routed ones can't be run.")
-        if many and self.config.moe_intermediate_size % BLOCK_SIZE:
-            raise CheckpointError(
-                f"Several shared experts can't be run unless their size is a multiple of {BLOCK_SIZE}."
-            )
         return nn.ModuleList(Product((part,), multiplied=False) for part, _ in pairs)
 
     def prepare(self, dtype: torch.dtype) -> None:
