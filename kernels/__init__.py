@@ -26,6 +26,7 @@ __all__ = [
     "add_norm",
     "add_up",
     "advance",
+    "causal_attention",
     "draw",
     "draw_multinomial",
     "expert_gemm",
@@ -301,6 +302,17 @@ def mla_decode(
     if q.shape[-1] != cache.shape[-1] or expand.shape[0] != q.shape[1]:
         raise ValueError(f"q {tuple(q.shape)} does not fit {tuple(cache.shape)} and {tuple(expand.shape)}")
     return _implementation("attention", q).mla_decode(q, cache, pages, lengths, scale, expand, form)
+
+
+def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float) -> torch.Tensor:
+    """Attention of a piece of a prompt: the last T of S tokens look at themselves and at all before them.
+
+    `q [T, H, D]`, `k [S, G, D]`, `v [S, G, V]` of one dtype, the last dimension contiguous, H a multiple of G: head h
+    reads key-value head `h // (H / G)`. Returns `[T, H, V]`."""
+    fits = q.shape[-1] == k.shape[-1] and k.shape[:2] == v.shape[:2] and q.shape[1] % k.shape[1] == 0
+    if not (fits and len(q) <= len(k) and all(t.stride(-1) == 1 for t in (q, k, v))):
+        raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} don't fit together")
+    return _implementation("prefill", q).causal_attention(q, k, v, scale)
 
 
 def _check_decode(q: torch.Tensor, cache: torch.Tensor, pages: torch.Tensor, lengths: torch.Tensor) -> None:

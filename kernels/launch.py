@@ -61,3 +61,18 @@ def overlap(tensor: torch.Tensor) -> dict[str, bool]:
     if _overlapping.get() and tensor.is_cuda and _capability(tensor.get_device())[0] >= 9:
         return {"PDL": True, "launch_pdl": True}
     return {"PDL": False}
+
+
+def has_tma(tensor: torch.Tensor) -> bool:
+    """Whether the card has the tensor memory accelerator (sm_90 and newer): one instruction copies a whole tile."""
+    return tensor.is_cuda and _capability(tensor.get_device())[0] >= 9
+
+
+@cache
+def _shared_memory(index: int) -> int:
+    return torch.cuda.get_device_properties(index).shared_memory_per_block_optin
+
+
+def shared_memory(tensor: torch.Tensor) -> int:
+    """Bytes that a program may use on the tensor's card."""
+    return _shared_memory(tensor.get_device()) if tensor.is_cuda else 1 << 20

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from kernels.launch import let_next_start, overlap, wait_for_previous
-from kernels.reference import AMAX_FLOOR, FP8_MAX, Form, Formed
+from kernels.reference import AMAX_FLOOR, FP8_MAX, Form, Formed, has_fp8_units
 
 _FP8_MAX = tl.constexpr(FP8_MAX)
 _AMAX_FLOOR = tl.constexpr(AMAX_FLOOR)
@@ -155,3 +155,15 @@ def weight_dequant(q: torch.Tensor, scale: torch.Tensor, block_size: int, dtype:
         q.view(torch.uint8), scale.contiguous(), w, *q.shape, BLOCK=block_size, num_warps=8
     )
     return w
+
+
+def operands(a, b, a_s, decode: bool | None):
+    """A product's operands, contiguous and in the form that kernels read, and the flags that say so."""
+    fp8 = a_s is not None
+    if decode is None:
+        decode = fp8 and not has_fp8_units(a.device)
+    if a.stride(-1) != 1 or fp8:
+        a = a.contiguous()
+    if decode:
+        a, b = a.view(torch.uint8), b.view(torch.uint8)
+    return a, b, {"FP8": fp8, "DECODE": decode}

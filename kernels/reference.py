@@ -248,6 +248,18 @@ def _seen(cache: torch.Tensor, pages: list[int], length: int) -> torch.Tensor:
     return cache[torch.tensor(pages[:count], device=cache.device)].flatten(0, 1)[:length].float()
 
 
+def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    mask, grouped = None, q.shape[1] // k.shape[1]
+    if len(q) != len(k):
+        mask = torch.ones(len(q), len(k), dtype=torch.bool, device=q.device).tril(len(k) - len(q))
+        # with a mask, torch's memory-saving form of attention knows no groups: give every head its own keys
+        k, v = (t.repeat_interleave(grouped, dim=1) for t in (k, v))
+        grouped = 1
+    q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=grouped > 1)
+    return out[0].transpose(0, 1)
+
+
 def mla_decode(q, cache, pages, lengths, scale: float, expand: torch.Tensor, form: Form) -> Formed:
     value_dim = expand.shape[-1]
     out = torch.empty(*q.shape[:-1], value_dim, dtype=q.dtype, device=q.device)

@@ -14,25 +14,26 @@ from kernels.reference import Form, Formed
 
 @triton.jit
 def rope_heads_kernel(
-    parts_ptr, q_norm_ptr, k_norm_ptr, rope_ptr, slots_ptr, q_ptr, kv_ptr, parts_part, parts_row, keys_at, values_at,
-    heads, kv_heads, eps,
-    PARTS: tl.constexpr, NORM: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+    parts_ptr, q_norm_ptr, k_norm_ptr, rope_ptr, slots_ptr, q_ptr, kv_ptr, rows, parts_part, parts_row, keys_at,
+    values_at, heads, kv_heads, eps,
+    PARTS: tl.constexpr, NORM: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """One head of a token: a query, a key or a value, which is neither normed nor turned."""
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    """One head of TOKENS tokens: a query, a key or a value, which is neither normed nor turned."""
+    row, head = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)[:, None], tl.program_id(1)
     half: tl.constexpr = DIM // 2
-    i = tl.arange(0, BLOCK)
-    inside = i < half
+    i = tl.arange(0, BLOCK)[None, :]
+    inside = (i < half) & (row < rows)
     is_query, is_value = head < heads, head >= heads + kv_heads
     cos = tl.where(is_value, 1.0, tl.load(rope_ptr + row * DIM + i, mask=inside, other=0.0))
     sin = tl.where(is_value, 0.0, tl.load(rope_ptr + row * DIM + half + i, mask=inside, other=0.0))
-    slot = tl.load(slots_ptr + row)
+    slot = tl.load(slots_ptr + row, mask=row < rows, other=0)
     weight_ptr = k_norm_ptr
     if is_query:
         weight_ptr = q_norm_ptr
     if NORM:
-        weight_a = tl.load(weight_ptr + i, mask=inside, other=0.0).to(tl.float32)
-        weight_b = tl.load(weight_ptr + half + i, mask=inside, other=0.0).to(tl.float32)
+        weight_a = tl.load(weight_ptr + i, mask=i < half, other=0.0).to(tl.float32)
+        weight_b = tl.load(weight_ptr + half + i, mask=i < half, other=0.0).to(tl.float32)
     column = head * DIM
     if is_value:
         column = values_at + (head - heads - kv_heads) * DIM
@@ -41,12 +42,12 @@ def rope_heads_kernel(
     at = row * parts_row + column + i
     wait_for_previous(PDL)
     let_next_start(PDL)
-    zero = tl.zeros((BLOCK,), dtype=tl.float32)
+    zero = tl.zeros((TOKENS, BLOCK), dtype=tl.float32)
     dtype = q_ptr.dtype.element_ty
     a = add_parts(zero, parts_ptr, at, parts_part, inside, PARTS).to(dtype).to(tl.float32)
     b = add_parts(zero, parts_ptr, at + half, parts_part, inside, PARTS).to(dtype).to(tl.float32)
     if NORM:
-        scale = tl.rsqrt(tl.sum(a * a + b * b, axis=0) / DIM + eps)
+        scale = tl.rsqrt(tl.sum(a * a + b * b, axis=1) / DIM + eps)[:, None]
         a = tl.where(is_value, a, (a * scale * weight_a).to(dtype).to(tl.float32))
         b = tl.where(is_value, b, (b * scale * weight_b).to(dtype).to(tl.float32))
     x, y = (a * cos - b * sin).to(dtype), (a * sin + b * cos).to(dtype)
@@ -63,12 +64,13 @@ def rope_heads(parts, starts, norms, rope, slots, kv, heads: int, eps: float) ->
     kv_heads = kv.shape[-1] // 2 // dim
     q = torch.empty(rows, heads, dim, dtype=kv.dtype, device=kv.device)
     q_norm, k_norm = norms or (q, q)
+    tokens = 1 if rows <= 64 else 8
     if rows:
-        rope_heads_kernel[(rows, heads + 2 * kv_heads)](
-            parts, q_norm, k_norm, rope, slots, q, kv, *parts.stride()[:2], starts[1], starts[2], heads,
+        rope_heads_kernel[(triton.cdiv(rows, tokens), heads + 2 * kv_heads)](
+            parts, q_norm, k_norm, rope, slots, q, kv, rows, *parts.stride()[:2], starts[1], starts[2], heads,
             kv_heads, eps,
-            PARTS=count, NORM=norms is not None, DIM=dim, BLOCK=triton.next_power_of_2(dim // 2), num_warps=1,
-            **overlap(parts),
+            PARTS=count, NORM=norms is not None, DIM=dim, BLOCK=triton.next_power_of_2(dim // 2), TOKENS=tokens,
+            num_warps=1 if tokens == 1 else 4, **overlap(parts),
         )  # fmt: skip
     return q
 

@@ -12,6 +12,7 @@ from torch import nn
 from playground.config import CheckpointError, MlaConfig, ModelConfig
 from playground.engine.cache import PAGE_SIZE
 from playground.engine.engine import PREFILL_CHUNK
+from playground.engine.prefill import RECORDED
 from playground.model.layers import Linear, Product
 from playground.model.loading import SCALE_SUFFIX
 
@@ -54,15 +55,26 @@ def weight_bytes(model: nn.Module, device: torch.device, dtype: torch.dtype) -> 
     return total
 
 
-def workspace_bytes(c: ModelConfig, context: int) -> int:
-    """The widest moment of a prefill piece, and of sampling, in float32, and every head's keys and values of the whole
-    context in two copies: generous, and small beside the weights."""
+def _piece_bytes(c: ModelConfig, tokens: int, context: int) -> int:
+    """The widest moment of a prefill piece, in float32."""
     a = c.attention
     heads = a.heads * (a.qk_head_dim * 3 if isinstance(a, MlaConfig) else a.head_dim * 2)
-    seen = a.heads * (a.qk_head_dim + a.v_head_dim + a.qk_nope_head_dim if isinstance(a, MlaConfig) else 2 * a.head_dim)
     width = 4 * c.hidden_size + 2 * heads + 3 * max(c.intermediate_size, c.moe.moe_intermediate_size if c.moe else 0)
-    piece = min(PREFILL_CHUNK, context)
-    return piece * (width * 4 + context) + 2 * context * seen * 4 + 32 * c.vocab_size * 8
+    return tokens * (width * 4 + context)
+
+
+def workspace_bytes(c: ModelConfig, context: int) -> int:
+    """A prefill piece, sampling, and every head's keys and values of the whole context in two copies: generous, and
+    small beside the weights."""
+    a = c.attention
+    seen = a.heads * (a.qk_head_dim + a.v_head_dim + a.qk_nope_head_dim if isinstance(a, MlaConfig) else 2 * a.head_dim)
+    return _piece_bytes(c, min(PREFILL_CHUNK, context), context) + 2 * context * seen * 4 + 32 * c.vocab_size * 8
+
+
+def recorded_bytes(c: ModelConfig) -> int:
+    """The pool of the recorded graphs of a card: its largest are the longest recorded prompt, and 32 rows of which one
+    filters, which takes seven numbers of 8 bytes for each token of the vocabulary."""
+    return _piece_bytes(c, RECORDED, RECORDED) + 32 * c.vocab_size * 7 * 8
 
 
 def free_bytes(device: torch.device) -> int:
@@ -84,13 +96,14 @@ def plan(model: nn.Module, device: torch.device, dtype: torch.dtype, rows: int, 
         raise CheckpointError(f"--context must be from 1 to {limit} for this model, not {context}.")
     context = context or limit
     weights = weight_bytes(model, device, dtype) + context * c.rope.dim * 4
-    workspace = workspace_bytes(c, context) + RESERVE
+    fixed = RESERVE + (recorded_bytes(c) if device.type == "cuda" else 0)
+    workspace = workspace_bytes(c, context) + fixed
     per_token = c.num_hidden_layers * c.attention.cache_width * dtype.itemsize
     room = max(free - weights - workspace, 0) // (per_token * PAGE_SIZE) * PAGE_SIZE
     one_row = -(-context // PAGE_SIZE) * PAGE_SIZE
     if room < one_row:
         need = weights + workspace + one_row * per_token
-        fitting = _largest_context(c, free - weight_bytes(model, device, dtype) - RESERVE, per_token, context)
+        fitting = _largest_context(c, free - weight_bytes(model, device, dtype) - fixed, per_token, context)
         hint = f"; --context {fitting} would fit" if fitting else "; not even a short context would fit"
         raise CheckpointError(
             f"{_gib(weights)} of weights, {_gib(one_row * per_token)} of KV cache for {context} tokens and "

@@ -53,3 +53,9 @@ class PagedCache:
 
 def pages_for(tokens: int) -> int:
     return -(-tokens // PAGE_SIZE)
+
+
+def slots_of(pages: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Places in the flattened cache, `[..., T]`, of a row's `positions [..., T]` in its `pages [..., P]`."""
+    page = pages.gather(-1, positions // PAGE_SIZE).long()
+    return page * PAGE_SIZE + positions % PAGE_SIZE

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 
 import kernels
-from playground.engine.cache import PAGE_SIZE, PagedCache, pages_for
+from playground.engine.cache import PAGE_SIZE, PagedCache, pages_for, slots_of
+from playground.engine.graph import Recorder
 from playground.engine.request import SamplingParams
 from playground.engine.row import Row
 from playground.engine.sampler import Settings, draw_rows, is_shaped
@@ -35,8 +36,8 @@ class State(NamedTuple):
         pages = torch.tensor([(row.pages + row.pages[:1] * width)[:width] for row in rows], dtype=torch.int32)
         positions = torch.tensor([row.length for row in rows])
         tokens = torch.tensor([row.new_ids[-1] for row in rows])
-        page = pages.gather(1, (positions // PAGE_SIZE)[:, None])[:, 0].long()
-        return cls(tokens, positions, page * PAGE_SIZE + positions % PAGE_SIZE, (positions + 1).int(), pages)
+        slots = slots_of(pages, positions[:, None])[:, 0]
+        return cls(tokens, positions, slots, (positions + 1).int(), pages)
 
 
 class Drawn(NamedTuple):
@@ -81,16 +82,14 @@ class Graph:
     """A recorded step of `size` rows: its state and settings lie in fixed memory, which it reads and moves on. Places
     without a row stand still on the scratch page."""
 
-    def __init__(self, model: Transformer, cache: PagedCache, size: int, width: int, shaped: bool, traced: bool, pool):
+    def __init__(
+        self, model: Transformer, cache: PagedCache, size: int, width: int, shaped: bool, traced: bool, record
+    ):
         self.size, self.width, self.scratch, device = size, width, cache.scratch, model.device
         self.state = State(*(t.to(device) for t in self._padded([])))
         self.settings = Settings.of([SamplingParams("greedy")] * size, device)
         self.moves = torch.zeros(size, dtype=torch.int64, device=device)
-        self._step(model, cache, shaped, traced)  # compiles every kernel, which a recording must not do
-        torch.cuda.synchronize(device)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
-            self.results = self._step(model, cache, shaped, traced)
+        self.graph, self.results = record(lambda: self._step(model, cache, shaped, traced))
         # in turn: one is read while the next is written
         self.host = [[torch.empty_like(t, device="cpu").pin_memory() for t in self.results] for _ in range(2)]
         self.turn = 0
@@ -150,28 +149,43 @@ class Graph:
 
 
 class GraphDecoder:
-    """Replays recorded steps: one recording for every power of two of rows, made when it is first needed."""
+    """Replays recorded steps: one recording for every power of two of rows, made when it is first needed. Where there
+    is no memory for one, steps run eagerly from then on."""
 
-    runs_ahead = True
-
-    def __init__(self, model: Transformer, cache: PagedCache, context: int):
-        self.model, self.cache, self.width = model, cache, pages_for(context)
+    def __init__(self, model: Transformer, cache: PagedCache, context: int, recorder: Recorder):
+        self.model, self.cache, self.width, self.recorder = model, cache, pages_for(context), recorder
         self.graphs: dict[tuple[int, bool, bool], Graph] = {}
-        self.pool = torch.cuda.graph_pool_handle()
         self.loaded: list[Row] = []
+        self.eager = EagerDecoder(model, cache)
+
+    @property
+    def runs_ahead(self) -> bool:
+        return not self.recorder.full
 
     def start(self, rows: Sequence[Row]) -> Callable[[], Drawn]:
         """As `EagerDecoder.start`; for the same rows as the last time, whether or not that step has been read."""
         size = 1 << (len(rows) - 1).bit_length()
         shaped = any(is_shaped(row.request.params) for row in rows)
         key = (size, shaped, any(row.request.trace_scales for row in rows))
-        if key not in self.graphs:
-            self.graphs[key] = Graph(self.model, self.cache, size, self.width, *key[1:], self.pool)
+        graph = self.graphs.get(key) or self._record(key)
+        if graph is None:
+            return self.eager.start(rows)
         if self.loaded != list(rows):
+            self.loaded = []  # should loading fail half-way
+            graph.load(rows)
             self.loaded = list(rows)
-            self.graphs[key].load(rows)
-        return self.graphs[key].replay(len(rows))
+        return graph.replay(len(rows))
+
+    def _record(self, key: tuple[int, bool, bool]) -> Graph | None:
+        if self.recorder.full:
+            return None
+        try:
+            self.graphs[key] = Graph(self.model, self.cache, key[0], self.width, *key[1:], self.recorder)
+        except torch.OutOfMemoryError:
+            self.recorder.full = True
+            self.graphs.clear()
+        return self.graphs.get(key)
 
 
-def make_decoder(model: Transformer, cache: PagedCache, context: int) -> EagerDecoder | GraphDecoder:
-    return GraphDecoder(model, cache, context) if model.device.type == "cuda" else EagerDecoder(model, cache)
+def make_decoder(model: Transformer, cache: PagedCache, context: int, recorder: Recorder | None):
+    return GraphDecoder(model, cache, context, recorder) if recorder else EagerDecoder(model, cache)

@@ -16,10 +16,11 @@ import torch
 import kernels
 from playground.engine.cache import PAGE_SIZE, PagedCache, pages_for
 from playground.engine.decoder import Drawn, make_decoder
+from playground.engine.graph import Recorder
+from playground.engine.prefill import Fed, Prefill
 from playground.engine.request import Event, FinishEvent, Request, RequestError, TokenEvent
 from playground.engine.row import Row
 from playground.engine.sampler import Settings, draw_rows, is_shaped
-from playground.model.step import ScaleTrace, Step
 from playground.model.transformer import Transformer
 from playground.tokenizer import TextStream, Tokenizer
 
@@ -32,7 +33,6 @@ class Filling:
 
     rows: list[Row]  # the one with the highest limit first: the pages suffice for it
     pages: list[int]
-    trace: ScaleTrace | None  # of the last piece
     done: int = 0  # tokens that stand in the cache
     seconds: float = 0.0
 
@@ -60,12 +60,14 @@ class Engine:
         self.filling: Filling | None = None
         self.running: list[Row] = []
         self.decode_next = False
-        self.decoder = make_decoder(model, self.cache, self.context)
+        recorder = Recorder(model.device) if model.device.type == "cuda" else None
+        self.prefill = Prefill(model, self.cache, recorder)
+        self.decoder = make_decoder(model, self.cache, self.context, recorder)
         self.pending: tuple[list[Row], Callable[[], Drawn]] | None = None
 
     def release(self) -> None:
         """Lets go of the weights and the cache; the engine is of no use afterwards."""
-        self.model = self.cache.data = self.decoder = self.pending = None
+        self.model = self.cache.data = self.prefill = self.decoder = self.pending = None
 
     @property
     def busy(self) -> bool:
@@ -132,44 +134,46 @@ class Engine:
     def _begin(self, group: list[Row]) -> None:
         rows = sorted(group, key=lambda row: -row.limit)
         pages = self.cache.take(pages_for(len(rows[0].request.prompt) + rows[0].limit))
-        self.filling = Filling(rows, pages, ScaleTrace() if any(row.request.trace_scales for row in rows) else None)
+        self.filling = Filling(rows, pages)
 
     def _fill(self, filling: Filling) -> list[tuple[Row, Event]]:
         """Feeds one piece of the prompt; after the last, draws every row's first token."""
         began = time.perf_counter()
-        prompt, start, size = filling.rows[0].request.prompt, filling.done, self.prefill_chunk
-        filling.done = end = min(start + size, len(prompt))
-        positions = torch.arange(end)
-        slots = torch.tensor(filling.pages)[positions // PAGE_SIZE] * PAGE_SIZE + positions % PAGE_SIZE
-        device = self.model.device
-        positions, slots = positions.to(device), slots.to(device)
-        trace = filling.trace if end == len(prompt) else None
-        step = Step(positions[start:], slots[start:], slots if start else None, trace=trace)
-        hidden = self.model(torch.tensor(prompt[start:end], device=device), step, self.cache.data)
-        if end < len(prompt):
+        prompt, start = filling.rows[0].request.prompt, filling.done
+        filling.done = end = min(start + self.prefill_chunk, len(prompt))
+        traced = any(row.request.trace_scales for row in filling.rows)
+        draw = self._first_draw(filling.rows)  # on its way to the device before it has work to do
+        fed = self.prefill.feed(prompt, start, end, filling.pages, traced)
+        if fed is None:
+            if self.model.device.type == "cuda":
+                torch.cuda.synchronize(self.model.device)  # or the piece's time would be that of launching it
             filling.seconds += time.perf_counter() - began
             return []
         rows, self.filling = filling.rows, None
         rows[0].pages = filling.pages
         self.running += rows
-        drawn = self._first_tokens(filling, hidden[-1:])
+        drawn = draw(fed)
         for row in rows:
             row.prefill_seconds = filling.seconds + time.perf_counter() - began
         return self._advance(rows, drawn)
 
-    def _first_tokens(self, filling: Filling, hidden: torch.Tensor) -> Drawn:
-        rows, length, device = filling.rows, filling.done, self.model.device
-        for row in rows:
-            row.length = length
-            if row is not rows[0]:
-                self._fork(rows[0], row, length)
+    def _first_draw(self, rows: list[Row]) -> Callable[[Fed], Drawn]:
+        """The draw of every row's first token, from what the end of their prompt leaves."""
+        device, length = self.model.device, len(rows[0].request.prompt)
         params = [row.request.params for row in rows]
         settings, at = Settings.of(params, device), torch.full((len(rows),), length, device=device)
-        logits = self.model.logits(hidden).expand(len(rows), -1).contiguous()
-        ids, logprobs = draw_rows(logits, settings, at, any(map(is_shaped, params)))
-        trace = filling.trace and filling.trace.newest()
-        scales = trace.read(trace.flat().tolist(), [0] * len(rows)) if trace else None
-        return Drawn(ids.tolist(), logprobs.tolist(), scales)
+
+        def draw(fed: Fed) -> Drawn:
+            for row in rows:
+                row.length = length
+                if row is not rows[0]:
+                    self._fork(rows[0], row, length)
+            logits = fed.logits.expand(len(rows), -1).contiguous()
+            ids, logprobs = draw_rows(logits, settings, at, any(map(is_shaped, params)))
+            scales = fed.trace.read(fed.trace.flat().tolist(), [0] * len(rows)) if fed.trace else None
+            return Drawn(ids.tolist(), logprobs.tolist(), scales)
+
+        return draw
 
     def _fork(self, source: Row, row: Row, prompt: int) -> None:
         """Shares the prompt's full pages and copies the page that both will go on writing."""

@@ -8,7 +8,6 @@ runs on the cached latents themselves.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import kernels
@@ -31,20 +30,6 @@ def places(cache: torch.Tensor | None, step: Step, width: int, dtype: torch.dtyp
 def seen_by_prefill(kv: torch.Tensor, slots: torch.Tensor, step: Step) -> torch.Tensor:
     """What the cache holds of all tokens that a prefill sees, `[S, width]`."""
     return kv[slots if step.context is None else step.context]
-
-
-def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-    """Prefill: the last T of S tokens look at all before them. `q [T, H, D]`, `k [S, G, D]`, `v [S, G, V]` with H a
-    multiple of G; returns `[T, H, V]`."""
-    mask, grouped = None, q.shape[1] // k.shape[1]
-    if len(q) != len(k):
-        mask = torch.ones(len(q), len(k), dtype=torch.bool, device=q.device).tril(len(k) - len(q))
-        # with a mask, torch's memory-saving form of attention knows no groups: give every head its own keys
-        k, v = (t.repeat_interleave(grouped, dim=1) for t in (k, v))
-        grouped = 1
-    q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=grouped > 1)
-    return out[0].transpose(0, 1)
 
 
 class LatentAttention(nn.Module):
@@ -122,4 +107,4 @@ class LatentAttention(nn.Module):
         kv = kernels.add_up(self.expand_latent(act), dtype=seen.dtype).unflatten(-1, (a.heads, -1))
         k_nope, v = kv.split([a.qk_nope_head_dim, a.v_head_dim], dim=-1)
         k = torch.cat([k_nope, k_rope[:, None].expand(-1, a.heads, -1)], dim=-1)
-        return causal_attention(q, k, v, a.softmax_scale).flatten(1)
+        return kernels.causal_attention(q, k, v, scale=a.softmax_scale).flatten(1)

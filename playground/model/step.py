@@ -27,13 +27,16 @@ class ScaleTrace:
     def record(self, readers: tuple[str, ...], scales: torch.Tensor, experts: torch.Tensor | None) -> None:
         self.feeds.append(Traced(readers, scales, experts))
 
-    def newest(self) -> ScaleTrace:
-        """Of the last token alone, copied: a feed may have seen the piece of a prompt, or all of it so far."""
-        last = []
+    def newest(self, last: torch.Tensor | None = None) -> ScaleTrace:
+        """Of the token at `last [1]` alone, copied. Without it, of the one that came last in every feed, which may
+        have seen a piece of a prompt, or all of the prompt so far."""
+        kept = []
         for readers, scales, experts in self.feeds:
             each = 1 if experts is None else experts.shape[1]
-            last.append(Traced(readers, scales[-each:].clone(), None if experts is None else experts[-1:].clone()))
-        return ScaleTrace(last)
+            at = last if last is not None else torch.tensor([len(scales) // each - 1], device=scales.device)
+            scales = scales.unflatten(0, (-1, each))[at].flatten(0, 1)
+            kept.append(Traced(readers, scales, None if experts is None else experts[at]))
+        return ScaleTrace(kept)
 
     def flat(self) -> torch.Tensor:
         """Everything in one float32 tensor, so that one transfer brings it to the host."""

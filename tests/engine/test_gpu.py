@@ -14,6 +14,7 @@ from playground.api import EMBEDDED, load_model
 from playground.checkpoint import Checkpoint
 from playground.engine.decoder import EagerDecoder
 from playground.engine.engine import Engine
+from playground.engine.prefill import Prefill
 from playground.engine.request import Request
 from playground.model.step import Step
 from playground.tokenizer import Tokenizer
@@ -86,6 +87,20 @@ def forced_logits(model, request, ids: list[int]) -> torch.Tensor:
         engine.step()
     del model.logits
     return torch.cat(seen).cpu()
+
+
+@pytest.mark.parametrize("length", [3, 40, 100, 300])
+def test_a_recorded_prefill_leaves_the_same_bits_as_an_eager_one(on_gpu, length):
+    engine = Engine(on_gpu, None, 2, context=512)
+    prompt = torch.randint(3, 500, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+    found = []
+    for prefill_ in (Prefill(on_gpu, engine.cache, None), engine.prefill, engine.prefill):
+        fed = prefill_.feed(prompt, 0, length, list(range(8)), True)
+        found.append((fed.logits.clone(), fed.trace.flat().clone(), engine.cache.data[:, :5].clone()))
+        engine.cache.data.zero_()
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            assert_bits_equal(a, b)
 
 
 def gap_moves(model, requests, texts, expected) -> torch.Tensor:

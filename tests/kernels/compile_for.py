@@ -1,7 +1,8 @@
 """Compiles every kernel as the host functions would launch it on a card of a given compute capability, without a card.
 
-`python tests/kernels/compile_for.py 89` prints one JSON object for each kernel: its name and bytes of shared memory.
-A driver that only knows its target stands in for the real one, and launches end after compilation.
+`python tests/kernels/compile_for.py 89 101376`, with the bytes of shared memory that a program may have there, prints
+one JSON object for each kernel: its name and the bytes that it takes. A driver
+that only knows its target stands in for the real one, and launches end after compilation.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from triton.runtime.jit import JITFunction
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from kernels import Form, Routing, attention, drawing, gemm, moe, norm, quant, rope
+from kernels import Form, Routing, attention, drawing, gemm, moe, narrow, norm, prefill, quant, rope, wide
 
 
 class Target:
@@ -36,7 +37,7 @@ class Target:
         return 0
 
 
-def pretend(capability: int) -> None:
+def pretend(capability: int, shared: int) -> None:
     driver.set_active(Target(capability))
     launch = JITFunction.run
 
@@ -46,9 +47,12 @@ def pretend(capability: int) -> None:
         return compiled
 
     JITFunction.run = compile_only
-    gemm.has_fp8_units = lambda device: capability >= 89
+    quant.has_fp8_units = lambda device: capability >= 89
+    wide.has_tma = lambda tensor: capability >= 90
+    for room in (prefill, wide):
+        room.shared_memory = lambda tensor: shared
     options = {"PDL": True, "launch_pdl": True} if capability >= 90 else {"PDL": False}
-    for room in (attention, drawing, gemm, moe, norm, quant, rope):
+    for room in (attention, drawing, gemm, moe, narrow, norm, prefill, quant, rope, wide):
         room.overlap = lambda tensor: options
 
 
@@ -89,6 +93,10 @@ def attentions(rows: int) -> None:
     rope.absorb_queries(torch.zeros(2, rows, 16 * 192), torch.zeros(16, 512, 128, dtype=bf16), angles, bf16)
     q, expand = torch.zeros(rows, 16, 576, dtype=bf16), torch.zeros(16, 128, 512, dtype=bf16)
     attention.mla_decode(q, latents.view(8, 64, 576), pages, lengths, 0.1, expand, form)
+    for tokens in (100, 600):
+        keys, queries = torch.zeros(600, 16, 192, dtype=bf16), torch.zeros(tokens, 16, 192, dtype=bf16)
+        prefill.causal_attention(queries, keys, keys[..., :128], 0.1)
+        prefill.causal_attention(queries[..., :128].contiguous(), keys[..., :128], keys[..., 64:], 0.1)
 
 
 def draws(rows: int) -> None:
@@ -102,7 +110,7 @@ def draws(rows: int) -> None:
 
 
 if __name__ == "__main__":
-    pretend(int(sys.argv[1]))
+    pretend(int(sys.argv[1]), int(sys.argv[2]))
     quant.weight_quant(torch.zeros(256, 256), 128, "ue8m0")
     quant.weight_dequant(fp8(256, 256), torch.ones(2, 2), 128, torch.bfloat16)
     for rows in (1, 32, 300):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from compare import assert_bits_equal, assert_close
 
-from kernels import Form, Formed, Routing, attention, moe, norm, reference, rope
+import kernels
+from kernels import Form, Formed, Routing, attention, moe, norm, prefill, reference, rope
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FORMS = {"plain": Form(True, False), "fp8": Form(False, True), "both, powers of two": Form(True, True, True)}
@@ -85,14 +86,14 @@ def test_a_schedule_visits_every_choice_once_and_with_its_expert():
 
 
 @pytest.mark.parametrize("normed", [True, False], ids=["qk-norm", "no-norm"])
-@pytest.mark.parametrize("dim", [32, 48])
-def test_rope_heads_kernel_equals_its_twin(normed, dim):
+@pytest.mark.parametrize(("dim", "rows"), [(32, 4), (48, 4), (32, 67)])
+def test_rope_heads_kernel_equals_its_twin(normed, dim, rows):
     torch.manual_seed(dim)
-    heads, kv_heads, rows = 3, 2, 4
+    heads, kv_heads = 3, 2
     starts, width = (0, 256, 384), 384 + kv_heads * dim
     parts, angles = torch.randn(2, rows, width), torch.rand(rows, 2, dim // 2)
     norms = (torch.rand(dim), torch.rand(dim)) if normed else None
-    slots, kv = torch.tensor([7, 2, 9, 0]), torch.full((10, 2 * kv_heads * dim), 7.0)
+    slots, kv = torch.randperm(70)[:rows], torch.full((70, 2 * kv_heads * dim), 7.0)
     got_kv = kv.to(DEVICE, copy=True)
     ref = reference.rope_heads(parts, starts, norms, angles, slots, kv, heads, 1e-6)
     got_norms = norms and to(DEVICE, *norms)
@@ -162,3 +163,27 @@ def test_gqa_decode_kernels_equal_their_twin_on_ragged_paged_rows(heads, kv_head
         k, v = cache[pages[2]].flatten(0, 1)[:37].unflatten(-1, (2, kv_heads, dim)).permute(1, 2, 0, 3)
         exact = torch.nn.functional.scaled_dot_product_attention(q[2][:, None], k, v, scale=0.2, enable_gqa=True)
         assert_close(ref.plain[2], exact.flatten(), "float32")
+
+
+SHAPES = {  # queries, tokens, heads, key-value heads, width, width of a value
+    "GQA, from the start": (70, 70, 4, 2, 32, 32),
+    "GQA, a later piece": (40, 103, 4, 1, 16, 16),
+    "MLA: a rotary part, narrower values": (33, 65, 2, 2, 48, 24),
+    "one query": (1, 31, 2, 2, 8, 8),
+}
+
+
+@pytest.mark.parametrize(("queries", "tokens", "heads", "groups", "width", "value"), SHAPES.values(), ids=SHAPES)
+def test_causal_attention_kernel_equals_its_twin(queries, tokens, heads, groups, width, value):
+    torch.manual_seed(tokens)
+    q, both = torch.randn(queries, heads, width), torch.randn(tokens, groups, width + value)
+    k, v = both.split([width, value], dim=-1)  # strided, as they lie in a cache
+    ref = reference.causal_attention(q, k, v, 0.3)
+    both = both.to(DEVICE)
+    assert_close(prefill.causal_attention(q.to(DEVICE), *both.split([width, value], dim=-1), 0.3), ref, "float32")
+
+
+def test_causal_attention_refuses_what_does_not_fit():
+    q, k = torch.zeros(3, 4, 8), torch.zeros(2, 2, 8)
+    with pytest.raises(ValueError, match="fit together"):
+        kernels.causal_attention(q, k, k, scale=1.0)

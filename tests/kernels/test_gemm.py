@@ -3,7 +3,7 @@ import torch
 from compare import assert_bits_equal, assert_close
 
 import kernels
-from kernels import gemm, reference
+from kernels import gemm, reference, wide
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"  # cpu: Triton's interpreter, hence tiny shapes there
@@ -31,6 +31,18 @@ def test_fp8_gemm_kernel_multiplies_its_dequantised_operands(m, n, k, decode):
     assert_close(out, exact, "fp8 unit" if CUDA and not decode else "float32")
     if CUDA:
         assert_close(gemm.fp8_gemm(a, a_s, b, b_s, torch.bfloat16, decode=decode), exact, "bfloat16")
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(33, 576, 512), (300, 1000, 1024)] if CUDA else [(33, 130, 256)])
+@pytest.mark.parametrize("tile", [wide.Tile(64, 128, 1, 3), wide.Tile(64, 64, 2, 4)], ids=["whole K", "K cut"])
+def test_a_product_of_copied_tiles_multiplies_its_dequantised_operands(m, n, k, tile):
+    if CUDA and torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("no tensor memory accelerator on this card")
+    ops = operands(m, n, k)
+    a, a_s, b, b_s = ops
+    parts = wide.tma_product(a, b, a_s, b_s, torch.float32, tile)
+    assert len(parts) == tile.splits
+    assert_close(gemm.add_up(parts, torch.float32), exact_product(*ops), "fp8 unit" if CUDA else "float32")
 
 
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 64, 128), (63, 576, 512), (129, 1000, 4096)])

@@ -1,0 +1,28 @@
+"""Recording work of a CUDA card, so that it can be replayed without the host launching each kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Recorder:
+    """Records graphs into one pool of memory, in which they follow each other: what one of them leaves is to be read,
+    in stream order, before the next one runs."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.pool = device, torch.cuda.graph_pool_handle()
+        self.full = False  # set by whoever found no memory for a recording
+
+    def __call__(self, run: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
+        """The recording of `run`, and the memory in which its results will lie."""
+        run()  # compiles every kernel, which a recording must not do
+        torch.cuda.synchronize(self.device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            results = run()
+        return graph, results
