@@ -14,9 +14,10 @@ import torch
 import kernels
 from playground.engine.cache import PAGE_SIZE, PagedCache, pages_for, slots_of
 from playground.engine.graph import Recorder
+from playground.engine.insight import Insight
 from playground.engine.request import SamplingParams
 from playground.engine.row import Row
-from playground.engine.sampler import Settings, draw_rows, is_shaped
+from playground.engine.sampler import Settings, draw_rows, explain_rows, is_shaped
 from playground.model.step import ScaleTrace, Step
 from playground.model.transformer import Transformer
 
@@ -35,7 +36,7 @@ class State(NamedTuple):
         """On the host; `width` pages per row, filled up with the first one's."""
         pages = torch.tensor([(row.pages + row.pages[:1] * width)[:width] for row in rows], dtype=torch.int32)
         positions = torch.tensor([row.length for row in rows])
-        tokens = torch.tensor([row.new_ids[-1] for row in rows])
+        tokens = torch.tensor([row.newest for row in rows])
         slots = slots_of(pages, positions[:, None])[:, 0]
         return cls(tokens, positions, slots, (positions + 1).int(), pages)
 
@@ -46,15 +47,63 @@ class Drawn(NamedTuple):
     ids: list[int]
     logprobs: list[float]
     scales: Sequence[Mapping[str, list[float]]] | None
+    insights: Sequence[Insight] | None
+
+
+class Variant(NamedTuple):
+    """What a step does besides drawing, for all of its rows as soon as one of them wants it."""
+
+    shaped: bool
+    traced: bool
+    inspected: bool
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> Variant:
+        requests = [row.request for row in rows]
+        return cls(
+            any(is_shaped(r.params) for r in requests),
+            any(r.trace_scales for r in requests),
+            any(r.inspect for r in requests),
+        )
+
+
+class Output(NamedTuple):
+    """What a step leaves on the device, R rows each."""
+
+    ids: torch.Tensor  # [R] int64
+    logprobs: torch.Tensor  # [R] float32
+    insights: torch.Tensor | None  # [R, N] float64
+    scales: torch.Tensor | None  # all of a trace, flat
+
+    def read(self, trace: ScaleTrace | None, rows: Sequence[int]) -> Drawn:
+        """On the host, of the rows wanted. `rows` of the trace may differ: forks share the one of their prompt."""
+        ids, logprobs, insights, scales = (None if t is None else t.tolist() for t in self)
+        return Drawn(
+            ids[: len(rows)],
+            logprobs[: len(rows)],
+            None if trace is None else trace.read(scales, rows),
+            None if insights is None else [Insight(numbers) for numbers in insights],
+        )
+
+
+def draw_output(
+    logits: torch.Tensor, settings: Settings, positions: torch.Tensor, variant: Variant, trace: ScaleTrace | None
+) -> Output:
+    """Draws from `logits [R, V]` the tokens that will stand at `positions [R]`."""
+    ids, logprobs = draw_rows(logits, settings, positions, variant.shaped)
+    insights = explain_rows(logits, settings, positions, ids, variant.shaped) if variant.inspected else None
+    return Output(ids, logprobs, insights, None if trace is None else trace.flat())
 
 
 def run_step(
-    model: Transformer, cache: PagedCache, state: State, settings: Settings, shaped: bool, trace: ScaleTrace | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and log-probabilities `[R]` that follow a state."""
+    model: Transformer, cache: PagedCache, state: State, settings: Settings, variant: Variant
+) -> tuple[Output, ScaleTrace | None]:
+    """Draws the tokens that follow a state."""
+    trace = ScaleTrace() if variant.traced else None
     step = Step(state.positions, state.slots, pages=state.pages, lengths=state.lengths, trace=trace)
     logits = model.logits(model(state.tokens, step, cache.data))
-    return draw_rows(logits, settings, state.lengths, shaped)  # a token's place is the length before it
+    # a token's place is the length before it
+    return draw_output(logits, settings, state.lengths, variant, trace), trace
 
 
 class EagerDecoder:
@@ -69,12 +118,9 @@ class EagerDecoder:
         """Begins a step that feeds each row's newest token; what it returns waits for the end and reads the result."""
         state = State.of(rows, max(row.length // PAGE_SIZE + 1 for row in rows))
         state = State(*(t.to(self.model.device) for t in state))
-        params = [row.request.params for row in rows]
-        trace = ScaleTrace() if any(row.request.trace_scales for row in rows) else None
-        settings = Settings.of(params, self.model.device)
-        ids, logprobs = run_step(self.model, self.cache, state, settings, any(map(is_shaped, params)), trace)
-        scales = trace.read(trace.flat().tolist(), range(len(rows))) if trace else None
-        drawn = Drawn(ids.tolist(), logprobs.tolist(), scales)
+        settings = Settings.of([row.request.params for row in rows], self.model.device)
+        output, trace = run_step(self.model, self.cache, state, settings, Variant.of(rows))
+        drawn = output.read(trace, range(len(rows)))
         return lambda: drawn
 
 
@@ -82,16 +128,15 @@ class Graph:
     """A recorded step of `size` rows: its state and settings lie in fixed memory, which it reads and moves on. Places
     without a row stand still on the scratch page."""
 
-    def __init__(
-        self, model: Transformer, cache: PagedCache, size: int, width: int, shaped: bool, traced: bool, record
-    ):
+    def __init__(self, model: Transformer, cache: PagedCache, size: int, width: int, variant: Variant, record):
         self.size, self.width, self.scratch, device = size, width, cache.scratch, model.device
         self.state = State(*(t.to(device) for t in self._padded([])))
         self.settings = Settings.of([SamplingParams("greedy")] * size, device)
         self.moves = torch.zeros(size, dtype=torch.int64, device=device)
-        self.graph, self.results = record(lambda: self._step(model, cache, shaped, traced))
+        self.graph, self.results = record(lambda: self._step(model, cache, variant))
         # in turn: one is read while the next is written
-        self.host = [[torch.empty_like(t, device="cpu").pin_memory() for t in self.results] for _ in range(2)]
+        pinned = [(None if t is None else torch.empty_like(t, device="cpu").pin_memory()) for t in self.results]
+        self.host = [Output(*pinned), Output(*(None if t is None else t.clone().pin_memory() for t in pinned))]
         self.turn = 0
 
     def _padded(self, rows: Sequence[Row]) -> State:
@@ -104,12 +149,11 @@ class Graph:
                 whole[:count] = given
         return state
 
-    def _step(self, model, cache, shaped: bool, traced: bool) -> tuple[torch.Tensor, ...]:
+    def _step(self, model: Transformer, cache: PagedCache, variant: Variant) -> Output:
         s = self.state
-        self.trace = ScaleTrace() if traced else None
-        ids, logprobs = run_step(model, cache, s, self.settings, shaped, self.trace)
+        output, self.trace = run_step(model, cache, s, self.settings, variant)
         kernels.advance(
-            ids,
+            output.ids,
             self.moves,
             s.pages,
             tokens=s.tokens,
@@ -118,7 +162,7 @@ class Graph:
             slots=s.slots,
             page_size=PAGE_SIZE,
         )
-        return ids, logprobs, *((self.trace.flat(),) if traced else ())
+        return output
 
     def load(self, rows: Sequence[Row]) -> None:
         params = [row.request.params for row in rows]
@@ -135,15 +179,14 @@ class Graph:
         self.turn = 1 - self.turn
         host = self.host[self.turn]
         for target, source in zip(host, self.results, strict=True):
-            target.copy_(source, non_blocking=True)
+            if target is not None:
+                target.copy_(source, non_blocking=True)
         done = torch.cuda.Event()
         done.record()
 
         def read() -> Drawn:
             done.synchronize()
-            ids, logprobs, *flat = (t.tolist() for t in host)
-            scales = self.trace.read(*flat, range(count)) if flat else None
-            return Drawn(ids[:count], logprobs[:count], scales)
+            return host.read(self.trace, range(count))
 
         return read
 
@@ -154,7 +197,7 @@ class GraphDecoder:
 
     def __init__(self, model: Transformer, cache: PagedCache, context: int, recorder: Recorder):
         self.model, self.cache, self.width, self.recorder = model, cache, pages_for(context), recorder
-        self.graphs: dict[tuple[int, bool, bool], Graph] = {}
+        self.graphs: dict[tuple[int, Variant], Graph] = {}
         self.loaded: list[Row] = []
         self.eager = EagerDecoder(model, cache)
 
@@ -165,8 +208,7 @@ class GraphDecoder:
     def start(self, rows: Sequence[Row]) -> Callable[[], Drawn]:
         """As `EagerDecoder.start`; for the same rows as the last time, whether or not that step has been read."""
         size = 1 << (len(rows) - 1).bit_length()
-        shaped = any(is_shaped(row.request.params) for row in rows)
-        key = (size, shaped, any(row.request.trace_scales for row in rows))
+        key = (size, Variant.of(rows))
         graph = self.graphs.get(key) or self._record(key)
         if graph is None:
             return self.eager.start(rows)
@@ -176,11 +218,11 @@ class GraphDecoder:
             self.loaded = list(rows)
         return graph.replay(len(rows))
 
-    def _record(self, key: tuple[int, bool, bool]) -> Graph | None:
+    def _record(self, key: tuple[int, Variant]) -> Graph | None:
         if self.recorder.full:
             return None
         try:
-            self.graphs[key] = Graph(self.model, self.cache, key[0], self.width, *key[1:], self.recorder)
+            self.graphs[key] = Graph(self.model, self.cache, key[0], self.width, key[1], self.recorder)
         except torch.OutOfMemoryError:
             self.recorder.full = True
             self.graphs.clear()

@@ -15,12 +15,12 @@ import torch
 
 import kernels
 from playground.engine.cache import PAGE_SIZE, PagedCache, pages_for
-from playground.engine.decoder import Drawn, make_decoder
+from playground.engine.decoder import Drawn, Variant, draw_output, make_decoder
 from playground.engine.graph import Recorder
 from playground.engine.prefill import Fed, Prefill
 from playground.engine.request import Event, FinishEvent, Request, RequestError, TokenEvent
 from playground.engine.row import Row
-from playground.engine.sampler import Settings, draw_rows, is_shaped
+from playground.engine.sampler import Settings
 from playground.model.transformer import Transformer
 from playground.tokenizer import TextStream, Tokenizer
 
@@ -59,6 +59,7 @@ class Engine:
         self.waiting: deque[list[Row]] = deque()
         self.filling: Filling | None = None
         self.running: list[Row] = []
+        self.kept: dict[Row, None] = {}  # ended rows whose pages wait for a branch, oldest first
         self.decode_next = False
         recorder = Recorder(model.device) if model.device.type == "cuda" else None
         self.prefill = Prefill(model, self.cache, recorder)
@@ -73,8 +74,9 @@ class Engine:
     def busy(self) -> bool:
         return bool(self.waiting or self.filling or self.running)
 
-    def add(self, requests: list[Request]) -> list[Row]:
-        """Queues rows that share one prompt: prefilled once, then forked. Raises `RequestError`."""
+    def add(self, requests: list[Request], parent: Row | None = None) -> list[Row]:
+        """Queues rows that share one prompt: prefilled once, then forked. Where the cache of `parent` still begins with
+        their prompt they branch off from there, with the bits of the parent's own steps. Raises `RequestError`."""
         for request in requests:
             request.check_lengths(self.context, self.model.config.vocab_size)
         if len({r.prompt for r in requests}) != 1 or len(requests) > self.max_rows:
@@ -84,14 +86,16 @@ class Engine:
         for request in requests:
             limit = min(request.max_new_tokens, self.context - len(request.prompt))
             text = TextStream(self.tokenizer, request.stop) if self.tokenizer else None
-            rows.append(Row(request, limit, text, now))
-        if self._pages_needed(rows) > len(self.cache.holders):
+            rows.append(Row(request, limit, text, now, parent))
+        if self._pages_needed(rows, 0) > len(self.cache.holders):
             raise RequestError(f"The KV cache holds {self.cache.total_tokens} tokens in all; ask for fewer or shorten.")
         self.waiting.append(rows)
         return rows
 
-    def cancel(self, row: Row) -> list[tuple[Row, Event]]:
-        """Ends a row now: its cache pages are free when this returns."""
+    def cancel(self, row: Row, keep: bool = True) -> list[tuple[Row, Event]]:
+        """Ends a row now. Its cache pages are free when this returns, unless its request keeps them."""
+        if not keep:
+            self._drop(row)
         if row.finished:
             return []
         for group in list(self.waiting):
@@ -104,12 +108,12 @@ class Engine:
             if not self.filling.rows:
                 self.cache.release(self.filling.pages)
                 self.filling = None
-        return [(row, self._finish(row, "cancelled"))]
+        return [(row, self._finish(row, "cancelled", keep))]
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Row, Event]]:
         """One piece of a prompt, or one decode over all running rows: in turn, so that neither waits for long."""
-        if self.filling is None and self.waiting and self._fits(self.waiting[0]):
+        if self.filling is None and self.waiting and self._make_room(self.waiting[0]):
             self._begin(self.waiting.popleft())
         fill = self.filling is not None and not (self.running and self.decode_next)
         self.decode_next = fill
@@ -122,16 +126,45 @@ class Engine:
         if self.model.device.type == "cpu" and torch.get_num_threads() != count:
             torch.set_num_threads(count)
 
-    def _pages_needed(self, group: list[Row]) -> int:
-        """All pages that the group may ever use, so that a row that was started can always finish."""
+    def _pages_needed(self, group: list[Row], cached: int) -> int:
+        """All pages that the group may ever take, so that a row that was started can always finish. `cached`: full
+        pages that a parent has already."""
         prompt = len(group[0].request.prompt)
-        shared = prompt // PAGE_SIZE
-        return shared + sum(pages_for(prompt + row.limit) - shared for row in group)
+        shared = cached or prompt // PAGE_SIZE
+        return shared - cached + sum(pages_for(prompt + row.limit) - shared for row in group)
 
-    def _fits(self, group: list[Row]) -> bool:
-        return len(self.running) + len(group) <= self.max_rows and self._pages_needed(group) <= len(self.cache.free)
+    def _parent(self, group: list[Row]) -> Row | None:
+        """The row whose cache a group can start from."""
+        parent, prompt = group[0].parent, group[0].request.prompt
+        return parent if parent and parent.holds(prompt) else None
+
+    def _make_room(self, group: list[Row]) -> bool:
+        """Whether a group can begin; kept pages give way to it, the oldest first and its own parent's last."""
+        if len(self.running) + len(group) > self.max_rows:
+            return False
+        others = [row for row in self.kept if row is not group[0].parent] + [group[0].parent]
+        while True:
+            cached = (len(group[0].request.prompt) - 1) // PAGE_SIZE if self._parent(group) else 0
+            if self._pages_needed(group, cached) <= len(self.cache.free):
+                return True
+            if not (others := [row for row in others if row in self.kept]):
+                return False
+            self._drop(others[0])
+
+    def _drop(self, row: Row) -> None:
+        """Gives up the pages that an ended row kept."""
+        if row in self.kept:
+            del self.kept[row]
+            self.cache.release(row.pages)
+            row.pages = []
 
     def _begin(self, group: list[Row]) -> None:
+        if parent := self._parent(group):
+            for row in group:
+                row.length = len(row.request.prompt) - 1
+                self._fork(parent, row, row.length)
+            self.running += group
+            return
         rows = sorted(group, key=lambda row: -row.limit)
         pages = self.cache.take(pages_for(len(rows[0].request.prompt) + rows[0].limit))
         self.filling = Filling(rows, pages)
@@ -160,8 +193,8 @@ class Engine:
     def _first_draw(self, rows: list[Row]) -> Callable[[Fed], Drawn]:
         """The draw of every row's first token, from what the end of their prompt leaves."""
         device, length = self.model.device, len(rows[0].request.prompt)
-        params = [row.request.params for row in rows]
-        settings, at = Settings.of(params, device), torch.full((len(rows),), length, device=device)
+        settings = Settings.of([row.request.params for row in rows], device)
+        at, variant = torch.full((len(rows),), length, device=device), Variant.of(rows)
 
         def draw(fed: Fed) -> Drawn:
             for row in rows:
@@ -169,17 +202,15 @@ class Engine:
                 if row is not rows[0]:
                     self._fork(rows[0], row, length)
             logits = fed.logits.expand(len(rows), -1).contiguous()
-            ids, logprobs = draw_rows(logits, settings, at, any(map(is_shaped, params)))
-            scales = fed.trace.read(fed.trace.flat().tolist(), [0] * len(rows)) if fed.trace else None
-            return Drawn(ids.tolist(), logprobs.tolist(), scales)
+            return draw_output(logits, settings, at, variant, fed.trace).read(fed.trace, [0] * len(rows))
 
         return draw
 
-    def _fork(self, source: Row, row: Row, prompt: int) -> None:
-        """Shares the prompt's full pages and copies the page that both will go on writing."""
-        shared = prompt // PAGE_SIZE
-        row.pages = self.cache.share(source.pages[:shared]) + self.cache.take(pages_for(prompt + row.limit) - shared)
-        if prompt % PAGE_SIZE:
+    def _fork(self, source: Row, row: Row, length: int) -> None:
+        """Shares the full pages of `length` tokens and copies the page that both will go on writing."""
+        shared, whole = length // PAGE_SIZE, pages_for(len(row.request.prompt) + row.limit)
+        row.pages = self.cache.share(source.pages[:shared]) + self.cache.take(whole - shared)
+        if length % PAGE_SIZE:
             self.cache.copy(source.pages[shared], row.pages[shared])
 
     def _decode(self) -> list[tuple[Row, Event]]:
@@ -210,8 +241,9 @@ class Engine:
             at_end = token in self.model.config.eos_token_ids and not row.request.ignore_eos
             text = row.text.push(token) if row.text else ""
             seen = drawn.scales[number] if drawn.scales and row.request.trace_scales else None
+            insight = drawn.insights[number] if drawn.insights and row.request.inspect else None
             prefill = row.prefill_seconds if len(row.new_ids) == 1 else None
-            events.append((row, TokenEvent(len(row.new_ids) - 1, token, text, logprob, prefill, seen)))
+            events.append((row, TokenEvent(len(row.new_ids) - 1, token, text, logprob, prefill, seen, insight)))
             if at_end:
                 events.append((row, self._finish(row, "eos")))
             elif row.text and row.text.stopped:
@@ -220,9 +252,12 @@ class Engine:
                 events.append((row, self._finish(row, "length")))
         return events
 
-    def _finish(self, row: Row, reason: str) -> FinishEvent:
-        self.cache.release(row.pages)
-        row.pages = []
+    def _finish(self, row: Row, reason: str, keep: bool = True) -> FinishEvent:
+        used = pages_for(row.length) if keep and row.request.keep else 0
+        self.cache.release(row.pages[used:])
+        row.pages = row.pages[:used]
+        if row.pages:
+            self.kept[row] = None
         if row in self.running:
             self.running.remove(row)
         return row.finish(reason, self.cache.total_tokens)

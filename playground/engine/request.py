@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from playground.config import MAX_TEMPERATURE, MIN_TEMPERATURE
+from playground.engine.insight import Insight
 
 MAX_SEED = 2**53 - 1  # the largest integer that JSON and JavaScript carry exactly
 MAX_STOPS, MAX_STOP_LENGTH = 8, 200
@@ -82,7 +83,9 @@ class Request:
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
-    trace_scales: bool = False
+    trace_scales: bool = False  # events bring activation scales
+    inspect: bool = False  # events bring what was behind each draw
+    keep: bool = False  # the cache of what was written stays, as long as there is room, for rows that branch off
 
     def __post_init__(self):
         if len(self.stop) > MAX_STOPS or not all(
@@ -116,6 +119,7 @@ class TokenEvent:
     logprob: float
     prefill_seconds: float | None = None
     scales: Mapping[str, list[float]] | None = field(default=None, repr=False)
+    insight: Insight | None = field(default=None, repr=False)  # what was behind the draw, where the request asked
 
 
 @dataclass(frozen=True)

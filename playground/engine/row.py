@@ -14,6 +14,7 @@ class Row:
     limit: int  # tokens it may draw: what was asked for, or what the context leaves
     text: TextStream | None
     submitted: float
+    parent: Row | None = None  # whose cache it starts from, if that still holds all but the last token of its prompt
     pages: list[int] = field(default_factory=list)
     length: int = 0  # tokens that stand in the cache
     new_ids: list[int] = field(default_factory=list)
@@ -21,6 +22,17 @@ class Row:
     first_token: float = 0.0
     last_token: float = 0.0
     finished: bool = False
+
+    @property
+    def newest(self) -> int:
+        """The token that the next step feeds."""
+        return self.new_ids[-1] if self.new_ids else self.request.prompt[-1]
+
+    def holds(self, prompt: tuple[int, ...]) -> bool:
+        """Whether the cache of this row begins with all but the last token of a prompt."""
+        count = len(prompt) - 1
+        known = self.request.prompt + tuple(self.new_ids[: max(count - len(self.request.prompt), 0)])
+        return bool(self.pages) and 0 < count <= self.length and known[:count] == prompt[:count]
 
     def finish(self, reason: str, cache_total: int) -> FinishEvent:
         self.finished = True

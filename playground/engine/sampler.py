@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 import kernels
+from playground.engine.insight import SCORED, SHOWN
 from playground.engine.request import Sampler, SamplingParams
 
 
@@ -63,3 +65,46 @@ def draw_rows(
     ids = torch.where(drawn & filtered, by_noise, ids)
     ids = torch.where(drawn & s.multinomial, by_sum, ids)
     return ids, (logits.gather(-1, ids[:, None]) - logits.logsumexp(-1, keepdim=True))[:, 0]
+
+
+def _best(values: torch.Tensor, count: int, *others: torch.Tensor) -> list[torch.Tensor]:
+    """Ids of the `count` largest of `values [R, V]`, filled up with copies of the first whose value is -inf where V is
+    smaller, and what `others` hold there."""
+    ids = values.topk(min(count, values.shape[-1])).indices
+    found = [other.gather(-1, ids) for other in others]
+    missing = (0, count - ids.shape[-1])
+    return [
+        F.pad(ids.double(), missing),
+        *(F.pad(f, missing, value=float("-inf")) for f in found),
+    ]
+
+
+def explain_rows(
+    logits: torch.Tensor, settings: Settings, positions: torch.Tensor, ids: torch.Tensor, shaped: bool
+) -> torch.Tensor:
+    """What `Insight` takes apart, `[R, N]` float64, of the draw by `draw_rows` from these arguments that gave `ids`."""
+    s, wide, own = settings, logits.double(), ids[:, None]
+    raw = wide.log_softmax(-1)
+    temperature = torch.where(s.temperature > 0, s.temperature, 1.0)
+    tempered = (wide / temperature[:, None]).log_softmax(-1)
+    processed = kernels.process_logits(logits, temperature, s.top_k, s.top_p, s.min_p) if shaped else tempered
+    probs, kept = processed.exp(), processed > float("-inf")
+    cumulative = probs.cumsum(-1)
+    total, high = cumulative[:, -1], cumulative.gather(-1, own)[:, 0]
+    low = torch.where(ids > 0, cumulative.gather(-1, (own - 1).clamp(min=0))[:, 0], 0.0)
+    chosen, noise = raw.gather(-1, own), kernels.gumbel_noise(s.seeds, positions.long(), logits.shape[-1])
+    single = [
+        chosen[:, 0],
+        torch.special.entr(raw.exp()).sum(-1),
+        (raw > chosen).sum(-1).double(),
+        processed.gather(-1, own)[:, 0],
+        torch.special.entr(probs).sum(-1),
+        kept.sum(-1).double(),
+        (tempered.exp() * ~kept).sum(-1),
+        kernels.uniform_noise(s.seeds, positions.long()),
+        low / total,
+        high / total,
+    ]
+    blocks = [*_best(raw, SHOWN, raw), *_best(processed, SHOWN, processed)]
+    blocks += _best(processed + noise, SCORED, processed, noise)
+    return torch.cat([torch.stack(single, -1), *blocks], -1)

@@ -6,8 +6,9 @@ import queue
 import threading
 from collections.abc import Iterator
 
-from playground.engine.engine import Engine, Row
+from playground.engine.engine import Engine
 from playground.engine.request import Event, FinishEvent, Request, TokenEvent
+from playground.engine.row import Row
 
 
 class EngineError(RuntimeError):
@@ -17,10 +18,14 @@ class EngineError(RuntimeError):
 class Stream:
     """The events of one row. Iterate it; `close` (or leaving the `with` block) cancels a row that still runs."""
 
-    def __init__(self, service: Service, prompt_tokens: int):
-        self.service, self.prompt_tokens = service, prompt_tokens
+    def __init__(self, service: Service, row: Row):
+        self.service, self.row = service, row
         self.events: queue.SimpleQueue[Event | EngineError] = queue.SimpleQueue()
         self.ended = False
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.row.request.prompt)
 
     def get(self, timeout: float | None = None) -> Event | None:
         """The next event, or None when `timeout` seconds pass without one. Raises `EngineError`."""
@@ -60,13 +65,14 @@ class Service:
         self.thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.thread.start()
 
-    def submit(self, requests: list[Request]) -> list[Stream]:
-        """Starts rows that share a prompt. Raises `RequestError` before anything is queued."""
+    def submit(self, requests: list[Request], parent: Stream | None = None) -> list[Stream]:
+        """Starts rows that share a prompt, branching off from `parent` where its cache allows it. Raises `RequestError`
+        before anything is queued."""
         with self.changed:
             if self.closed:
                 raise EngineError("The engine is closed.")
-            rows = self.engine.add(requests)
-            streams = [Stream(self, len(row.request.prompt)) for row in rows]
+            rows = self.engine.add(requests, parent and parent.row)
+            streams = [Stream(self, row) for row in rows]
             self.rows.update(zip(rows, streams, strict=True))
             self.changed.notify()
         return streams
@@ -114,6 +120,6 @@ class Service:
         failure = EngineError(f"The engine failed: {error}. Run again: the next request starts afresh.")
         with self.changed:
             for row, stream in list(self.rows.items()):
-                self.engine.cancel(row)
+                self.engine.cancel(row, keep=False)
                 stream.events.put(failure)
             self.rows.clear()

@@ -52,7 +52,8 @@ class Pane:
             self.scales = event.scales
         if event.index == 0:
             self.first, stats["ttft"] = now, now - self.started
-            stats["prefill_rate"] = stats["prompt_tokens"] / event.prefill_seconds
+            if event.prefill_seconds:  # a branch finds its prompt in the cache
+                stats["prefill_rate"] = stats["prompt_tokens"] / event.prefill_seconds
         elif now > self.first:
             stats["decode_rate"] = event.index / (now - self.first)
         stats["new_tokens"] = event.index + 1

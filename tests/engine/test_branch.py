@@ -1,0 +1,118 @@
+"""Rows that branch off from another row's cache."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from playground.engine.engine import Engine
+from playground.engine.request import FinishEvent, Request, SamplingParams
+
+PROMPT = tuple(range(5, 75))  # more than one page
+GUMBEL, PLAIN = SamplingParams("gumbel", 1.0, seed=3), SamplingParams("greedy")
+
+
+def run(engine: Engine) -> list:
+    events = []
+    while engine.busy:
+        events += engine.step()
+    return events
+
+
+def write(engine: Engine, prompt, limit: int, params=GUMBEL, parent=None, keep=True):
+    """One row run to its end, and its log-probabilities."""
+    row = engine.add([Request(tuple(prompt), params, limit, ignore_eos=True, keep=keep)], parent)[0]
+    events = [e for r, e in run(engine) if r is row and not isinstance(e, FinishEvent)]
+    return row, [e.logprob for e in events]
+
+
+@pytest.mark.parametrize("at", [1, 2, 40, 58, 59, 69])
+def test_a_branch_that_takes_the_same_token_goes_on_with_the_same_bits(small, at):
+    engine = Engine(small(), None)
+    row, logprobs = write(engine, PROMPT, 70)
+    prefills = []
+    engine.prefill.feed = lambda *args: prefills.append(args)
+    branch, found = write(engine, PROMPT + tuple(row.new_ids[:at]), 70 - at, parent=row)
+    assert branch.new_ids == row.new_ids[at:] and found == logprobs[at:] and not prefills
+
+
+def test_a_branch_equals_the_run_with_that_one_token_forced(small):
+    model, at, other = small(), 12, 77
+    engine = Engine(model, None)
+    row, _ = write(engine, PROMPT, 30)
+    assert row.new_ids[at] != other
+    branch, found = write(engine, (*PROMPT, *row.new_ids[:at], other), 30 - at - 1, parent=row)
+
+    logits, count = model.logits, iter(range(30))
+
+    def forcing(hidden):
+        scores = logits(hidden)
+        if next(count) == at:
+            scores = torch.full_like(scores, -1e30)
+            scores[:, other] = 0.0
+        return scores
+
+    model.logits = forcing
+    forced, logprobs = write(Engine(model, None), PROMPT, 30)
+    assert forced.new_ids[: at + 1] == [*row.new_ids[:at], other]
+    assert branch.new_ids == forced.new_ids[at + 1 :] and found == logprobs[at + 1 :]
+
+
+def test_a_branch_leaves_its_parent_as_it_is_and_both_can_branch_again(small):
+    engine = Engine(small(), None)
+    row, logprobs = write(engine, PROMPT, 40)
+    write(engine, (*PROMPT, *row.new_ids[:5], 9), 40, parent=row)
+    again, found = write(engine, PROMPT + tuple(row.new_ids[:5]), 35, parent=row)
+    assert again.new_ids == row.new_ids[5:] and found == logprobs[5:]
+    third, found = write(engine, PROMPT + tuple(row.new_ids[:20]), 20, parent=again)
+    assert third.new_ids == row.new_ids[20:] and found == logprobs[20:]
+
+
+def test_a_running_row_can_be_branched_from(small):
+    engine = Engine(small(), None)
+    row = engine.add([Request(PROMPT, GUMBEL, 40, ignore_eos=True)])[0]
+    while len(row.new_ids) < 10:
+        engine.step()
+    branch = engine.add([Request(PROMPT + tuple(row.new_ids[:6]), GUMBEL, 34, ignore_eos=True)], row)[0]
+    run(engine)
+    assert branch.new_ids == row.new_ids[6:]
+
+
+def test_kept_pages_give_way_when_others_need_them_and_the_branch_is_prefilled_instead(small):
+    engine = Engine(small(), None, 2, cache_tokens=4 * 64, context=192)
+    row, _ = write(engine, PROMPT, 20)
+    kept = engine.cache.used_pages
+    assert kept == 2 and row.pages
+    write(engine, PROMPT, 100, keep=False)  # three pages, and three were free with the two kept ones: one row yields
+    assert not row.pages and engine.cache.used_pages == 0
+    branch, _ = write(engine, PROMPT + tuple(row.new_ids[:5]), 5, parent=row, keep=False)
+    assert len(branch.new_ids) == 5
+
+
+def test_a_parent_with_another_text_is_not_used(small):
+    engine = Engine(small(), None)
+    row, _ = write(engine, PROMPT, 10)
+    other = (*PROMPT[:-1], 99, 98)
+    alone, logprobs = write(Engine(small(), None), other, 10)
+    branch, found = write(engine, other, 10, parent=row)
+    assert branch.new_ids == alone.new_ids and found == logprobs
+
+
+def test_rows_that_keep_nothing_and_rows_that_failed_leave_every_page_free(small):
+    engine = Engine(small(), None)
+    write(engine, PROMPT, 10, keep=False)
+    row = engine.add([Request(PROMPT, GUMBEL, 30, keep=True)])[0]
+    for _ in range(4):
+        engine.step()
+    engine.cancel(row, keep=False)
+    assert engine.cache.used_pages == 0 and not engine.kept
+
+
+def test_against_a_fresh_prefill_a_branch_agrees_within_the_tolerance_of_the_format(small):
+    model = small(fp8=False)
+    engine = Engine(model, None)
+    row, _ = write(engine, PROMPT, 20)
+    prompt = PROMPT + tuple(row.new_ids[:8])
+    _, branch = write(engine, prompt, 8, PLAIN, parent=row)
+    _, fresh = write(Engine(model, None), prompt, 8, PLAIN)
+    assert torch.allclose(torch.tensor(branch), torch.tensor(fresh), atol=1e-3)
