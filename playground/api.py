@@ -18,6 +18,7 @@ from playground.engine.request import Request, RequestError, SamplingParams
 from playground.engine.service import Service, Stream
 from playground.families import parse_defaults
 from playground.hub import find, local_folder
+from playground.inspect.receipt import fingerprint
 from playground.memory import Plan, free_bytes, plan
 from playground.model.loading import check_headers
 from playground.model.transformer import Transformer
@@ -100,6 +101,11 @@ class Playground:
             return "Triton kernels on the GPU's FP8 units"
         return "Triton kernels that decode FP8 themselves, as this GPU has no FP8 units"
 
+    @property
+    def fingerprint(self) -> str:
+        """What tells this checkpoint from others: see `inspect.receipt.fingerprint`."""
+        return fingerprint(self.folder)
+
     def stream(
         self,
         prompt: str,
@@ -139,15 +145,27 @@ class Playground:
             raise RequestError(f"A message is not valid text: {error}; remove it and send again.") from None
         return self._start(ids, [params or self.params()], max_new_tokens, options)[0]
 
+    def resume(
+        self,
+        ids: Sequence[int],
+        params: Sequence[SamplingParams],
+        max_new_tokens: int | None = None,
+        parent: Stream | None = None,
+        **options,
+    ) -> list[Stream]:
+        """Starts one row per setting on token ids. Where the cache of `parent`, which was asked to `keep` it, still
+        holds all but the last of them, the rows go on from there with the parent's own bits."""
+        return self._start(tuple(ids), params, max_new_tokens, options, parent)
+
     def params(self, **settings) -> SamplingParams:
         """Sampling parameters with this checkpoint's own defaults for what is not set."""
         defaults = {k: v for k, v in asdict(self.defaults).items() if k != "source"}
         return SamplingParams(**(defaults | {k: v for k, v in settings.items() if v is not None}))
 
-    def _start(self, ids: tuple[int, ...], params, max_new_tokens: int | None, options: dict) -> list[Stream]:
+    def _start(self, ids: tuple[int, ...], params, max_new_tokens, options: dict, parent=None) -> list[Stream]:
         max_new_tokens = self.default_tokens if max_new_tokens is None else max_new_tokens
         requests = [Request(ids, p.with_drawn_seed(), max_new_tokens, **options) for p in params]
-        return self.service.submit(requests)
+        return self.service.submit(requests, parent)
 
     @property
     def default_tokens(self) -> int:

@@ -107,13 +107,12 @@ class ChatHandlers:
             params = handlers.params(*settings)
             session.seed = params.seed
             before = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
-            stream = handlers.answer([*before, *turns], params, max_new_tokens, past_end)
-            session.chat, pane = list(turns), None
+            run = handlers.answer([*before, *turns], params, max_new_tokens, past_end)
+            session.chat = list(turns)
             try:
-                for (pane,) in handlers.paint(session, [stream], [params]):
+                for (pane,) in handlers.paint(session, [run]):
                     session.scales = pane.scales
-                    shown = {"turns": [*turns, {"role": "assistant", "content": pane.text}]}
+                    shown = {"turns": [*turns, {"role": "assistant", "content": run.text}]}
                     yield shown, "", pane.stats, handlers.activation_view(session)
             finally:  # stopped or not: what was written stands in the conversation
-                if pane is not None:
-                    session.chat = [*turns, {"role": "assistant", "content": pane.text}]
+                session.chat = [*turns, {"role": "assistant", "content": run.text}]

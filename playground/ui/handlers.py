@@ -10,14 +10,14 @@ import gradio as gr
 
 from playground import CheckpointError, Playground, RequestError, SamplingParams
 from playground.chat import Message
-from playground.engine.request import Sampler
 from playground.engine.service import EngineError, Stream
+from playground.inspect.run import Run
 from playground.inspect.scales import ScaleGrid, projections, weight_scales
 from playground.shelf import Shelf
-from playground.ui.components import Heatmap
+from playground.ui.components import BranchTree, Heatmap, TextView
 from playground.ui.painting import Pane, paints
+from playground.ui.runs import RunBook
 
-COMPARED = (Sampler.GREEDY, Sampler.MULTINOMIAL, Sampler.GUMBEL)
 SECOND_RUN = "This page is already writing; press Stop first, or wait for the end."
 ABSORBED = "Absorbed at decode: this projection is folded into the query and the output, no activation meets it."
 
@@ -31,12 +31,15 @@ class Session:
         self.streams: list[Stream] = []  # of the run under way
         self.layer, self.projection = 0, None  # None: the layer's first
         self.seed: int | None = None  # of the last run that drew with one
+        self.tree: list[Run] = []  # the last run, and what branched off from it
+        self.current: Run | None = None  # the one of them that is shown
         self.scales: Mapping[str, list[float]] = {}
         self.chat: list[Message] = []
 
     def forget_model(self) -> None:
         """What belonged to a model that is no longer the one loaded."""
         self.layer, self.projection, self.scales, self.chat = 0, None, {}, []
+        self.tree, self.current = [], None
 
 
 def whole_number(name: str, value: object) -> int:
@@ -48,7 +51,7 @@ def whole_number(name: str, value: object) -> int:
 
 class Handlers:
     def __init__(self, shelf: Shelf):
-        self.shelf = shelf
+        self.shelf, self.book = shelf, RunBook()
 
     @property
     def playground(self) -> Playground:
@@ -61,52 +64,101 @@ class Handlers:
     def generate(
         self, prompt, sampler, temperature, max_new_tokens, seed, top_k, top_p, min_p, past_end, session: Session
     ) -> Iterator[tuple]:
-        """Yields the continuation so far, the figures, and the panel's strip."""
+        """Yields the text so far, the figures, the panel's strip, and the tree of branches."""
         with run_of(session):
             params = self.params(sampler, temperature, seed, top_k, top_p, min_p)
             session.seed = params.seed
-            for panes in self.stream(session, prompt, [params], max_new_tokens, past_end):
-                session.scales = panes[0].scales
-                yield panes[0].text, panes[0].stats, self.activation_view(session)
+            run = self.begin(prompt, [params], max_new_tokens, past_end, trace_scales=True)[0]
+            session.tree = []
+            yield from self.write(session, run)
 
-    def compare(
-        self, prompt, temperature, max_new_tokens, seed, top_k, top_p, min_p, past_end, session: Session
-    ) -> Iterator[tuple]:
-        """Yields text and figures of each column in turn."""
+    def begin(self, prompt, params: list[SamplingParams], max_new_tokens, past_end, trace_scales: bool) -> list[Run]:
+        """Starts one row per setting."""
+        limit = whole_number("Max new tokens", max_new_tokens)
+        options = {"ignore_eos": bool(past_end), "trace_scales": trace_scales}
+        return self.book.begin(self.playground, prompt, params, limit, **options)
+
+    def branch(
+        self, event: gr.EventData, sampler, temperature, max_new_tokens, seed, top_k, top_p, min_p, past_end,
+        session: Session,
+    ) -> Iterator[tuple]:  # fmt: skip
+        """Goes on from a token of the text with another one in its place, or draws again from there."""
         with run_of(session):
-            drawn = self.params("greedy", temperature, seed, top_k, top_p, min_p).seed
-            session.seed = drawn
-            every = [self.params(s, temperature, drawn, top_k, top_p, min_p) for s in COMPARED]
-            for panes in self.stream(session, prompt, every, max_new_tokens, past_end):
-                yield tuple(value for pane in panes for value in (pane.text, pane.stats))
+            asked = event._data
+            source, at, token = self.book.get(asked.get("run")), asked.get("index"), asked.get("token")
+            at, token = whole_number("Index", at), None if token is None else whole_number("Token", token)
+            settings = (sampler, temperature, seed, top_k, top_p, min_p)
+            yield from self._branch(session, source, at, token, max_new_tokens, settings)
 
-    def stream(
-        self, session: Session, prompt, params: list[SamplingParams], max_new_tokens, past_end
-    ) -> Iterator[list[Pane]]:
-        """Starts one row per setting and yields the panes at every paint; a closed generator cancels the rows."""
-        playground = self.playground
-        options = {"ignore_eos": bool(past_end), "trace_scales": len(params) == 1}
-        limit = whole_number("Max new tokens", max_new_tokens)
-        yield from self.paint(session, playground.compare(prompt, params, limit, **options), params)
+    def go_on(
+        self, sampler, temperature, max_new_tokens, seed, top_k, top_p, min_p, past_end, session: Session
+    ) -> Iterator[tuple]:
+        """More of the text that is shown."""
+        with run_of(session):
+            if session.current is None or not session.current.tokens:
+                raise RequestError("There is no text to continue yet; press Run first.")
+            at, settings = len(session.current.tokens), (sampler, temperature, seed, top_k, top_p, min_p)
+            yield from self._branch(session, session.current, at, None, max_new_tokens, settings)
 
-    def answer(self, messages: list[Message], params: SamplingParams, max_new_tokens, past_end) -> Stream:
-        """The assistant's next turn, not yet painted."""
-        limit = whole_number("Max new tokens", max_new_tokens)
-        return self.playground.chat(messages, params, limit, ignore_eos=bool(past_end), trace_scales=True)
+    def _branch(self, session: Session, source: Run, at: int, token: int | None, limit, settings) -> Iterator[tuple]:
+        sampler, temperature, seed, *filters = settings
+        if token is not None or at == len(source.tokens):  # the same luck, unless a seed is asked for
+            seed = source.params.seed if whole_number("Seed", seed) < 0 else seed
+        params = self.params(sampler, temperature, seed, *filters)
+        session.seed = params.seed
+        run = self.book.branch(self.playground, source, at, token, params, whole_number("Max new tokens", limit))
+        yield from self.write(session, run)
 
-    def paint(self, session: Session, streams: list[Stream], params: list[SamplingParams]) -> Iterator[list[Pane]]:
-        session.streams = streams
+    def write(self, session: Session, run: Run) -> Iterator[tuple]:
+        """Shows a run of the page's tree while it writes."""
+        session.tree, session.current = [*session.tree, run], run
+        tree = BranchTree.show(session.tree, run)
+        for (pane,) in self.paint(session, [run]):
+            session.scales = pane.scales
+            yield TextView.show(run), pane.stats, self.activation_view(session), tree
+
+    def show(self, event: gr.EventData, session: Session) -> tuple:
+        """Another run of the tree."""
+        with told():
+            refuse_during_a_run(session)
+            run = session.current = self.book.get(event._data.get("run"))
+        return TextView.show(run), run.stats, BranchTree.show(session.tree, run)
+
+    def receipt(self, session: Session) -> str:
+        """Of the run that is shown."""
+        with told():
+            refuse_during_a_run(session)
+            if session.current is None:
+                raise RequestError("There is no run yet; press Run first.")
+            return self.book.receipt(self.playground, session.current)
+
+    def replay(self, file: bytes | None, session: Session) -> str:
+        """Runs an uploaded receipt again; says in words how it went."""
+        with told():
+            refuse_during_a_run(session)
+            try:
+                text = (file or b"").decode()
+            except UnicodeDecodeError:
+                raise RequestError("This is not a receipt: it is no text.") from None
+            return in_words(self.book.replay(self.playground, text))
+
+    def paint(self, session: Session, runs: list[Run]) -> Iterator[list[Pane]]:
+        """Yields the panes at every paint; a closed generator cancels the rows."""
+        session.streams = [run.stream for run in runs]
         try:
             total = self.playground.service.engine.cache.total_tokens
-            panes = [
-                Pane(stream, stream.prompt_tokens, total, None if p.is_greedy else p.seed)
-                for stream, p in zip(streams, params, strict=True)
-            ]
+            panes = [Pane(run, total) for run in runs]
             yield panes
             for _ in paints(panes):
                 yield panes
         finally:
             stop(session)
+
+    def answer(self, messages: list[Message], params: SamplingParams, max_new_tokens, past_end) -> Run:
+        """The assistant's next turn, not yet painted."""
+        limit = whole_number("Max new tokens", max_new_tokens)
+        stream = self.playground.chat(messages, params, limit, ignore_eos=bool(past_end), trace_scales=True)
+        return Run(stream, self.playground.tokenizer.decode, "", stream.row.request.prompt, params, limit)
 
     def layer_names(self, layer: int) -> list[str]:
         return projections(self.playground.model, layer)
@@ -189,6 +241,21 @@ class Handlers:
             gr.update(visible=playground.template is not None),
             {"turns": []},
         ]
+
+
+def in_words(found: dict) -> str:
+    """What `RunBook.replay` found."""
+    note = "" if found["same_checkpoint"] else f" The receipt is of another checkpoint, {found['recorded_model']}."
+    if found["identical"]:
+        return f"Identical: all {found['checked']} tokens.{note}"
+    lines = [f"First differs at token {found['at'] + 1}, after {found['checked']} equal ones.{note}"]
+    for name, side in (("Recorded", found["recorded"]), ("Now", found["now"])):
+        if side:
+            top = ", ".join(f"{best['text']!r} {best['probability']:.2%}" for best in side["top"])
+            lines.append(f"{name}: {side['text']!r}; likeliest were {top}")
+        else:
+            lines.append(f"{name}: the text had ended.")
+    return "\n".join(lines)
 
 
 def title(playground: Playground) -> str:

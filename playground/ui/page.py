@@ -9,9 +9,11 @@ import gradio as gr
 from playground import Playground
 from playground.shelf import Shelf
 from playground.ui.chat import chat_tab, connect_chat
-from playground.ui.components import Heatmap, StatsBar, TextView
+from playground.ui.compare import compare_tab, connect_compare
+from playground.ui.components import BranchTree, Heatmap, StatsBar, TextView
 from playground.ui.controls import Number, Radio, Slider
-from playground.ui.handlers import COMPARED, Handlers, Session, defaults_note, stop, title
+from playground.ui.endpoints import add_endpoints
+from playground.ui.handlers import Handlers, Session, defaults_note, stop, title
 
 CSS = (Path(__file__).parent / "page.css").read_text()
 THEME = gr.themes.Default(
@@ -28,6 +30,15 @@ SUBMIT_KEY = """
   }
 })
 """
+SAVE = """
+(text) => {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+  link.download = "receipt.json";
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+"""
 EXAMPLES = [
     "Once upon a time",
     "One day, a little girl named Lily found a",
@@ -41,6 +52,7 @@ SAMPLER_INFO = "How a token is drawn from the model's probabilities."
 def build_page(shelf: Shelf) -> gr.Blocks:
     handlers = Handlers(shelf)
     with gr.Blocks(title="FP8 Playground") as page:
+        add_endpoints(handlers)  # first: names are given in order, and the page's own events don't need one
         session = gr.State(Session())
         with gr.Row():
             with gr.Column(scale=5, min_width=330):
@@ -55,40 +67,43 @@ def build_page(shelf: Shelf) -> gr.Blocks:
                     gr.Examples([[e] for e in EXAMPLES], inputs=[prompt], label="Examples", api_visibility="private")
                 with gr.Tab("Generate", id="generate") as generate_tab:
                     run, stop_generate = _run_row("")
-                    output = TextView("Output", elem_id="output")
+                    output = TextView("Output", handlers.book.explain, elem_id="output")
                     stats = StatsBar(elem_id="stats")
-                with gr.Tab("Compare", id="compare") as compare_tab:
-                    gr.Markdown("One prompt, prefilled once; three rows of one batch, on the same seed.")
-                    run_compare, stop_compare = _run_row("-compare")
-                    columns = _columns()
+                    tree = BranchTree(elem_id="tree")
+                    with gr.Row(elem_classes="run-row"):
+                        more = gr.Button("Continue", size="sm", elem_id="continue")
+                        receipt = gr.Button("Save receipt", size="sm", elem_id="receipt")
+                        replay = gr.UploadButton(
+                            "Replay a receipt", size="sm", type="binary", file_types=[".json"], elem_id="replay"
+                        )
+                    paper = gr.Textbox(visible="hidden", elem_id="receipt-text")
+                    verdict = gr.Textbox(
+                        label="Replay", lines=1, max_lines=4, interactive=False, visible=False, elem_id="verdict"
+                    )
+                compare = compare_tab(handlers)
                 chat = chat_tab(shelf.current)
             with gr.Column(scale=3, min_width=260):
                 settings, note = _settings(shelf.current, session)
             with gr.Column(scale=4, min_width=300, elem_id="panel") as panel:
                 layer, projection, weights, strip = _panel(handlers, session)
-        run.click(
-            handlers.generate,
-            [prompt, *settings, session],
-            [output, stats, strip],
-            api_name="generate",
-            show_progress="hidden",
-            concurrency_limit=8,
-            trigger_mode="multiple",
+        writing = {"show_progress": "hidden", "concurrency_limit": 8, "trigger_mode": "multiple"}
+        writing["api_visibility"] = "private"
+        shown = [output, stats, strip, tree]
+        run.click(handlers.generate, [prompt, *settings, session], shown, **writing)
+        output.select(handlers.branch, [*settings, session], shown, **writing)
+        more.click(handlers.go_on, [*settings, session], shown, **writing)
+        quick = {"api_visibility": "private", "show_progress": "hidden"}
+        tree.select(handlers.show, [session], [output, stats, tree], **quick)
+        receipt.click(handlers.receipt, [session], [paper], **quick).success(None, [paper], None, js=SAVE)
+        replay.upload(lambda: gr.update(value="Running it again…", visible=True), None, [verdict], **quick).then(
+            handlers.replay, [replay, session], [verdict], **quick
         )
-        run_compare.click(
-            handlers.compare,
-            [prompt, *settings[1:], session],
-            columns,
-            api_name="compare",
-            show_progress="hidden",
-            concurrency_limit=4,
-            trigger_mode="multiple",
-        )
+        connect_compare(compare, handlers, prompt, settings[2], settings[-1], session)
         connect_chat(chat, handlers, settings, strip, session)
-        for button in (stop_generate, stop_compare, chat.stop):
+        for button in (stop_generate, compare[2], chat.stop):
             button.click(stop, [session], None, api_visibility="private", show_progress="hidden", queue=False)
         # three columns need the panel's room, and a conversation has a prompt of its own
-        for tab, shown in ((generate_tab, (True, True)), (compare_tab, (True, False)), (chat.tab, (False, True))):
+        for tab, shown in ((generate_tab, (True, True)), (compare[0], (True, False)), (chat.tab, (False, True))):
             updates = ", ".join(f"{{__type__: 'update', visible: {str(visible).lower()}}}" for visible in shown)
             tab.select(None, None, [prompt_part, panel], js=f"() => [{updates}]")
         page.load(None, js=SUBMIT_KEY)
@@ -118,17 +133,6 @@ def _run_row(suffix: str) -> tuple[gr.Button, gr.Button]:
             gr.Button("Run", variant="primary", elem_id=f"run{suffix}"),
             gr.Button("Stop", variant="secondary", elem_id=f"stop{suffix}"),
         )
-
-
-def _columns() -> list:
-    parts = []
-    with gr.Row():
-        for sampler in COMPARED:
-            with gr.Column(min_width=200):
-                gr.Markdown(f"### {sampler.value.capitalize()}{'-max' if sampler == 'gumbel' else ''}")
-                parts.append(TextView(sampler.value, elem_id=f"output-{sampler.value}"))
-                parts.append(StatsBar(elem_id=f"stats-{sampler.value}"))
-    return parts
 
 
 def _settings(playground: Playground, session: gr.State) -> tuple[list, gr.Markdown]:

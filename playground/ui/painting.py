@@ -7,28 +7,29 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
 from playground.engine.request import FinishEvent
-from playground.engine.service import Stream
+from playground.inspect.run import Run
 
 PAINT_SECONDS = 0.045
 
 
 class Pane:
-    """One row's text and figures so far."""
+    """One run, and its figures so far."""
 
-    def __init__(self, stream: Stream, prompt_tokens: int, cache_total: int, seed: int | None):
-        self.stream, self.text, self.ended = stream, "", False
+    def __init__(self, run: Run, cache_total: int):
+        self.run, self.stream, self.ended = run, run.stream, False
         self.scales: Mapping[str, list[float]] = {}
         self.started = time.perf_counter()
         self.first = 0.0
         self.stats = {
+            "run": run.id,
             "finish_reason": None,
-            "prompt_tokens": prompt_tokens,
+            "prompt_tokens": self.stream.prompt_tokens,
             "new_tokens": 0,
-            "seed": seed,
+            "seed": None if run.params.is_greedy else run.params.seed,
             "ttft": None,
             "prefill_rate": None,
             "decode_rate": None,
-            "cache_used": prompt_tokens,
+            "cache_used": self.stream.prompt_tokens,
             "cache_total": cache_total,
         }
 
@@ -37,10 +38,11 @@ class Pane:
         event, any_event = self.stream.get(max(timeout, 0.0001)), False
         while event is not None:
             any_event = True
-            self.text += event.text
+            self.run.add(event)
             if isinstance(event, FinishEvent):
                 self.ended = True
                 self.stats |= asdict(event.stats) | {"seed": self.stats["seed"]}
+                self.run.stats = self.stats
                 return True
             self._count(event)
             event = self.stream.get(0.0001) if not self.stream.events.empty() else None

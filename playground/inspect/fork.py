@@ -1,0 +1,65 @@
+"""Where runs on one prompt part, and why each went its own way."""
+
+from __future__ import annotations
+
+import math
+
+from playground.inspect.run import Run
+from playground.inspect.tokens import why
+
+ROWS = 8
+
+
+def common_prefix(runs: list[Run]) -> tuple[int, bool]:
+    """How many tokens all runs share, and whether two of them differ in the one that follows."""
+    shared = 0
+    for tokens in zip(*(run.tokens for run in runs), strict=False):
+        if len({token.id for token in tokens}) > 1:
+            return shared, True
+        shared += 1
+    return shared, False
+
+
+def explain_fork(runs: list[Run], at: int) -> dict:
+    """Of the token `at` in which the runs differ: what each column chose and why; and for the tokens that mattered the
+    raw probability, which all share, and in each column the processed one and, of a Gumbel-max draw, the score."""
+    tokens = [run.tokens[at] for run in runs]
+    raw, cells = {}, []
+    for token in tokens:
+        i = token.insight
+        raw |= dict(i.raw) | {token.id: i.logprob}
+        processed = dict(i.processed) | {token.id: i.processed_logprob}
+        scores = {n: p + g for n, p, g in i.scores}
+        cells.append((processed, scores))
+    chosen = list(dict.fromkeys(token.id for token in tokens))
+    likely = [n for n in sorted(raw, key=lambda n: -raw[n]) if n not in chosen]
+    rows = sorted([*chosen, *likely[: max(ROWS - len(chosen), 0)]], key=lambda n: -raw[n])
+    return {
+        "at": at,
+        "columns": [{"text": r.spelled(t.id), "why": _sentence(r, t)} for r, t in zip(runs, tokens, strict=True)],
+        "rows": [
+            {
+                "text": runs[0].spelled(n),
+                "raw": math.exp(raw[n]),
+                "cells": [
+                    {
+                        "processed": math.exp(processed[n]) if n in processed else None,
+                        "score": scores.get(n) if run.params.sampler == "gumbel" and not run.params.is_greedy else None,
+                        "chosen": token.id == n,
+                    }
+                    for run, token, (processed, scores) in zip(runs, tokens, cells, strict=True)
+                ],
+            }
+            for n in rows
+        ],
+    }
+
+
+def _sentence(run: Run, token) -> str:
+    reason = why(run, token)
+    if reason["kind"] == "greedy":
+        return "the likeliest token"
+    if reason["kind"] == "multinomial":
+        return f"uniform {reason['uniform']:.4f} fell between {reason['low']:.4f} and {reason['high']:.4f}"
+    best = reason["rows"][0]
+    return f"log p {best['logprob']:.3f} + noise {best['noise']:.3f} = {best['score']:.3f}, the largest"

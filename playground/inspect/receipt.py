@@ -1,0 +1,152 @@
+"""A receipt: the JSON that replays a run. Read as hostile input, checked once, here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from playground.engine.request import RequestError, SamplingParams
+from playground.inspect.run import Run
+
+FORMAT = "fp8-playground receipt, version 1"
+LONGEST = 8 << 20  # characters
+SHOWN = 5  # alternatives per token
+_SAMPLE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a run under one setting; `keep` of its tokens stand, then `forced` follows, if anything was."""
+
+    params: SamplingParams
+    keep: int
+    forced: int | None
+
+
+@dataclass(frozen=True)
+class Receipt:
+    model: str  # name, for people
+    checkpoint: str  # `fingerprint` of its files
+    prompt: tuple[int, ...]
+    segments: tuple[Segment, ...]
+    ids: tuple[int, ...]
+    top: tuple[tuple[tuple[int, float], ...], ...]  # per token the likeliest raw ids and log-probabilities
+    ignore_eos: bool
+
+
+@lru_cache(maxsize=8)
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over a checkpoint's config, tokenizer and weight files: names, sizes, and, of files beyond 64 MB, header
+    and end instead of all their bytes."""
+    digest = hashlib.sha256()
+    files = [folder / "config.json", folder / "tokenizer.json", *sorted(folder.glob("*.safetensors"))]
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}:".encode())
+        with file.open("rb") as handle:
+            if size <= 64 << 20:
+                digest.update(handle.read())
+            else:
+                digest.update(handle.read(_SAMPLE))
+                handle.seek(-_SAMPLE, 2)
+                digest.update(handle.read())
+    return digest.hexdigest()
+
+
+def make_receipt(run: Run, model: str, folder: Path, device: torch.device) -> dict:
+    """Everything that the run depends on, and what it wrote."""
+    lineage, segments = list(run.lineage()), []
+    for part, child in zip(lineage, [*lineage[1:], None], strict=True):
+        keep = (len(part.tokens) if child is None else child.at) - part.taken
+        segments.append(asdict(part.params) | {"keep": keep, "forced": child.forced if child else None})
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {
+        "format": FORMAT,
+        "model": model,
+        "checkpoint": fingerprint(folder),
+        "device": name,
+        "torch": torch.__version__,
+        "prompt": run.prompt,
+        "prompt_ids": list(run.prompt_ids),
+        "segments": segments,
+        "ignore_eos": run.ignore_eos,
+        "finish_reason": run.stats and run.stats["finish_reason"],
+        "text": run.text,
+        "tokens": [
+            {
+                "id": token.id,
+                "logprob": token.logprob,
+                "top": [list(pair) for pair in token.insight.raw[:SHOWN]] if token.insight else [],
+            }
+            for token in run.tokens
+        ],
+    }
+
+
+def read_receipt(text: str) -> Receipt:
+    """Raises `RequestError` for anything that is not a receipt of ours, naming what is wrong."""
+    if not isinstance(text, str) or len(text) > LONGEST:
+        raise RequestError(f"A receipt is a text of at most {LONGEST >> 20} MB.")
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"This is not a receipt: it can't be read as JSON ({error}).") from None
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise RequestError(f"This is not a receipt of this program: its format is not {FORMAT!r}.")
+    try:
+        tokens = _list(raw, "tokens")
+        receipt = Receipt(
+            model=_text(raw, "model"),
+            checkpoint=_text(raw, "checkpoint"),
+            prompt=tuple(_whole(i) for i in _list(raw, "prompt_ids")),
+            segments=tuple(_segment(part) for part in _list(raw, "segments")),
+            ids=tuple(_whole(token["id"]) for token in tokens),
+            top=tuple(tuple((_whole(i), _number(p)) for i, p in token["top"][:SHOWN]) for token in tokens),
+            ignore_eos=raw.get("ignore_eos") is True,
+        )
+    except RequestError:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise RequestError(f"This receipt is damaged: {type(error).__name__} {error}.") from None
+    forced = sum(part.forced is not None for part in receipt.segments)
+    if not receipt.segments or sum(part.keep for part in receipt.segments) + forced != len(receipt.ids):
+        raise RequestError("This receipt is damaged: its segments do not add up to its tokens.")
+    return receipt
+
+
+def _segment(raw: dict) -> Segment:
+    names = ("sampler", "temperature", "top_k", "top_p", "min_p", "seed")
+    params = SamplingParams(**{name: raw[name] for name in names})
+    if params.seed < 0:
+        raise ValueError("a seed is missing")
+    return Segment(params, _whole(raw["keep"]), None if raw.get("forced") is None else _whole(raw["forced"]))
+
+
+def _list(raw: dict, name: str) -> list:
+    if not isinstance(raw[name], list):
+        raise TypeError(f"{name} is no list")
+    return raw[name]
+
+
+def _text(raw: dict, name: str) -> str:
+    if not isinstance(raw[name], str) or len(raw[name]) > 1000:
+        raise TypeError(f"{name} is no short text")
+    return raw[name]
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
+        raise ValueError(f"{value!r} is no token id or count")
+    return value
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no log-probability")
+    return float(value)

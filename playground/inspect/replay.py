@@ -1,0 +1,58 @@
+"""Running a receipt again, and where the two runs part."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from playground.engine.request import FinishEvent, SamplingParams, TokenEvent
+from playground.engine.service import Stream
+from playground.inspect.receipt import Receipt
+
+Spelled = Callable[[int], str]
+# token ids, setting, limit, the stream to branch from
+Start = Callable[[tuple[int, ...], SamplingParams, int, Stream | None], Stream]
+
+
+def replay(receipt: Receipt, start: Start, spelled: Spelled) -> dict:
+    """Runs every segment as it was run, each on the cache of the one before, until a token differs. Returns
+    `identical`, how many tokens were `checked`, and where the first difference is, `at`, what was `recorded` there and
+    what came `now`: the token and the likeliest ones."""
+    parent, done = None, 0
+    for segment in receipt.segments:
+        ids = (*receipt.prompt, *receipt.ids[:done])
+        parent = start(ids, segment.params, max(segment.keep, 1), parent)
+        for event in parent:
+            if isinstance(event, FinishEvent) or event.index >= segment.keep:
+                continue
+            if event.id != receipt.ids[done]:
+                parent.close()
+                return _difference(receipt, done, event, spelled)
+            done += 1
+        if segment.forced is not None and done < len(receipt.ids):
+            if receipt.ids[done] != segment.forced:
+                return {"identical": False, "checked": done, "at": done, "recorded": None, "now": None}
+            done += 1
+    if done < len(receipt.ids):  # the replay ended earlier, at an end of text that the recorded run did not meet
+        return {
+            "identical": False,
+            "checked": done,
+            "at": done,
+            "recorded": _recorded(receipt, done, spelled),
+            "now": None,
+        }
+    return {"identical": True, "checked": done, "at": None, "recorded": None, "now": None}
+
+
+def _recorded(receipt: Receipt, at: int, spelled: Spelled) -> dict:
+    return _side(receipt.ids[at], receipt.top[at], spelled)
+
+
+def _difference(receipt: Receipt, at: int, event: TokenEvent, spelled: Spelled) -> dict:
+    now = _side(event.id, event.insight.raw[:5] if event.insight else [], spelled)
+    return {"identical": False, "checked": at, "at": at, "recorded": _recorded(receipt, at, spelled), "now": now}
+
+
+def _side(token: int, top, spelled: Spelled) -> dict:
+    best = [{"id": i, "text": spelled(i), "probability": math.exp(p)} for i, p in top]
+    return {"id": token, "text": spelled(token), "top": best}

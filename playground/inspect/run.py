@@ -1,0 +1,93 @@
+"""A run as it was written, token by token: what the views show, what a branch starts from, what a receipt says."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from playground.engine.insight import Insight
+from playground.engine.request import FinishEvent, SamplingParams, TokenEvent
+from playground.engine.service import Stream
+
+
+class Written(NamedTuple):
+    """One token of a run. A forced one was chosen by a person: its insight is of the draw that it replaced."""
+
+    id: int
+    text: str  # what became certain with it
+    logprob: float
+    insight: Insight | None
+    forced: bool = False
+
+
+@dataclass(eq=False)
+class Run:
+    """`tokens` and `text` follow the prompt; of a branch they begin with what it took over from its parent."""
+
+    stream: Stream
+    decode: Callable[[list[int]], str]
+    prompt: str
+    prompt_ids: tuple[int, ...]  # of the root's prompt
+    params: SamplingParams
+    limit: int
+    ignore_eos: bool = False
+    parent: Run | None = None
+    at: int = 0  # how many of its parent's tokens it took over
+    tokens: list[Written] = field(default_factory=list)
+    id: str = field(default_factory=lambda: secrets.token_urlsafe(12))
+    text: str = ""
+    marks: str = ""  # per token `length,logprob,entropy,rank,flag;` with the length in UTF-16 units, as scripts count
+    stats: dict | None = None  # the figures that it ended with
+
+    def __post_init__(self):
+        given, self.tokens = self.tokens, []
+        self.taken = len(given)  # from its parent, a forced token included
+        for token in given:
+            self._append(token)
+
+    @property
+    def forced(self) -> int | None:
+        """The token that a person chose for this branch."""
+        token = self.tokens[self.taken - 1] if self.taken > self.at else None
+        return token.id if token and token.forced else None
+
+    def _append(self, token: Written) -> None:
+        self.tokens.append(token)
+        self.text += token.text
+        units, i = len(token.text.encode("utf-16-le", "surrogatepass")) // 2, token.insight
+        entropy, rank = (f"{i.entropy:.4g}", i.rank) if i else ("", "")
+        self.marks += f"{units},{token.logprob:.5g},{entropy},{rank},{'f' if token.forced else ''};"
+
+    def add(self, event: TokenEvent | FinishEvent) -> None:
+        """Takes in what the stream brought."""
+        if isinstance(event, TokenEvent):
+            self._append(Written(event.id, event.text, event.logprob, event.insight))
+            return
+        if event.text:  # held back until the end: a token's text that had not become certain
+            self.text += event.text
+            self.marks += f"{len(event.text.encode('utf-16-le', 'surrogatepass')) // 2},,,,;"
+
+    def spelled(self, token: int) -> str:
+        """A token's own text; bytes that are no whole character show as U+FFFD, a special token by its number."""
+        return self.decode([token]) or f"<{token}>"
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return tuple(token.id for token in self.tokens)
+
+    def piece(self, start: int, end: int | None = None) -> tuple[str, str]:
+        """Text and marks of the tokens from `start` to `end`; what came after the last belongs to the end."""
+        marks = self.marks.split(";")
+        before, text = sum(len(t.text) for t in self.tokens[:start]), self.text
+        if end is not None:
+            text = text[: before + sum(len(t.text) for t in self.tokens[start:end])]
+            marks = [*marks[:end], ""]
+        return text[before:], ";".join(marks[start:])
+
+    def lineage(self) -> Iterator[Run]:
+        """The root first, this run last."""
+        if self.parent:
+            yield from self.parent.lineage()
+        yield self

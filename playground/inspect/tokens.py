@@ -1,0 +1,78 @@
+"""One token of a run, explained: the alternatives it had, and why the draw chose it. Plain data for any view."""
+
+from __future__ import annotations
+
+import math
+
+from playground.engine.insight import Insight
+from playground.inspect.run import Run, Written
+
+
+def explain(run: Run, index: int) -> dict:
+    """The token at `index`: `alternatives` (raw and processed probability, best first, the token itself always among
+    them), `others` (what is left of both), `filter` and `why`. Raises IndexError."""
+    token = run.tokens[index]
+    base = {"index": index, "id": token.id, "text": run.spelled(token.id), "forced": token.forced}
+    base |= {"probability": math.exp(token.logprob), "logprob": token.logprob}
+    if (i := token.insight) is None:
+        return base
+    rows = alternatives(run, i, None if token.forced else token.id)
+    seen = (math.fsum(row[part] or 0.0 for row in rows) for part in ("raw", "processed"))
+    return base | {
+        "rank": i.rank,
+        "entropy": i.entropy,
+        "processed_entropy": i.processed_entropy,
+        "alternatives": rows,
+        "others": dict(zip(("raw", "processed"), (max(0.0, 1.0 - s) for s in seen), strict=True)),
+        "filter": {"kept": i.kept, "cut": i.cut},
+        "settings": settings(run),
+        "why": {"kind": "forced"} if token.forced else why(run, token),
+    }
+
+
+def alternatives(run: Run, i: Insight, drawn: int | None) -> list[dict]:
+    """The likeliest tokens, and the one `drawn` where it is not among them. Temperature and filters keep the order: a
+    likely token without a processed probability was cut."""
+    raw, processed = dict(i.raw), dict(i.processed)
+    if drawn is not None:
+        raw[drawn], processed[drawn] = i.logprob, i.processed_logprob
+    return [
+        {
+            "id": token,
+            "text": run.spelled(token),
+            "raw": math.exp(logprob),
+            "processed": math.exp(processed[token]) if token in processed else None,
+            "chosen": token == drawn,
+        }
+        for token, logprob in raw.items()
+    ]
+
+
+def why(run: Run, token: Written) -> dict:
+    """What decided, in the draw's own numbers."""
+    i, params = token.insight, run.params
+    if params.is_greedy:
+        best = [{"id": n, "text": run.spelled(n), "logprob": p} for n, p in i.raw[:2]]
+        margin = best[0]["logprob"] - best[1]["logprob"] if len(best) > 1 else None
+        return {"kind": "greedy", "best": best, "margin": margin}
+    if params.sampler == "multinomial":
+        low, high = i.interval
+        return {"kind": "multinomial", "uniform": i.uniform, "low": low, "high": high}
+    rows = [
+        {
+            "id": n,
+            "text": run.spelled(n),
+            "logprob": p,
+            "noise": g,
+            "score": p + g,
+            "chosen": n == token.id,
+        }
+        for n, p, g in i.scores
+    ]
+    return {"kind": "gumbel", "rows": rows}
+
+
+def settings(run: Run) -> dict:
+    p = run.params
+    names = ("temperature", "top_k", "top_p", "min_p", "seed")
+    return {"sampler": p.sampler.value, **{name: getattr(p, name) for name in names}}

@@ -1,0 +1,175 @@
+"""The compare tab: one prompt, up to four settings, prefilled once and streaming together as rows of one batch. With
+shared noise all columns meet the same luck, so that what differs between them is the setting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import gradio as gr
+
+from playground import RequestError, SamplingParams
+from playground.inspect.fork import common_prefix, explain_fork
+from playground.inspect.run import Run
+from playground.ui.components import ForkView, StatsBar, TextView
+from playground.ui.controls import Number, Radio, Slider
+from playground.ui.handlers import Handlers, Session, run_of, whole_number
+from playground.ui.painting import Pane
+
+MOST = 4
+NAMES = ("sampler", "temperature", "top_k", "top_p", "min_p", "seed")
+SAMPLERS = [("Greedy", "greedy"), ("Multinomial", "multinomial"), ("Gumbel-max", "gumbel")]
+PLAIN = {"sampler": "gumbel", "temperature": 0.8, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": -1}
+PRESETS = {  # columns, and whether they share their noise
+    "Three samplers": ([{"sampler": s} for s in ("greedy", "multinomial", "gumbel")], True),
+    "Temperature ladder on one noise": ([{"temperature": t} for t in (0.3, 0.7, 1.0, 1.4)], True),
+    "Filters on one noise": ([{}, {"top_k": 20}, {"top_p": 0.8}, {"min_p": 0.1}], True),
+    "Same setting, four seeds": ([{"seed": s} for s in (1, 2, 3, 4)], False),
+}
+FIRST = next(iter(PRESETS))
+
+
+class Column(NamedTuple):
+    block: gr.Column
+    settings: list
+    text: TextView
+    stats: StatsBar
+
+
+def column_params(settings: list[dict], shared_noise: bool) -> list[SamplingParams]:
+    """Settings of the columns with their seeds drawn; with shared noise all take the first column's. Raises
+    `RequestError`."""
+    if (
+        not isinstance(settings, list)
+        or not 2 <= len(settings) <= MOST
+        or not all(isinstance(s, dict) for s in settings)
+    ):
+        raise RequestError(f"Compare 2 to {MOST} settings, each an object with some of {', '.join(NAMES)}.")
+    if unknown := {name for s in settings for name in s} - set(NAMES):
+        raise RequestError(f"A setting has no {sorted(unknown)[0]!r}; it has {', '.join(NAMES)}.")
+    whole = {"top_k": "Top-k", "seed": "Seed"}
+    given = [PLAIN | s | {n: whole_number(label, (PLAIN | s)[n]) for n, label in whole.items()} for s in settings]
+    params = [SamplingParams(**s).with_drawn_seed() for s in given]
+    if shared_noise:
+        params = [SamplingParams(**(s | {"seed": params[0].seed})) for s in given]
+    return params
+
+
+def label(params: SamplingParams) -> str:
+    """A column's setting in a few words."""
+    if params.is_greedy:
+        return "Greedy"
+    filters = [
+        f"{n.replace('_', '-')} {v:g}"
+        for n, v, off in (("top_k", params.top_k, 0), ("top_p", params.top_p, 1), ("min_p", params.min_p, 0))
+        if v != off
+    ]
+    name = "Gumbel-max" if params.sampler == "gumbel" else "Multinomial"
+    return ", ".join([f"{name} {params.temperature:g}", *filters, f"seed {params.seed}"])
+
+
+def aligned(runs: list[Run]) -> tuple[dict, list[dict], dict | None]:
+    """What all share, once; each run's own tokens after that; and why they part."""
+    shared, forked = common_prefix(runs)
+    own = [TextView.show_piece(run, shared, None, prompt=False, fork=forked) for run in runs]
+    fork = explain_fork(runs, shared) | {"labels": [label(run.params) for run in runs]} if forked else None
+    ended = all(run.stats for run in runs)
+    if ended and not forked and len({len(run.tokens) for run in runs}) == 1:
+        fork = {"note": f"All columns wrote the same {shared} tokens."}
+    return TextView.show_piece(runs[0], 0, shared, prompt=True, fork=False), own, fork
+
+
+class CompareHandlers:
+    def __init__(self, handlers: Handlers):
+        self.handlers = handlers
+
+    def write(self, prompt, settings: list[dict], shared_noise, max_new_tokens, past_end, session: Session) -> Iterator[
+        tuple[list[Run], list[Pane]]
+    ]:  # fmt: skip
+        """Runs and panes of all columns at every paint."""
+        with run_of(session):
+            params = column_params(settings, bool(shared_noise))
+            session.seed = params[0].seed
+            runs = self.handlers.begin(prompt, params, max_new_tokens, past_end, trace_scales=False)
+            for panes in self.handlers.paint(session, runs):
+                yield runs, panes
+
+    def compare(self, prompt, max_new_tokens, past_end, count, shared_noise, *rest) -> Iterator[tuple]:
+        """Yields the shared text, the fork, and text and figures of each column."""
+        *values, session = rest
+        count = whole_number("Columns", count)
+        settings = [
+            dict(zip(NAMES, values[c * len(NAMES) : (c + 1) * len(NAMES)], strict=True)) for c in range(MOST)
+        ]  # fmt: skip
+        for runs, panes in self.write(prompt, settings[:count], shared_noise, max_new_tokens, past_end, session):
+            common, own, fork = aligned(runs)
+            columns = [value for view, pane in zip(own, panes, strict=True) for value in (view, pane.stats)]
+            yield common, fork, *columns, *[None] * (2 * (MOST - count))
+
+
+def compare_tab(handlers: Handlers) -> tuple:
+    """The tab's parts: the tab, run and stop, count, shared noise, the shared text, the fork, the columns."""
+    with gr.Tab("Compare", id="compare") as tab:
+        with gr.Row():
+            preset = gr.Dropdown(list(PRESETS), value=FIRST, label="Preset", elem_id="preset", min_width=200)
+            count = Radio([2, 3, 4], value=3, label="Columns", elem_id="columns", min_width=120)
+            shared = gr.Checkbox(
+                True, label="Shared noise", info="All columns meet the same luck", elem_id="shared-noise"
+            )
+        with gr.Row(elem_classes="run-row"):
+            run = gr.Button("Run", variant="primary", elem_id="run-compare")
+            stop = gr.Button("Stop", variant="secondary", elem_id="stop-compare")
+        common = TextView("What all columns share", handlers.book.explain, elem_id="output-common")
+        fork = ForkView(elem_id="fork")
+        with gr.Row(elem_id="compare-columns"):
+            columns = [_column(number, handlers) for number in range(MOST)]
+    everything = [control for column in columns for control in column.settings]
+    quick = {"api_visibility": "private", "show_progress": "hidden"}
+    blocks = [column.block for column in columns]
+    count.change(lambda n: [gr.update(visible=i < int(n)) for i in range(MOST)], [count], blocks, **quick)
+
+    def choose(name: str) -> list:
+        settings, shares = PRESETS[name]
+        rows = [PLAIN | (settings[i] if i < len(settings) else {}) for i in range(MOST)]
+        return [len(settings), shares, *(row[n] for row in rows for n in NAMES)]
+
+    preset.input(choose, [preset], [count, shared, *everything], **quick)
+    return tab, run, stop, count, shared, common, fork, columns
+
+
+def _column(number: int, handlers: Handlers) -> Column:
+    first = PRESETS[FIRST][0]
+    given = PLAIN | (first[number] if number < len(first) else {})
+    with gr.Column(min_width=230, visible=number < len(first)) as block:
+        with gr.Accordion(f"Column {number + 1}", open=True):
+            settings = [
+                gr.Dropdown(SAMPLERS, value=given["sampler"], label="Sampler", elem_id=f"sampler-{number}"),
+                Slider(
+                    0, 2, value=given["temperature"], step=0.05, label="Temperature", elem_id=f"temperature-{number}"
+                ),
+            ]
+            with gr.Accordion("Filters and seed", open=False):
+                settings += [
+                    Slider(0, 200, value=given["top_k"], step=1, label="Top-k"),
+                    Slider(0.05, 1, value=given["top_p"], step=0.01, label="Top-p"),
+                    Slider(0, 0.5, value=given["min_p"], step=0.01, label="Min-p"),
+                    Number(given["seed"], label="Seed", precision=0, elem_id=f"seed-{number}"),
+                ]
+        text = TextView(f"Column {number + 1}", handlers.book.explain, elem_id=f"output-{number}")
+        stats = StatsBar(elem_id=f"stats-{number}")
+    return Column(block, settings, text, stats)
+
+
+def connect_compare(parts: tuple, handlers: Handlers, prompt, tokens, past_end, session: gr.State) -> None:
+    _, run, _, count, shared, common, fork, columns = parts
+    settings = [control for column in columns for control in column.settings]
+    views = [view for column in columns for view in (column.text, column.stats)]
+    run.click(
+        CompareHandlers(handlers).compare,
+        [prompt, tokens, past_end, count, shared, *settings, session],
+        [common, fork, *views],
+        api_visibility="private",
+        show_progress="hidden",
+        concurrency_limit=4,
+        trigger_mode="multiple",
+    )

@@ -1,0 +1,60 @@
+const visible = (piece) => piece.replace(/ /g, "\u2423").replace(/\n/g, "\u21b5");
+const percent = (p) => (p == null ? "cut or deep" : `${(p * 100).toPrecision(p < 0.0995 ? 2 : 3)}%`);
+let seen = "";
+
+function make(name, className, content) {
+  const node = document.createElement(name);
+  if (className) node.className = className;
+  if (content != null) node.textContent = content;
+  return node;
+}
+
+function headings(value) {
+  const line = make("tr");
+  for (const title of ["Token", "Raw", ...value.labels]) {
+    const cell = make("th", "", title);
+    cell.scope = "col";
+    line.append(cell);
+  }
+  return line;
+}
+
+function paint() {
+  const value = props.value;
+  const state = JSON.stringify(value);
+  if (state === seen) return;
+  seen = state;
+  const box = element.querySelector(".fv");
+  box.hidden = !value;
+  box.replaceChildren();
+  if (!value) return;
+  if (value.note) {
+    box.append(make("p", "", value.note));
+    return;
+  }
+  box.append(make("p", "fv-title", `The texts part at token ${value.at + 1}.`));
+  const table = make("table", "fv-table");
+  table.append(headings(value));
+  for (const row of value.rows) {
+    const line = make("tr");
+    line.append(make("td", "fv-token", visible(row.text)), make("td", "fv-figure", percent(row.raw)));
+    for (const cell of row.cells) {
+      const score = cell.score == null ? "" : `, score ${cell.score.toFixed(2)}`;
+      line.append(make("td", cell.chosen ? "fv-figure fv-chosen" : "fv-figure", `${percent(cell.processed)}${score}`));
+    }
+    table.append(line);
+  }
+  const scroll = make("div", "fv-scroll");
+  scroll.tabIndex = 0;
+  scroll.setAttribute("role", "region");
+  scroll.setAttribute("aria-label", "Probabilities at the fork");
+  scroll.append(table);
+  const list = make("ul", "fv-why");
+  value.columns.forEach((column, index) => {
+    list.append(make("li", "", `${value.labels[index]}: “${visible(column.text)}”, ${column.why}.`));
+  });
+  box.append(scroll, list);
+}
+
+watch("value", paint);
+paint();

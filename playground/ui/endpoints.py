@@ -1,0 +1,57 @@
+"""The page as an API: named, typed endpoints over the same handlers. gradio reads the annotations themselves, so this
+file does without postponed ones; a generator's annotation is what it yields."""
+
+import gradio as gr
+
+from playground.inspect.fork import common_prefix, explain_fork
+from playground.ui.compare import CompareHandlers, label
+from playground.ui.handlers import Handlers, Session, run_of, told
+
+
+def add_endpoints(handlers: Handlers) -> None:
+    """Inside of a page's `gr.Blocks`."""
+    comparing = CompareHandlers(handlers)
+
+    def generate(
+        prompt: str, sampler: str, temperature: float, max_new_tokens: int, seed: int = -1, top_k: int = 0,
+        top_p: float = 1.0, min_p: float = 0.0, past_end: bool = False,
+    ) -> tuple[str, dict, dict]:  # fmt: skip
+        session = Session()
+        with run_of(session):
+            params = handlers.params(sampler, temperature, seed, top_k, top_p, min_p)
+            run = handlers.begin(prompt, [params], max_new_tokens, past_end, trace_scales=True)[0]
+            for (pane,) in handlers.paint(session, [run]):
+                session.scales = pane.scales
+                yield run.text, dict(pane.stats), handlers.activation_view(session)
+
+    def compare(
+        prompt: str, settings: list[dict], max_new_tokens: int = 128, shared_noise: bool = True, past_end: bool = False
+    ) -> tuple[list[str], list[dict], dict]:
+        for runs, panes in comparing.write(prompt, settings, shared_noise, max_new_tokens, past_end, Session()):
+            shared, forked = common_prefix(runs)
+            fork = explain_fork(runs, shared) | {"labels": [label(run.params) for run in runs]} if forked else {}
+            yield [run.text for run in runs], [dict(pane.stats) for pane in panes], fork
+
+    def inspect(run: str, token: int = -1) -> list[dict]:
+        with told():
+            known = handlers.book.get(run)
+            wanted = range(len(known.tokens)) if token == -1 else [token]
+            return [handlers.book.token(run, index) for index in wanted]
+
+    def receipt(run: str) -> str:
+        with told():
+            return handlers.book.receipt(handlers.playground, handlers.book.get(run))
+
+    def replay(receipt: str) -> dict:
+        with told():
+            return handlers.book.replay(handlers.playground, receipt)
+
+    about = {
+        generate: "Writes; yields text, figures (with the `run` for /inspect and /receipt), activation scales.",
+        compare: "Writes under 2 to 4 settings at once; yields texts, figures, and where they part.",
+        inspect: "What was behind a token of a run, or, with -1, behind each of them.",
+        receipt: "The JSON that replays a run.",
+        replay: "Runs a receipt again: identical, or the first token that differs, with both distributions.",
+    }
+    for function, description in about.items():
+        gr.api(function, api_name=function.__name__, api_description=description, concurrency_limit=8)
