@@ -180,6 +180,10 @@ class Playground:
         except ValueError as error:
             raise RequestError(f"The prompt is not valid text: {error}; remove it and run again.") from None
 
+    def check_prompt(self, ids: Sequence[int]) -> None:
+        """Raises `RequestError` for a prompt after which no token fits."""
+        Request(tuple(ids), SamplingParams(), 1).check_lengths(self.context, self.config.vocab_size)
+
     def _check_size(self, characters: int) -> None:
         if characters > 64 * self.context:  # no token is that long: don't even tokenise it
             raise RequestError(

@@ -20,10 +20,11 @@ import kernels
 from playground.api import EMBEDDED, choose_device, load_model, plain_dtype
 from playground.arguments import add_model_arguments
 from playground.config import CheckpointError
-from playground.curve import cache_curve
 from playground.engine.engine import Engine
 from playground.engine.request import Request, SamplingParams
+from playground.engine.service import Service
 from playground.hub import find
+from playground.inspect.curve import cache_curve
 from playground.model.layers import Activation, Product
 from playground.model.transformer import Transformer
 from playground.shapes import SHAPES, random_model
@@ -216,7 +217,10 @@ def bench(name: str, model: Transformer, args: argparse.Namespace) -> bool:
 def curve(model: Transformer, args: argparse.Namespace) -> bool:
     limit = model.config.max_position_embeddings - 8
     tokens = min(args.tokens, limit)
-    rows = cache_curve(model, [model.config.bos_token_id or 0, 5, 6, 7], max(tokens, 64))
+    tokens = max(tokens, 64)
+    service = Service(Engine(model, None, 1, context=tokens + 4))
+    rows = list(cache_curve(service, [model.config.bos_token_id or 0, 5, 6, 7], tokens))
+    service.close()
     if args.json:
         print(json.dumps({"device": str(model.device), "rows": rows}))
         return True

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import TypeVar
 
 from playground.engine.engine import Engine
 from playground.engine.request import Event, FinishEvent, Request, TokenEvent
 from playground.engine.row import Row
+
+T = TypeVar("T")
 
 
 class EngineError(RuntimeError):
@@ -60,6 +65,7 @@ class Service:
         self.engine = engine
         self.rows: dict[Row, Stream] = {}
         self.cancelled: set[Stream] = set()
+        self.jobs: deque[tuple[Callable[[Engine], object], Future]] = deque()
         self.changed = threading.Condition()
         self.closed = False
         self.thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -83,6 +89,16 @@ class Service:
             self.cancelled.add(stream)
             self.changed.notify()
 
+    def call(self, work: Callable[[Engine], T]) -> T:
+        """Does `work` on the engine's thread, between two steps; the caller waits, and gets what it raises."""
+        result: Future = Future()
+        with self.changed:
+            if self.closed:
+                raise EngineError("The engine is closed.")
+            self.jobs.append((work, result))
+            self.changed.notify()
+        return result.result()
+
     def close(self) -> None:
         """Cancels everything and ends the thread."""
         with self.changed:
@@ -93,13 +109,17 @@ class Service:
     def _run(self) -> None:
         while True:
             with self.changed:
-                self.changed.wait_for(lambda: self.closed or self.cancelled or self.engine.busy)
+                self.changed.wait_for(lambda: self.closed or self.cancelled or self.jobs or self.engine.busy)
                 ended = list(self.rows) if self.closed else [r for r, s in self.rows.items() if s in self.cancelled]
                 self.cancelled.clear()
                 events = [event for row in ended for event in self.engine.cancel(row)]
                 self._deliver(events)
+                job = self.jobs.popleft() if self.jobs else None
                 if self.closed:
+                    self._refuse_jobs(job)
                     return
+            if job:
+                self._do(*job)
             try:
                 events = self.engine.step()
             except Exception as error:  # whatever a step can raise (out of memory, a kernel's error) ends its rows only
@@ -107,6 +127,17 @@ class Service:
             else:
                 with self.changed:
                     self._deliver(events)
+
+    def _do(self, work: Callable[[Engine], object], result: Future) -> None:
+        try:
+            result.set_result(work(self.engine))
+        except Exception as error:  # the caller's, not ours
+            result.set_exception(error)
+
+    def _refuse_jobs(self, job: tuple | None) -> None:
+        for _, result in [*([job] if job else []), *self.jobs]:
+            result.set_exception(EngineError("The engine is closed."))
+        self.jobs.clear()
 
     def _deliver(self, events: list[tuple[Row, Event]]) -> None:
         for row, event in events:

@@ -107,8 +107,18 @@ class CompareHandlers:
             yield common, fork, *columns, *[None] * (2 * (MOST - count))
 
 
-def compare_tab(handlers: Handlers) -> tuple:
-    """The tab's parts: the tab, run and stop, count, shared noise, the shared text, the fork, the columns."""
+class CompareTab(NamedTuple):
+    tab: gr.Tab
+    run: gr.Button
+    stop: gr.Button
+    count: Radio
+    shared: gr.Checkbox
+    common: TextView
+    fork: ForkView
+    columns: list[Column]
+
+
+def compare_tab(handlers: Handlers) -> CompareTab:
     with gr.Tab("Compare", id="compare") as tab:
         with gr.Row():
             preset = gr.Dropdown(list(PRESETS), value=FIRST, label="Preset", elem_id="preset", min_width=200)
@@ -134,7 +144,7 @@ def compare_tab(handlers: Handlers) -> tuple:
         return [len(settings), shares, *(row[n] for row in rows for n in NAMES)]
 
     preset.input(choose, [preset], [count, shared, *everything], **quick)
-    return tab, run, stop, count, shared, common, fork, columns
+    return CompareTab(tab, run, stop, count, shared, common, fork, columns)
 
 
 def _column(number: int, handlers: Handlers) -> Column:
@@ -160,14 +170,13 @@ def _column(number: int, handlers: Handlers) -> Column:
     return Column(block, settings, text, stats)
 
 
-def connect_compare(parts: tuple, handlers: Handlers, prompt, tokens, past_end, session: gr.State) -> None:
-    _, run, _, count, shared, common, fork, columns = parts
-    settings = [control for column in columns for control in column.settings]
-    views = [view for column in columns for view in (column.text, column.stats)]
-    run.click(
+def connect_compare(compare: CompareTab, handlers: Handlers, prompt, tokens, past_end, session: gr.State) -> None:
+    settings = [control for column in compare.columns for control in column.settings]
+    views = [view for column in compare.columns for view in (column.text, column.stats)]
+    compare.run.click(
         CompareHandlers(handlers).compare,
-        [prompt, tokens, past_end, count, shared, *settings, session],
-        [common, fork, *views],
+        [prompt, tokens, past_end, compare.count, compare.shared, *settings, session],
+        [compare.common, compare.fork, *views],
         api_visibility="private",
         show_progress="hidden",
         concurrency_limit=4,

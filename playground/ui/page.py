@@ -14,6 +14,7 @@ from playground.ui.components import BranchTree, Heatmap, StatsBar, TextView
 from playground.ui.controls import Number, Radio, Slider
 from playground.ui.endpoints import add_endpoints
 from playground.ui.handlers import Handlers, Session, defaults_note, stop, title
+from playground.ui.lab import connect_lab, lab_tab
 
 CSS = (Path(__file__).parent / "page.css").read_text()
 THEME = gr.themes.Default(
@@ -45,6 +46,7 @@ EXAMPLES = [
     "The fox looked at the old clock and said,",
     "Tom and his grandmother went to the sea. There",
 ]
+OWN = "single"  # settings that the columns of a comparison have of their own
 GREEDY_INFO = "Greedy takes the likeliest token: temperature, filters and seed have nothing to decide."
 SAMPLER_INFO = "How a token is drawn from the model's probabilities."
 
@@ -62,7 +64,7 @@ def build_page(shelf: Shelf) -> gr.Blocks:
                 failure = gr.Textbox(visible=False, label="Not loaded", interactive=False, elem_id="failure")
         with gr.Row():
             with gr.Column(scale=6, min_width=330):
-                with gr.Column(elem_id="prompt-part") as prompt_part:
+                with gr.Column(elem_id="prompt-part"):
                     prompt = gr.Textbox(EXAMPLES[0], label="Prompt", lines=2, max_lines=8, elem_id="prompt")
                     gr.Examples([[e] for e in EXAMPLES], inputs=[prompt], label="Examples", api_visibility="private")
                 with gr.Tab("Generate", id="generate") as generate_tab:
@@ -81,10 +83,11 @@ def build_page(shelf: Shelf) -> gr.Blocks:
                         label="Replay", lines=1, max_lines=4, interactive=False, visible=False, elem_id="verdict"
                     )
                 compare = compare_tab(handlers)
+                lab = lab_tab()
                 chat = chat_tab(shelf.current)
             with gr.Column(scale=3, min_width=260):
                 settings, note = _settings(shelf.current, session)
-            with gr.Column(scale=4, min_width=300, elem_id="panel") as panel:
+            with gr.Column(scale=4, min_width=300, elem_id="panel"):
                 layer, projection, weights, strip = _panel(handlers, session)
         writing = {"show_progress": "hidden", "concurrency_limit": 8, "trigger_mode": "multiple"}
         writing["api_visibility"] = "private"
@@ -98,14 +101,13 @@ def build_page(shelf: Shelf) -> gr.Blocks:
         replay.upload(lambda: gr.update(value="Running it again…", visible=True), None, [verdict], **quick).then(
             handlers.replay, [replay, session], [verdict], **quick
         )
+        connect_lab(lab, handlers, prompt, settings, session)
         connect_compare(compare, handlers, prompt, settings[2], settings[-1], session)
         connect_chat(chat, handlers, settings, strip, session)
-        for button in (stop_generate, compare[2], chat.stop):
+        for button in (stop_generate, compare.stop, chat.stop):
             button.click(stop, [session], None, api_visibility="private", show_progress="hidden", queue=False)
-        # three columns need the panel's room, and a conversation has a prompt of its own
-        for tab, shown in ((generate_tab, (True, True)), (compare[0], (True, False)), (chat.tab, (False, True))):
-            updates = ", ".join(f"{{__type__: 'update', visible: {str(visible).lower()}}}" for visible in shown)
-            tab.select(None, None, [prompt_part, panel], js=f"() => [{updates}]")
+        for tab in (generate_tab, compare.tab, lab.tab, chat.tab):  # page.css hides what a tab has no use for
+            tab.select(None, js=f"() => {{ document.body.dataset.tab = '{tab.id}'; }}")
         page.load(None, js=SUBMIT_KEY)
         if len(shelf.names) > 1:
             _, temperature, tokens, _, top_k, top_p, min_p, _ = settings
@@ -139,15 +141,24 @@ def _settings(playground: Playground, session: gr.State) -> tuple[list, gr.Markd
     """Sampler first, then the rest in the order of the `/generate` API; and where their defaults come from."""
     defaults = playground.defaults
     samplers = [("Greedy", "greedy"), ("Multinomial", "multinomial"), ("Gumbel-max", "gumbel")]
-    sampler = Radio(samplers, value="gumbel", label="Sampler", info=SAMPLER_INFO, elem_id="sampler")
+    sampler = Radio(samplers, value="gumbel", label="Sampler", info=SAMPLER_INFO, elem_id="sampler", elem_classes=OWN)
     temperature = Slider(
-        0, 2, value=defaults.temperature, step=0.05, label="Temperature", info="0 is greedy", elem_id="temperature"
+        0,
+        2,
+        value=defaults.temperature,
+        step=0.05,
+        label="Temperature",
+        info="0 is greedy",
+        elem_id="temperature",
+        elem_classes=OWN,
     )
     tokens = Slider(
         1, playground.context, value=playground.default_tokens, step=1, label="Max new tokens", elem_id="max-new-tokens"
     )
-    seed = Number(-1, label="Seed", precision=0, info="-1 draws one; the footer shows it", elem_id="seed")
-    reuse = gr.Button("Reuse the last seed", size="sm", elem_id="reuse")
+    seed = Number(
+        -1, label="Seed", precision=0, info="-1 draws one; the footer shows it", elem_id="seed", elem_classes=OWN
+    )
+    reuse = gr.Button("Reuse the last seed", size="sm", elem_id="reuse", elem_classes=OWN)
     reuse.click(
         lambda session: gr.skip() if session.seed is None else session.seed,
         [session],
@@ -155,7 +166,7 @@ def _settings(playground: Playground, session: gr.State) -> tuple[list, gr.Markd
         api_visibility="private",
         show_progress="hidden",
     )
-    with gr.Accordion("Filters", open=False):
+    with gr.Accordion("Filters", open=False, elem_classes=OWN):
         top_k = Slider(0, 200, value=defaults.top_k, step=1, label="Top-k", info="0 keeps all")
         top_p = Slider(0.05, 1, value=defaults.top_p, step=0.01, label="Top-p", info="1 keeps all")
         min_p = Slider(0, 0.5, value=defaults.min_p, step=0.01, label="Min-p", info="0 keeps all")

@@ -4,6 +4,7 @@ Model and user text reaches the page through `textContent` only: the templates b
 ever put into one.
 """
 
+from playground.ui.components.bar_table.bar_table import BarTable
 from playground.ui.components.branch_tree.branch_tree import BranchTree
 from playground.ui.components.chat_view.chat_view import ChatView
 from playground.ui.components.fork_view.fork_view import ForkView
@@ -11,4 +12,4 @@ from playground.ui.components.heatmap.heatmap import Heatmap
 from playground.ui.components.stats.stats import StatsBar
 from playground.ui.components.text_view.text_view import TextView
 
-__all__ = ["BranchTree", "ChatView", "ForkView", "Heatmap", "StatsBar", "TextView"]
+__all__ = ["BarTable", "BranchTree", "ChatView", "ForkView", "Heatmap", "StatsBar", "TextView"]

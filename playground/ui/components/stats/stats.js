@@ -16,7 +16,7 @@ function paint() {
         ["State", s.finish_reason ? REASONS[s.finish_reason] || s.finish_reason : s.new_tokens ? "writing" : "prefill"],
         ["Tokens", `${number(s.prompt_tokens)} + ${number(s.new_tokens)}`],
         ["First token", s.ttft == null ? "–" : `${number(s.ttft * 1000)} ms`],
-        ["Prefill", s.prefill_rate == null ? "–" : `${number(s.prefill_rate)} tokens/s`],
+        ["Prefill", s.prefill_rate == null ? "–" : s.prefill_rate ? `${number(s.prefill_rate)} tokens/s` : "in the cache"],
         ["Decode", s.decode_rate == null ? "–" : `${number(s.decode_rate, 1)} tokens/s`],
         ["KV cache", `${number(s.cache_used)} of ${number(s.cache_total)} tokens`],
         ["Seed", s.seed == null ? "not used" : String(s.seed)],

@@ -1,0 +1,52 @@
+const visible = (piece) => piece.replace(/ /g, "\u2423").replace(/\n/g, "\u21b5");
+const percent = (p) => `${(p * 100).toFixed(p >= 0.0995 ? 1 : 2)}%`;
+
+function make(name, className, content) {
+  const node = document.createElement(name);
+  if (className) node.className = className;
+  if (content != null) node.textContent = content;
+  return node;
+}
+
+function cell(value, column, figures) {
+  if (figures) return make("td", "bb-figure", value == null ? "cut" : value.toFixed(4));
+  const box = make("td", `bb-cell bb-${column}`);
+  const fill = make("span", "bb-fill");
+  fill.style.width = `${value * 100}%`;
+  box.append(fill, make("span", "bb-share", value ? percent(value) : "0"));
+  return box;
+}
+
+function paint() {
+  const value = props.value || {};
+  const box = element.querySelector(".bb");
+  box.replaceChildren();
+  if (!value.rows) {
+    box.append(make("p", "bb-note", value.empty || ""));
+    return;
+  }
+  if (value.done != null && value.done < 1) {
+    const bar = make("progress", "bb-progress");
+    bar.max = 1;
+    bar.value = value.done;
+    bar.setAttribute("aria-label", "Draws made");
+    box.append(bar);
+  }
+  const table = make("table", "bb-table"), head = make("tr");
+  for (const title of ["Token", ...value.columns]) {
+    const name = make("th", "", title);
+    name.scope = "col";
+    head.append(name);
+  }
+  table.append(head);
+  for (const row of value.rows) {
+    const line = make("tr", row.chosen ? "bb-chosen" : "");
+    line.append(make("td", "bb-token", visible(row.label)));
+    row.values.forEach((number, column) => line.append(cell(number, column, value.figures)));
+    table.append(line);
+  }
+  box.append(table, make("p", "bb-note", value.note || ""));
+}
+
+watch("value", paint);
+paint();
