@@ -6,11 +6,12 @@ import gradio as gr
 from playground.inspect.fork import common_prefix, explain_fork
 from playground.ui.compare import CompareHandlers, label
 from playground.ui.handlers import Handlers, Session, run_of, told
+from playground.ui.lab import LabHandlers
 
 
 def add_endpoints(handlers: Handlers) -> None:
     """Inside of a page's `gr.Blocks`."""
-    comparing = CompareHandlers(handlers)
+    comparing, experiments = CompareHandlers(handlers), LabHandlers(handlers)
 
     def generate(
         prompt: str, sampler: str, temperature: float, max_new_tokens: int, seed: int = -1, top_k: int = 0,
@@ -32,6 +33,12 @@ def add_endpoints(handlers: Handlers) -> None:
             fork = explain_fork(runs, shared) | {"labels": [label(run.params) for run in runs]} if forked else {}
             yield [run.text for run in runs], [dict(pane.stats) for pane in panes], fork
 
+    def draws(
+        prompt: str, count: int = 20_000, temperature: float = 1.0, seed: int = 0, top_k: int = 0, top_p: float = 1.0,
+        min_p: float = 0.0,
+    ) -> dict:  # fmt: skip
+        yield from experiments.draws(prompt, count, temperature, seed, top_k, top_p, min_p, Session())
+
     def inspect(run: str, token: int = -1) -> list[dict]:
         with told():
             known = handlers.book.get(run)
@@ -49,6 +56,7 @@ def add_endpoints(handlers: Handlers) -> None:
     about = {
         generate: "Writes; yields text, figures (with the `run` for /inspect and /receipt), activation scales.",
         compare: "Writes under 2 to 4 settings at once; yields texts, figures, and where they part.",
+        draws: "Counts draws by every sampler from the prompt's next-token distribution; yields the table as it fills.",
         inspect: "What was behind a token of a run, or, with -1, behind each of them.",
         receipt: "The JSON that replays a run.",
         replay: "Runs a receipt again: identical, or the first token that differs, with both distributions.",

@@ -85,7 +85,7 @@ def build_page(shelf: Shelf) -> gr.Blocks:
                 compare = compare_tab(handlers)
                 lab = lab_tab()
                 chat = chat_tab(shelf.current)
-            with gr.Column(scale=3, min_width=260):
+            with gr.Column(scale=3, min_width=260, elem_id="settings"):
                 settings, note = _settings(shelf.current, session)
             with gr.Column(scale=4, min_width=300, elem_id="panel"):
                 layer, projection, weights, strip = _panel(handlers, session)

@@ -105,10 +105,16 @@ def test_compare_streams_three_columns_together(page):
     page.get_by_role("tab", name="Compare").click()
     page.locator("#run-compare").wait_for()
     run(page, "#run-compare")
-    names = ("greedy", "multinomial", "gumbel")
-    wait_until(lambda: all(len(text_of(page, f"output-{n}")) > 20 for n in names), 20, "three texts")
-    wait_until(lambda: all(finished(page, f"stats-{n}") for n in names), 30, "three ends")
-    assert len({text_of(page, f"output-{n}") for n in names}) == 3
+    columns = range(3)
+    wait_until(lambda: all(len(text_of(page, f"output-{n}")) > 20 for n in columns), 20, "three texts")
+    wait_until(lambda: all(finished(page, f"stats-{n}") for n in columns), 30, "three ends")
+    common = text_of(page, "output-common")
+    assert common.startswith("Once upon a time") and len({text_of(page, f"output-{n}") for n in columns}) == 3
+    # the first token after what they share is marked in each, and explained
+    marked = [page.locator(f"#output-{n} .tk-fork").inner_text() for n in columns]
+    assert len(set(marked)) > 1
+    table = page.locator("#fork").inner_text()
+    assert "The texts part at token" in table and "fell between" in table and "noise" in table
 
 
 def test_html_in_the_prompt_is_shown_as_text(page):

@@ -1,5 +1,5 @@
 const visible = (piece) => piece.replace(/ /g, "\u2423").replace(/\n/g, "\u21b5");
-const percent = (p) => `${(p * 100).toFixed(p >= 0.0995 ? 1 : 2)}%`;
+const percent = (p) => (p < 0.00005 ? "< 0.01%" : `${(p * 100).toFixed(p >= 0.0995 ? 1 : 2)}%`);
 
 function make(name, className, content) {
   const node = document.createElement(name);
