@@ -11,15 +11,18 @@ import importlib
 import torch
 
 from kernels import reference
-from kernels.reference import FP8_MAX, INVARIANT_ROWS, Form, Formed, Routing, has_fp8_units
+from kernels.reference import FP8_MAX, INVARIANT_ROWS, SCORED, SHOWN, Form, Formed, Routing, Survey, has_fp8_units
 from kernels.sampling import draw_multinomial, gumbel_noise, process_logits, uniform_noise
 
 __all__ = [
     "FP8_MAX",
     "INVARIANT_ROWS",
+    "SCORED",
+    "SHOWN",
     "Form",
     "Formed",
     "Routing",
+    "Survey",
     "absorb_queries",
     "act_dequant",
     "act_quant",
@@ -44,6 +47,7 @@ __all__ = [
     "rotate",
     "route",
     "split_latents",
+    "survey",
     "swiglu",
     "uniform_noise",
     "weight_dequant",
@@ -352,6 +356,17 @@ def draw(
     Temperature 0 is greedy: no noise. Returns ids `[R]` int64 and their log-probabilities `[R]` float32 at
     temperature 1."""
     return _implementation("drawing", logits).draw(logits, temperature, seeds, positions)
+
+
+def survey(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    ids: torch.Tensor,
+) -> Survey:
+    """What stood behind the draw of `ids [R]` by `draw` from the other arguments: see `Survey`."""
+    return _implementation("surveying", logits).survey(logits, temperature, seeds, positions, ids)
 
 
 def advance(

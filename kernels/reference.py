@@ -47,6 +47,26 @@ class Formed(NamedTuple):
     s: torch.Tensor | None  # [T, K/128] float32
 
 
+SHOWN, SCORED = 10, 6  # of a survey: likeliest tokens, and best candidates of a Gumbel-max draw
+
+
+class Survey(NamedTuple):
+    """What stood behind a draw, R rows, float64. Where the vocabulary is smaller than what is shown, ids are 0 and
+    their values -inf."""
+
+    logsumexp: torch.Tensor  # [R] of the logits
+    entropy: torch.Tensor  # [R] nats, at T=1
+    heated_logsumexp: torch.Tensor  # [R] of the logits over the row's temperature (0 counts as 1)
+    heated_entropy: torch.Tensor  # [R]
+    rank: torch.Tensor  # [R] how many logits are larger than that of the token drawn
+    logit: torch.Tensor  # [R] of the token drawn
+    top: torch.Tensor  # [R, SHOWN] int64, the largest logits' ids, best first
+    top_logits: torch.Tensor
+    scored: torch.Tensor  # [R, SCORED] int64, ids of the largest logit / temperature + noise, best first
+    heated: torch.Tensor  # [R, SCORED] their logit / temperature
+    noise: torch.Tensor  # [R, SCORED] their Gumbel noise
+
+
 def has_fp8_units(device: torch.device) -> bool:
     """E4M3 tensor cores came with compute capability 8.9. Before it the kernels decode to float16, exactly; off CUDA
     (Triton's interpreter) the FP8 path runs."""
@@ -297,3 +317,18 @@ def advance(ids, moves, pages, tokens, positions, lengths, slots, page_size: int
     lengths.copy_(positions + 1)
     page = pages.gather(1, (positions // page_size)[:, None])[:, 0]
     slots.copy_(page * page_size + positions % page_size)
+
+
+def survey(logits, temperature, seeds, positions, ids) -> Survey:
+    def best(values: torch.Tensor, count: int, *others: torch.Tensor) -> list[torch.Tensor]:
+        ids = values.topk(min(count, values.shape[-1])).indices
+        missing = (0, count - ids.shape[-1])
+        return [F.pad(ids, missing)] + [F.pad(t.gather(-1, ids), missing, value=float("-inf")) for t in others]
+
+    wide = logits.double()
+    heated = wide / torch.where(temperature > 0, temperature, 1.0)[:, None]
+    drawn = wide.gather(-1, ids[:, None])
+    noise = gumbel_noise(seeds, positions.long(), logits.shape[-1])
+    totals = [t for x in (wide, heated) for t in (x.logsumexp(-1), torch.special.entr(x.softmax(-1)).sum(-1))]
+    rank = (wide > drawn).sum(-1).double()
+    return Survey(*totals, rank, drawn[:, 0], *best(wide, SHOWN, wide), *best(heated + noise, SCORED, heated, noise))

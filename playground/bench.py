@@ -42,7 +42,9 @@ def add_rows(engine: Engine, rows: int, prompt: int, tokens: int, inspect: bool)
     """Queues `rows` prompts of their own."""
     params = [SamplingParams("gumbel", 1.0, seed=row) for row in range(rows)]
     requests = [
-        Request(prompt_ids(engine.model, prompt, row), p, tokens, ignore_eos=True, trace_scales=inspect)
+        Request(
+            prompt_ids(engine.model, prompt, row), p, tokens, ignore_eos=True, trace_scales=inspect, inspect=inspect
+        )
         for row, p in enumerate(params)
     ]
     return [engine.add([request])[0] for request in requests]
@@ -240,7 +242,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--rows", type=int, nargs="+", default=[1], help="rows that write together (default 1)")
     parser.add_argument("--prompt", type=int, default=128, help="tokens of a prompt (default 128)")
     parser.add_argument("--tokens", type=int, default=256, help="tokens that each row writes (default 256)")
-    parser.add_argument("--inspect", action="store_true", help="with activation scales read for every token")
+    parser.add_argument(
+        "--inspect", action="store_true", help="with each token's alternatives, noise and activation scales"
+    )
     parser.add_argument("--kernels", action="store_true", help="also each kernel's time in a step (CUDA)")
     parser.add_argument("--curve", action="store_true", help="time per token as the text grows, cache on and off")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-SHOWN, SCORED = 10, 6  # alternatives, and candidates of a Gumbel-max draw
+from kernels import SCORED, SHOWN
+
 _SINGLE = 10  # numbers that stand alone at the beginning
 
 

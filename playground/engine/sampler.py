@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 import kernels
-from playground.engine.insight import SCORED, SHOWN
 from playground.engine.request import Sampler, SamplingParams
 
 
@@ -67,44 +65,37 @@ def draw_rows(
     return ids, (logits.gather(-1, ids[:, None]) - logits.logsumexp(-1, keepdim=True))[:, 0]
 
 
-def _best(values: torch.Tensor, count: int, *others: torch.Tensor) -> list[torch.Tensor]:
-    """Ids of the `count` largest of `values [R, V]`, filled up with copies of the first whose value is -inf where V is
-    smaller, and what `others` hold there."""
-    ids = values.topk(min(count, values.shape[-1])).indices
-    found = [other.gather(-1, ids) for other in others]
-    missing = (0, count - ids.shape[-1])
-    return [
-        F.pad(ids.double(), missing),
-        *(F.pad(f, missing, value=float("-inf")) for f in found),
-    ]
-
-
 def explain_rows(
     logits: torch.Tensor, settings: Settings, positions: torch.Tensor, ids: torch.Tensor, shaped: bool
 ) -> torch.Tensor:
     """What `Insight` takes apart, `[R, N]` float64, of the draw by `draw_rows` from these arguments that gave `ids`."""
-    s, wide, own = settings, logits.double(), ids[:, None]
-    raw = wide.log_softmax(-1)
-    temperature = torch.where(s.temperature > 0, s.temperature, 1.0)
-    tempered = (wide / temperature[:, None]).log_softmax(-1)
-    processed = kernels.process_logits(logits, temperature, s.top_k, s.top_p, s.min_p) if shaped else tempered
-    probs, kept = processed.exp(), processed > float("-inf")
-    cumulative = probs.cumsum(-1)
-    total, high = cumulative[:, -1], cumulative.gather(-1, own)[:, 0]
-    low = torch.where(ids > 0, cumulative.gather(-1, (own - 1).clamp(min=0))[:, 0], 0.0)
-    chosen, noise = raw.gather(-1, own), kernels.gumbel_noise(s.seeds, positions.long(), logits.shape[-1])
-    single = [
-        chosen[:, 0],
-        torch.special.entr(raw.exp()).sum(-1),
-        (raw > chosen).sum(-1).double(),
-        processed.gather(-1, own)[:, 0],
-        torch.special.entr(probs).sum(-1),
-        kept.sum(-1).double(),
-        (tempered.exp() * ~kept).sum(-1),
-        kernels.uniform_noise(s.seeds, positions.long()),
-        low / total,
-        high / total,
-    ]
-    blocks = [*_best(raw, SHOWN, raw), *_best(processed, SHOWN, processed)]
-    blocks += _best(processed + noise, SCORED, processed, noise)
+    s, one = settings, torch.ones_like(settings.temperature)
+    raw = kernels.survey(logits, s.temperature, s.seeds, positions, ids)
+    heated = torch.where(s.temperature > 0, s.temperature, one)
+    if not shaped:  # processed is raw at another temperature: the same order, nothing cut, no multinomial
+        zero = torch.zeros_like(raw.rank)
+        single = [
+            *(raw.logit - raw.logsumexp, raw.entropy, raw.rank),
+            *(raw.logit / heated - raw.heated_logsumexp, raw.heated_entropy, zero + logits.shape[-1]),
+            *[zero] * 4,
+        ]
+        after = raw.top_logits / heated[:, None] - raw.heated_logsumexp[:, None]
+        scored, own = raw, raw.heated - raw.heated_logsumexp[:, None]
+        kept_ids = raw.top
+    else:
+        processed = kernels.process_logits(logits, heated, s.top_k, s.top_p, s.min_p)
+        scored = kernels.survey(processed, one, s.seeds, positions, ids)
+        cumulative, chosen = processed.exp().cumsum(-1), ids[:, None]
+        total, high = cumulative[:, -1], cumulative.gather(-1, chosen)[:, 0]
+        low = torch.where(ids > 0, cumulative.gather(-1, (chosen - 1).clamp(min=0))[:, 0], 0.0)
+        kept = processed > float("-inf")
+        tempered = (logits.double() / heated[:, None]).sub_(raw.heated_logsumexp[:, None]).exp_()
+        single = [
+            *(raw.logit - raw.logsumexp, raw.entropy, raw.rank),
+            *(scored.logit, scored.entropy, kept.sum(-1).double()),
+            *((tempered * ~kept).sum(-1), kernels.uniform_noise(s.seeds, positions.long()), low / total, high / total),
+        ]
+        kept_ids, after, own = scored.top, scored.top_logits, scored.heated
+    blocks = [raw.top.double(), raw.top_logits - raw.logsumexp[:, None], kept_ids.double(), after]
+    blocks += [scored.scored.double(), own, scored.noise]
     return torch.cat([torch.stack(single, -1), *blocks], -1)

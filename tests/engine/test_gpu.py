@@ -15,7 +15,7 @@ from playground.checkpoint import Checkpoint
 from playground.engine.decoder import EagerDecoder
 from playground.engine.engine import Engine
 from playground.engine.prefill import Prefill
-from playground.engine.request import Request
+from playground.engine.request import Request, TokenEvent
 from playground.model.step import Step
 from playground.tokenizer import Tokenizer
 
@@ -101,6 +101,55 @@ def test_a_recorded_prefill_leaves_the_same_bits_as_an_eager_one(on_gpu, length)
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             assert_bits_equal(a, b)
+
+
+MIXED = [
+    SamplingParams("greedy"),
+    SamplingParams("gumbel", 0.8, seed=1),
+    SamplingParams("gumbel", 1.3, top_k=40, top_p=0.9, seed=2),
+    SamplingParams("multinomial", 0.9, min_p=0.02, seed=3),
+]
+
+
+@pytest.mark.parametrize("chosen", [MIXED[:2], MIXED], ids=["no filter", "filters"])
+def test_what_is_shown_of_a_draw_on_the_card_chooses_the_token_that_was_drawn(on_gpu, tokenizer, chosen):
+    prompt, found = tuple(tokenizer.encode(PROMPTS[0])), []
+    for inspect in (False, True):
+        engine = Engine(on_gpu, None)
+        group = engine.add([Request(prompt, p, 100, ignore_eos=True, inspect=inspect) for p in chosen])
+        events = {row: [] for row in group}
+        while engine.busy:
+            for row, event in engine.step():
+                if isinstance(event, TokenEvent):
+                    events[row].append(event)
+        found.append([[e.id for e in events[row]] for row in group])
+    assert found[0] == found[1]
+    for row, p in zip(group, chosen, strict=True):
+        for event in events[row]:
+            i = event.insight
+            assert abs(i.logprob - event.logprob) < 1e-3
+            if p.is_greedy:
+                assert i.rank == 0 and i.raw[0][0] == event.id
+            elif p.sampler == "gumbel":
+                assert max(i.scores, key=lambda s: s[1] + s[2])[0] == event.id
+            else:
+                assert i.interval[0] < i.uniform <= i.interval[1]
+
+
+@pytest.mark.parametrize("at", [1, 30, 61])
+def test_a_branch_on_the_card_has_the_bits_of_its_parent(on_gpu, tokenizer, at):
+    engine, prompt = Engine(on_gpu, None), tuple(tokenizer.encode(PROMPTS[0]))
+
+    def write(ids, tokens, parent=None):
+        row = engine.add([Request(ids, MIXED[1], tokens, ignore_eos=True, keep=True)], parent)[0]
+        logprobs = []
+        while engine.busy:
+            logprobs += [e.logprob for r, e in engine.step() if r is row and isinstance(e, TokenEvent)]
+        return row, logprobs
+
+    row, logprobs = write(prompt, 90)
+    branch, found = write(prompt + tuple(row.new_ids[:at]), 90 - at, row)
+    assert branch.new_ids == row.new_ids[at:] and found == logprobs[at:]
 
 
 def gap_moves(model, requests, texts, expected) -> torch.Tensor:

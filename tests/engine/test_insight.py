@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
+from kernels import SCORED, SHOWN
 from playground.engine.engine import Engine
-from playground.engine.insight import SCORED, SHOWN, Insight
+from playground.engine.insight import Insight
 from playground.engine.request import Request, SamplingParams, TokenEvent
 from playground.engine.sampler import Settings, draw_rows, explain_rows, is_shaped
 

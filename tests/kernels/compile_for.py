@@ -18,7 +18,7 @@ from triton.runtime.jit import JITFunction
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from kernels import Form, Routing, attention, drawing, gemm, moe, narrow, norm, prefill, quant, rope, wide
+from kernels import Form, Routing, attention, drawing, gemm, moe, narrow, norm, prefill, quant, rope, surveying, wide
 
 
 class Target:
@@ -52,7 +52,7 @@ def pretend(capability: int, shared: int) -> None:
     for room in (prefill, wide):
         room.shared_memory = lambda tensor: shared
     options = {"PDL": True, "launch_pdl": True} if capability >= 90 else {"PDL": False}
-    for room in (attention, drawing, gemm, moe, narrow, norm, prefill, quant, rope, wide):
+    for room in (attention, drawing, gemm, moe, narrow, norm, prefill, quant, rope, surveying, wide):
         room.overlap = lambda tensor: options
 
 
@@ -105,6 +105,8 @@ def draws(rows: int) -> None:
     moe.route(torch.zeros(4, rows, 256), torch.zeros(256), Routing(8, 8, 4, True, True, 2.5, 1))
     integers, temperature = torch.zeros(rows, dtype=torch.int64), torch.ones(rows, dtype=torch.float64)
     drawing.draw(torch.zeros(rows, 151936), temperature, integers, integers)
+    for dtype in (torch.float32, torch.float64):
+        surveying.survey(torch.zeros(rows, 151936, dtype=dtype), temperature, integers, integers, integers)
     pages = torch.zeros(rows, 4, dtype=torch.int32)
     drawing.advance(integers, integers, pages, integers, integers, integers.int(), integers, 64)
 

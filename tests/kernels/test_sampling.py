@@ -4,7 +4,7 @@ from compare import assert_close
 from scipy import stats
 
 import kernels
-from kernels import drawing, reference
+from kernels import drawing, reference, surveying
 from kernels.sampling import philox
 from playground.engine.request import SamplingParams
 from playground.engine.sampler import Settings, draw_rows, is_shaped
@@ -153,6 +153,33 @@ def test_the_draw_kernel_draws_what_its_twin_draws(vocab):
         got = drawing.draw(*(t.to(device) for t in (values, temperature, seeds, positions)))
         assert got[0].tolist() == ids.tolist() and ids[4] == 0
         assert_close(got[1], logprobs, "float32")
+
+
+@pytest.mark.parametrize("vocab", [5, 48, 1500])
+def test_the_survey_kernel_finds_what_its_twin_finds(vocab):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(vocab)
+    logits = torch.randn(6, vocab) * 2
+    logits[3, 3:] = float("-inf")
+    logits[4] = 1.0  # equals
+    temperature = torch.tensor([0.0, 1.0, 0.5, 2.0, 0.7, 0.0], dtype=torch.float64)
+    seeds, positions, ids = torch.randint(0, 2**53, (6,)), torch.arange(6), torch.zeros(6, dtype=torch.int64)
+    for values in (logits, logits.double().log_softmax(-1)):
+        found = reference.survey(values, temperature, seeds, positions, ids)
+        got = surveying.survey(*(t.to(device) for t in (values, temperature, seeds, positions, ids)))
+        for name, a, b in zip(found._fields, found, got, strict=True):
+            if a.dtype == torch.float64:
+                there = (found.heated if name == "noise" else a) > float("-inf")
+                assert name == "noise" or torch.equal(there, b.cpu() > float("-inf")), name
+                assert torch.allclose(a[there], b.cpu()[there], atol=1e-6), name
+        for number, shown in enumerate(found.top_logits > float("-inf")):
+            if number != 4:  # torch names equals in any order
+                assert found.top[number][shown].tolist() == got.top[number].cpu()[shown].tolist()
+        assert got.top[4].tolist()[: min(vocab, 10)] == list(range(min(vocab, 10)))
+        assert all(
+            x.cpu()[s > float("-inf")].tolist() == y[s > float("-inf")].tolist()
+            for x, y, s in zip(got.scored, found.scored, found.heated, strict=True)
+        )
 
 
 def test_the_advance_kernel_moves_rows_on_as_its_twin():

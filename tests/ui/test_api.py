@@ -103,3 +103,66 @@ def test_streaming_keeps_up_with_the_engine_for_1000_tokens(client):
     assert stats["new_tokens"] == 1000
     print(f"\n1000 tokens: engine {engine:.2f} s, client {wall:.2f} s, {stats['decode_rate']:.1f} tokens/s")
     assert wall <= engine * 1.05 + 0.3  # 0.3 s: connecting and the request itself
+
+
+def test_inspect_explains_every_token_of_a_run_in_the_numbers_that_chose_it(client):
+    _, stats, _ = client.predict(api_name="/generate", **GOOD)
+    tokens = client.predict(run=stats["run"], token=-1, api_name="/inspect")
+    assert len(tokens) == 12
+    for token in tokens:
+        rows = token["why"]["rows"]
+        assert max(rows, key=lambda row: row["logprob"] + row["noise"])["id"] == token["id"]
+        assert sum(row["raw"] for row in token["alternatives"]) + token["others"]["raw"] == pytest.approx(1)
+    assert client.predict(run=stats["run"], token=3, api_name="/inspect") == [tokens[3]]
+
+
+@pytest.mark.parametrize(("run", "token"), [("nobody's", 0), ("", -1)])
+def test_a_run_that_is_not_known_is_answered_with_a_sentence(client, run, token):
+    with pytest.raises(AppError, match="no longer kept"):
+        client.predict(run=run, token=token, api_name="/inspect")
+
+
+def test_a_column_of_a_comparison_is_the_same_alone_and_in_another_order(client):
+    settings = [
+        {"sampler": "gumbel", "temperature": 1.2, "seed": 5},
+        {"sampler": "multinomial", "temperature": 0.7, "top_p": 0.9, "seed": 6},
+        {"sampler": "greedy"},
+    ]
+    texts, _, fork = client.predict("Once upon a time", settings, 20, False, api_name="/compare")
+    turned, _, _ = client.predict("Once upon a time", settings[::-1], 20, False, api_name="/compare")
+    assert turned == texts[::-1]
+    assert len(fork["columns"]) == 3 and len({column["text"] for column in fork["columns"]}) > 1
+    for setting, text in zip(settings, texts, strict=True):
+        one = GOOD | {"temperature": 1.0, "max_new_tokens": 20} | setting
+        assert client.predict(api_name="/generate", **one)[0] == text
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ([{}], "2 to 4 settings"),
+        ([{}] * 5, "2 to 4 settings"),
+        ([{"heat": 3}, {}], "no 'heat'"),
+        ([{"temperature": 99}, {}], "from 0.01 to 10"),
+        ([{"seed": 1.5}, {}], "whole number"),
+    ],
+)
+def test_a_comparison_that_can_not_be_made_is_answered_with_a_sentence(client, settings, words):
+    with pytest.raises(AppError, match=words):
+        client.predict("Once", settings, 5, api_name="/compare")
+
+
+def test_draws_agree_with_the_softmax(client):
+    table = client.predict("Once upon a time", 20000, 1.0, 3, api_name="/draws")
+    for row in table["rows"]:
+        softmax, _, multinomial, gumbel = row["values"]
+        assert abs(multinomial - softmax) < 0.02 and abs(gumbel - softmax) < 0.02
+    with pytest.raises(AppError, match="1 to 1000000"):
+        client.predict("Once", 10**7, api_name="/draws")
+
+
+def test_a_receipt_replays_identically(client):
+    _, stats, _ = client.predict(api_name="/generate", **GOOD)
+    receipt = client.predict(run=stats["run"], api_name="/receipt")
+    found = client.predict(receipt=receipt, api_name="/replay")
+    assert found["identical"] and found["checked"] == 12 and found["same_checkpoint"]

@@ -1,0 +1,123 @@
+"""Receipts: what replays, where a replay parts, and hostile ones."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from playground import RequestError, SamplingParams
+from playground.inspect.receipt import FORMAT, read_receipt
+from playground.ui.runs import RunBook
+
+PARAMS = SamplingParams("gumbel", 0.9, top_k=50, seed=5)
+
+
+@pytest.fixture(scope="module")
+def book():
+    return RunBook()
+
+
+def finished(run):
+    for event in run.stream:
+        run.add(event)
+    run.stats = {"finish_reason": "length"}
+    return run
+
+
+@pytest.fixture(scope="module")
+def tree(book, storyteller):
+    """A run, a branch with another token, and one that draws again from inside of that branch."""
+    root = finished(book.begin(storyteller, "Once upon a time", [PARAMS], 20)[0])
+    other = next(i for i, _ in root.tokens[8].insight.raw if i != root.tokens[8].id)
+    branch = finished(book.branch(storyteller, root, 8, other, PARAMS, 10))
+    again = finished(book.branch(storyteller, branch, 12, None, SamplingParams("multinomial", 1.1, seed=9), 10))
+    return root, branch, again
+
+
+def test_every_run_of_a_tree_replays_token_by_token(book, storyteller, tree):
+    for run in tree:
+        found = book.replay(storyteller, book.receipt(storyteller, run))
+        assert found["identical"] and found["checked"] == len(run.tokens), found
+
+
+def test_a_branch_that_starts_in_what_it_took_over_belongs_to_the_ancestor(book, storyteller, tree):
+    root, branch, _ = tree
+    sibling = finished(book.branch(storyteller, branch, 4, None, PARAMS, 6))
+    assert sibling.parent is root and sibling.tokens[:4] == root.tokens[:4]
+    assert book.replay(storyteller, book.receipt(storyteller, sibling))["identical"]
+
+
+def test_a_changed_token_is_named_with_both_distributions(book, storyteller, tree):
+    receipt = json.loads(book.receipt(storyteller, tree[0]))
+    receipt["tokens"][5]["id"] = 7
+    found = book.replay(storyteller, json.dumps(receipt))
+    assert not found["identical"] and found["at"] == found["checked"] == 5
+    assert found["recorded"]["id"] == 7 and found["now"]["id"] == tree[0].tokens[5].id
+    assert found["now"]["top"] == found["recorded"]["top"]
+
+
+def test_a_setting_changed_in_a_receipt_shows_in_the_replay(book, storyteller, tree):
+    receipt = json.loads(book.receipt(storyteller, tree[0]))
+    receipt["segments"][0]["seed"] = 6
+    assert not book.replay(storyteller, json.dumps(receipt))["identical"]
+
+
+GOOD = {
+    "format": FORMAT,
+    "model": "m",
+    "checkpoint": "c",
+    "prompt_ids": [1, 2],
+    "segments": [vars(PARAMS) | {"sampler": "gumbel", "keep": 1, "forced": None}],
+    "tokens": [{"id": 3, "top": [[3, -0.5]]}],
+}
+
+
+def test_the_smallest_receipt_is_read():
+    assert read_receipt(json.dumps(GOOD)).ids == (3,)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": "other"}, "not a receipt of this program"),
+        ({"prompt_ids": "12"}, "damaged"),
+        ({"prompt_ids": [1.5]}, "damaged"),
+        ({"prompt_ids": [True]}, "damaged"),
+        ({"tokens": [{"id": -1, "top": []}]}, "damaged"),
+        ({"tokens": [{"id": 3, "top": [[3, "x"]]}]}, "damaged"),
+        ({"tokens": [{"id": 3, "top": [[3, 1e999]]}]}, "damaged"),
+        ({"tokens": []}, "do not add up"),
+        ({"segments": []}, "do not add up"),
+        ({"segments": [{"keep": 1}]}, "damaged"),
+        ({"segments": [GOOD["segments"][0] | {"keep": 10**12}]}, "damaged"),
+        ({"segments": [GOOD["segments"][0] | {"temperature": "hot"}]}, "Temperature"),
+        ({"segments": [GOOD["segments"][0] | {"seed": -1}]}, "seed is missing"),
+        ({"model": "x" * 10_000}, "damaged"),
+    ],
+)
+def test_a_damaged_receipt_is_refused_with_a_sentence(change, words):
+    with pytest.raises(RequestError, match=words):
+        read_receipt(json.dumps(GOOD | change))
+
+
+@pytest.mark.parametrize("text", ["", "[", "[" * 100_000, "null", "[]", '{"format": 1}', None, "x" * 9_000_000])
+def test_what_is_no_receipt_is_refused_with_a_sentence(text):
+    with pytest.raises(RequestError):
+        read_receipt(text)
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+KEYS = st.sampled_from([*GOOD, "id", "top", "keep", "seed"])
+JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from([n for n in GOOD if n != "format"]), JSON, max_size=4))
+def test_no_receipt_raises_anything_but_a_sentence(change):
+    try:
+        read_receipt(json.dumps(GOOD | change))
+    except RequestError as error:
+        assert str(error)

@@ -1,0 +1,183 @@
+"""What the page shows of the draw, in a real Chromium: inspector, branches, comparison, lab, receipts."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from driving import figures, finished, run, set_number, text_of, wait_until
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(params=[("light", 1440), ("dark", 390)], ids=["light, wide", "dark, phone"])
+def page(browser, server, request):
+    theme, width = request.param
+    page = browser.new_page(viewport={"width": width, "height": 900}, accept_downloads=True)
+    page.problems = []
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.goto(f"{server}/?__theme={theme}")
+    page.wait_for_selector("#run")
+    yield page
+    page.close()
+    assert page.problems == []
+
+
+def write(page, tokens: int = 30) -> None:
+    set_number(page, "#max-new-tokens", tokens)
+    run(page)
+    wait_until(lambda: figures(page).get("State") == "token limit", 40, "the end")
+
+
+def pop(page, name="output"):
+    return page.locator(f"#{name} .tv-pop")
+
+
+def tab(page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+def test_each_token_shows_its_alternatives_and_why_it_was_drawn(page):
+    write(page)
+    tokens = page.locator("#output .tk")
+    assert tokens.count() == 30
+    tokens.nth(7).click()
+    pop(page).wait_for()
+    rows = pop(page).locator(".tv-why tr").all_inner_texts()
+    winner = [float(part) for part in re.findall(r"-?\d+\.\d+", rows[1])]
+    assert abs(winner[0] + winner[1] - winner[2]) < 0.0021
+    assert all(winner[2] >= float(re.findall(r"-?\d+\.\d+", row)[-1]) for row in rows[2:])
+    shares = pop(page).locator(".tv-chosen .tv-share").all_inner_texts()
+    assert len(shares) == 2 and all(share.endswith("%") for share in shares)
+    assert "others" in pop(page).inner_text()
+    box = pop(page).bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= page.viewport_size["width"]
+
+
+def test_the_inspector_can_be_worked_by_keyboard_alone(page):
+    write(page, 12)
+    page.locator("#output .tv-text").focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    wait_until(lambda: "position 3" in pop(page).inner_text(), 5, "the third token")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.className") == "tv-pick"
+    page.keyboard.press("Escape")
+    wait_until(lambda: pop(page).is_hidden(), 5, "the inspector to close")
+
+
+def test_tokens_are_coloured_by_the_measure_chosen_and_the_legend_says_how(page):
+    write(page, 12)
+    page.locator("#output .tv-measure").select_option("s")
+    colours = page.locator("#output .tk").evaluate_all("all => all.map(t => getComputedStyle(t).backgroundColor)")
+    assert len(set(colours)) > 2
+    assert page.locator("#output .tv-legend").inner_text().split("\n")[0] == "0 bits"
+
+
+def test_a_branch_keeps_the_text_before_it_and_the_tree_leads_back(page):
+    write(page)
+    first = text_of(page)
+    tokens = page.locator("#output .tk").all_inner_texts()
+    page.locator("#output .tk").nth(10).click()
+    pop(page).wait_for()
+    page.locator("#output tr:not(.tv-chosen) .tv-pick").nth(0).click()
+    wait_until(lambda: page.locator("#tree .bt-run").count() == 2 and finished(page), 30, "the branch's end")
+    other = page.locator("#output .tk").all_inner_texts()
+    assert other[:10] == tokens[:10] and other[10] != tokens[10] and len(other) == 41
+    assert page.locator("#output .tk-forced").count() == 1
+    page.locator("#tree .bt-run").nth(0).click()
+    wait_until(lambda: text_of(page) == first, 5, "the first run again")
+
+
+def test_continue_writes_on_where_the_text_ended(page):
+    write(page, 12)
+    before = text_of(page)
+    page.click("#continue")
+    wait_until(lambda: page.locator("#output .tk").count() == 24 and finished(page), 30, "twelve more")
+    assert text_of(page).startswith(before)
+
+
+def test_columns_with_equal_settings_on_shared_noise_write_the_same(page):
+    tab(page, "Compare")
+    page.locator("#preset input").click()
+    page.get_by_role("option", name="Same setting, four seeds").click()
+    wait_until(lambda: page.locator("#output-3").is_visible(), 5, "four columns")
+    page.get_by_label("Shared noise").check()
+    set_number(page, "#max-new-tokens", 15)
+    run(page, "#run-compare")
+    wait_until(lambda: all(finished(page, f"stats-{n}") for n in range(4)), 40, "four ends")
+    wait_until(lambda: "All columns wrote the same 15 tokens" in page.locator("#fork").inner_text(), 5, "the note")
+
+
+def test_the_lab_counts_draws_shows_settings_and_takes_a_draw_apart(page):
+    tab(page, "Lab")
+    wait_until(lambda: "Entropy" in page.locator("#lab-table").inner_text(), 20, "the distribution")
+    before = page.locator("#lab-table").inner_text()
+    set_number(page, "#temperature", 2)
+    wait_until(lambda: page.locator("#lab-table").inner_text() != before, 10, "a warmer distribution")
+    set_number(page, "#lab-count", 5000)
+    page.click("#lab-draw")
+    wait_until(lambda: "5,000 of 5,000" in page.locator("#lab-draws").inner_text(), 30, "the draws")
+    assert len(re.findall(r"p = \d\.\d+", page.locator("#lab-draws").inner_text())) == 2
+    seen = [[]]
+
+    def new_rows() -> bool:
+        rows = page.locator("#lab-steps tr").evaluate_all(read)
+        fresh = rows not in seen
+        seen.append(rows)
+        return fresh
+
+    read = "rows => rows.map(r => [r.className, ...[...r.querySelectorAll('.bb-figure')].map(c => +c.textContent)])"
+    for _ in range(2):
+        page.click("#lab-step")
+        wait_until(new_rows, 10, "a draw")
+        rows = seen[-1][1:]
+        assert [ratio == max(row[3] for row in rows) for _, _, _, ratio, _ in rows] == [bool(row[0]) for row in rows]
+
+
+def upload(page, file) -> None:
+    with page.expect_file_chooser() as chooser:
+        page.click("#replay")
+    chooser.value.set_files(file)
+
+
+def test_a_receipt_saved_from_the_page_replays_there_and_a_changed_one_says_where_it_differs(page, tmp_path):
+    write(page, 15)
+    with page.expect_download() as download:
+        page.click("#receipt")
+    saved = tmp_path / "receipt.json"
+    download.value.save_as(saved)
+    receipt = json.loads(saved.read_text())
+    assert len(receipt["tokens"]) == 15
+    upload(page, saved)
+    verdict = page.locator("#verdict textarea")
+    wait_until(lambda: verdict.is_visible() and "Identical: all 15" in verdict.input_value(), 30, "the verdict")
+    receipt["tokens"][6]["id"] += 1
+    saved.write_text(json.dumps(receipt))
+    upload(page, saved)
+    wait_until(lambda: "First differs at token 7" in verdict.input_value(), 30, "the difference")
+
+
+def test_two_thousand_tokens_stay_fluid(page):
+    set_number(page, "#max-new-tokens", 5)
+    write(page, 5)
+    frames = page.evaluate("""async () => {
+      const view = document.querySelector("#output .tv-text");
+      const copy = view.querySelector(".tk");
+      for (let i = 0; i < 2000; i++) view.append(copy.cloneNode(true));
+      let last = performance.now(), worst = [], top = 0;
+      for (let i = 0; i < 60; i++) {
+        view.scrollTop = top += 40;
+        await new Promise(requestAnimationFrame);
+        const now = performance.now();
+        worst.push(now - last);
+        last = now;
+      }
+      return worst.slice(5).sort((a, b) => a - b);
+    }""")
+    median = frames[len(frames) // 2]
+    print(
+        f"\nscrolling 2,000 tokens: median frame {median:.1f} ms, 90th percentile {frames[int(len(frames) * 0.9)]:.1f}"
+    )
+    assert median <= 20  # 50 frames a second
