@@ -75,17 +75,19 @@ def write(model, requests, decoder=None) -> list[list[int]]:
 def forced_logits(model, request, ids: list[int]) -> torch.Tensor:
     """`[len(ids), vocab]` on the CPU: the logits of every step of a run that is made to write `ids`."""
     engine, seen, logits = Engine(model, None), [], model.logits
-    engine.decoder = EagerDecoder(model, engine.cache)
+    engine.decoder, engine.prefill = EagerDecoder(model, engine.cache), Prefill(model, engine.cache, None)
 
     def record(hidden):
         seen.append(logits(hidden))
         return torch.nn.functional.one_hot(torch.tensor([ids[len(seen) - 1]]), seen[-1].shape[-1]).to(seen[-1])
 
     model.logits = record
-    engine.add([request])
-    while engine.busy:
-        engine.step()
-    del model.logits
+    try:
+        engine.add([request])
+        while engine.busy:
+            engine.step()
+    finally:
+        del model.logits
     return torch.cat(seen).cpu()
 
 
