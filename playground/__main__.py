@@ -9,11 +9,21 @@ from dataclasses import asdict
 
 from playground import CheckpointError, FinishEvent, RequestError, SamplingParams, load
 from playground.arguments import add_model_arguments, model_options
+from playground.inspect.columns import column_params, label
+from playground.inspect.fork import common_prefix, explain_fork
+from playground.inspect.run import Run
 
 EPILOG = """examples:
   python -m playground "Once upon a time"
   python -m playground "The old clock" --sampler multinomial --temperature 0.7 --top-p 0.9 --seed 3
   python -m playground "A fox met a hen." --sampler greedy --max-new-tokens 100 --json | jq .
+  python -m playground compare "Once upon a time" --column sampler=greedy --column temperature=1.2
+"""
+COMPARE = """Continue a prompt under 2 to 4 settings at once, as rows of one batch, and say where and why they part.
+
+A column is a list of sampler, temperature, top_k, top_p, min_p and seed, such as temperature=1.2,top_p=0.9; what it
+does not name is gumbel at 0.8 without filters. All columns meet the same noise, of the first seed that a column names,
+unless --own-noise.
 """
 
 
@@ -70,7 +80,72 @@ def start(playground, args: argparse.Namespace, params: SamplingParams, options:
     return playground.chat(messages, params, args.max_new_tokens, **options)
 
 
+def parse_column(text: str) -> dict:
+    """`temperature=1.2,seed=3` as a setting; numbers are numbers, the rest is checked with the request."""
+    setting = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        try:
+            setting[name.strip()] = int(value) if value.strip().lstrip("-").isdigit() else float(value)
+        except ValueError:
+            setting[name.strip()] = value.strip()
+    return setting
+
+
+def compare() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m playground compare", description=COMPARE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("prompt", help="the text to continue")
+    parser.add_argument(
+        "--column", action="append", default=[], metavar="NAME=VALUE,...", help="a setting; 2 to 4 times"
+    )
+    parser.add_argument("--own-noise", action="store_true", help="each column draws with a seed of its own")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="default 128")
+    parser.add_argument("--ignore-eos", action="store_true", help="write on past the end of a story")
+    parser.add_argument("--json", action="store_true", help="one JSON object: columns, and the fork")
+    add_model_arguments(parser)
+    args = parser.parse_args(sys.argv[2:])
+    try:
+        params = column_params([parse_column(text) for text in args.column], not args.own_noise)
+        with load(**model_options(args)) as playground:
+            options = {"ignore_eos": args.ignore_eos, "inspect": True}
+            streams = playground.compare(args.prompt, params, args.max_new_tokens, **options)
+            ids = streams[0].row.request.prompt
+            runs = [
+                Run(stream, playground.tokenizer.decode, args.prompt, ids, p, args.max_new_tokens, args.ignore_eos)
+                for stream, p in zip(streams, params, strict=True)
+            ]
+            for run in runs:
+                for event in run.stream:
+                    run.add(event)
+    except (RequestError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    show_comparison(runs, args.json)
+    return 0
+
+
+def show_comparison(runs: list[Run], as_json: bool) -> None:
+    shared, forked = common_prefix(runs)
+    fork = explain_fork(runs, shared) if forked else None
+    if as_json:
+        columns = [{"setting": label(run.params), "text": run.text, "tokens": len(run.tokens)} for run in runs]
+        print(json.dumps({"columns": columns, "fork": fork}))
+        return
+    for run in runs:
+        print(f"--- {label(run.params)}\n{run.prompt}{run.text}\n")
+    if fork is None:
+        print(f"All columns share their first {shared} tokens.")
+        return
+    print(f"They part at token {shared + 1}:")
+    for run, column in zip(runs, fork["columns"], strict=True):
+        print(f"  {label(run.params)}: {column['text']!r}, {column['why']}")
+
+
 def main() -> int:
+    if sys.argv[1:2] == ["compare"] and len(sys.argv) > 2:  # alone, the word is a prompt like any other
+        return compare()
     args = parse_arguments()
     try:
         given = {n: getattr(args, n) for n in ("sampler", "temperature", "top_k", "top_p", "min_p", "seed")}

@@ -120,3 +120,15 @@ def test_the_storyteller_compresses_unseen_prose(storyteller):
     from playground.evaluate import bits_per_byte
 
     assert bits_per_byte(storyteller.model, storyteller.tokenizer, [STORY]) < 0.9
+
+
+def test_compare_prints_the_columns_and_why_they_part():
+    columns = ["--column", "sampler=greedy", "--column", "temperature=1.4,seed=3"]
+    done = run("playground", "compare", "Once upon a time", *columns, "--max-new-tokens", "20", "--device", "cpu")
+    assert done.returncode == 0 and "They part at token" in done.stdout and "noise" in done.stdout
+    assert "Gumbel-max 1.4, seed 3" in done.stdout
+
+
+def test_compare_refuses_a_column_that_it_does_not_know_before_loading():
+    done = run("playground", "compare", "Once", "--column", "heat=3", "--column", "seed=1")
+    assert done.returncode == 2 and "no 'heat'" in done.stderr and "Traceback" not in done.stderr

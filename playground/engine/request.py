@@ -36,6 +36,13 @@ def _check_integer(name: str, value: object, low: int, high: int, advice: str) -
         raise RequestError(f"{name} is {value!r}; {advice}.")
 
 
+def whole_number(name: str, value: object) -> int:
+    """JSON may bring 5 as 5.0. Raises `RequestError` for what is no whole number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or value != value // 1:
+        raise RequestError(f"{name} is {value!r}; use a whole number.")
+    return int(value)
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """How a row draws. Raises `RequestError` for a value outside its range.

@@ -10,7 +10,8 @@ import gradio as gr
 
 from playground import Playground
 from playground.ui.components import ChatView, StatsBar
-from playground.ui.handlers import Handlers, Session, refuse_during_a_run, run_of
+from playground.ui.handlers import Handlers
+from playground.ui.session import Session, refuse_during_a_run, run_of
 
 
 class ChatTab(NamedTuple):

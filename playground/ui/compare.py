@@ -8,18 +8,17 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from playground import RequestError, SamplingParams
+from playground.engine.request import whole_number
+from playground.inspect.columns import MOST, NAMES, PLAIN, column_params, label
 from playground.inspect.fork import common_prefix, explain_fork
 from playground.inspect.run import Run
 from playground.ui.components import ForkView, StatsBar, TextView
 from playground.ui.controls import Number, Radio, Slider
-from playground.ui.handlers import Handlers, Session, run_of, whole_number
+from playground.ui.handlers import Handlers
 from playground.ui.painting import Pane
+from playground.ui.session import Session, run_of
 
-MOST = 4
-NAMES = ("sampler", "temperature", "top_k", "top_p", "min_p", "seed")
 SAMPLERS = [("Greedy", "greedy"), ("Multinomial", "multinomial"), ("Gumbel-max", "gumbel")]
-PLAIN = {"sampler": "gumbel", "temperature": 0.8, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": -1}
 PRESETS = {  # columns, and whether they share their noise
     "Three samplers": ([{"sampler": s} for s in ("greedy", "multinomial", "gumbel")], True),
     "Temperature ladder on one noise": ([{"temperature": t} for t in (0.3, 0.7, 1.0, 1.4)], True),
@@ -34,38 +33,6 @@ class Column(NamedTuple):
     settings: list
     text: TextView
     stats: StatsBar
-
-
-def column_params(settings: list[dict], shared_noise: bool) -> list[SamplingParams]:
-    """Settings of the columns with their seeds drawn; with shared noise all take the first column's. Raises
-    `RequestError`."""
-    if (
-        not isinstance(settings, list)
-        or not 2 <= len(settings) <= MOST
-        or not all(isinstance(s, dict) for s in settings)
-    ):
-        raise RequestError(f"Compare 2 to {MOST} settings, each an object with some of {', '.join(NAMES)}.")
-    if unknown := {name for s in settings for name in s} - set(NAMES):
-        raise RequestError(f"A setting has no {sorted(unknown)[0]!r}; it has {', '.join(NAMES)}.")
-    whole = {"top_k": "Top-k", "seed": "Seed"}
-    given = [PLAIN | s | {n: whole_number(label, (PLAIN | s)[n]) for n, label in whole.items()} for s in settings]
-    params = [SamplingParams(**s).with_drawn_seed() for s in given]
-    if shared_noise:
-        params = [SamplingParams(**(s | {"seed": params[0].seed})) for s in given]
-    return params
-
-
-def label(params: SamplingParams) -> str:
-    """A column's setting in a few words."""
-    if params.is_greedy:
-        return "Greedy"
-    filters = [
-        f"{n.replace('_', '-')} {v:g}"
-        for n, v, off in (("top_k", params.top_k, 0), ("top_p", params.top_p, 1), ("min_p", params.min_p, 0))
-        if v != off
-    ]
-    name = "Gumbel-max" if params.sampler == "gumbel" else "Multinomial"
-    return ", ".join([f"{name} {params.temperature:g}", *filters, f"seed {params.seed}"])
 
 
 def aligned(runs: list[Run]) -> tuple[dict, list[dict], dict | None]:

@@ -3,10 +3,12 @@ file does without postponed ones; a generator's annotation is what it yields."""
 
 import gradio as gr
 
+from playground.inspect.columns import label
 from playground.inspect.fork import common_prefix, explain_fork
-from playground.ui.compare import CompareHandlers, label
-from playground.ui.handlers import Handlers, Session, run_of, told
+from playground.ui.compare import CompareHandlers
+from playground.ui.handlers import Handlers
 from playground.ui.lab import LabHandlers
+from playground.ui.session import Session, run_of, told
 
 
 def add_endpoints(handlers: Handlers) -> None:

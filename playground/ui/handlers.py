@@ -2,53 +2,48 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 
 import gradio as gr
 
 from playground import CheckpointError, Playground, RequestError, SamplingParams
 from playground.chat import Message
-from playground.engine.service import EngineError, Stream
+from playground.engine.request import Sampler, whole_number
 from playground.inspect.run import Run
 from playground.inspect.scales import ScaleGrid, projections, weight_scales
 from playground.shelf import Shelf
 from playground.ui.components import BranchTree, Heatmap, TextView
 from playground.ui.painting import Pane, paints
 from playground.ui.runs import RunBook
+from playground.ui.session import Session, refuse_during_a_run, run_of, stop, told
 
-SECOND_RUN = "This page is already writing; press Stop first, or wait for the end."
 ABSORBED = "Absorbed at decode: this projection is folded into the query and the output, no activation meets it."
 
 
-class Session:
-    """What one open page remembers between events. Handlers of the page share the object, so that a choice in the
-    panel takes effect in a run that is under way."""
-
-    def __init__(self):
-        self.running = False
-        self.streams: list[Stream] = []  # of the run under way
-        self.layer, self.projection = 0, None  # None: the layer's first
-        self.seed: int | None = None  # of the last run that drew with one
-        self.tree: list[Run] = []  # the last run, and what branched off from it
-        self.current: Run | None = None  # the one of them that is shown
-        self.lab: tuple | None = None  # what the lab drew from last: a key, and a `Distribution`
-        self.drawn = 0  # single draws in the lab: each takes the next position's noise
-        self.scales: Mapping[str, list[float]] = {}
-        self.chat: list[Message] = []
-
-    def forget_model(self) -> None:
-        """What belonged to a model that is no longer the one loaded."""
-        self.layer, self.projection, self.scales, self.chat = 0, None, {}, []
-        self.tree, self.current, self.lab = [], None, None
+def _sampler(text: str) -> str:
+    return Sampler(text).value
 
 
-def whole_number(name: str, value: object) -> int:
-    """Gradio and JSON may bring 5 as 5.0. Raises `RequestError` for what is no whole number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or value != value // 1:
-        raise RequestError(f"{name} is {value!r}; use a whole number.")
-    return int(value)
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value) or abs(value) > 1e6:
+        raise ValueError(text)
+    return value
+
+
+LINKED = {  # what an address can carry, in the order of the page's inputs
+    "prompt": lambda text: text[:20_000],
+    "sampler": _sampler,
+    "temperature": _number,
+    "max_new_tokens": int,
+    "seed": int,
+    "top_k": int,
+    "top_p": _number,
+    "min_p": _number,
+    "past_end": lambda text: text == "true",
+}
 
 
 class Handlers:
@@ -125,6 +120,16 @@ class Handlers:
             refuse_during_a_run(session)
             run = session.current = self.book.get(event._data.get("run"))
         return TextView.show(run), run.stats, BranchTree.show(session.tree, run)
+
+    def follow_link(self, request: gr.Request) -> list:
+        """Prompt and settings that the page's address carries; what is missing or wrong there stays as it is."""
+        found = []
+        for name, read in LINKED.items():
+            try:
+                found.append(read(request.query_params[name]))
+            except (KeyError, ValueError):
+                found.append(gr.skip())
+        return found
 
     def receipt(self, session: Session) -> str:
         """Of the run that is shown."""
@@ -274,41 +279,3 @@ def defaults_note(playground: Playground) -> str:
     if d.source is None:
         return ""
     return f"From the checkpoint's `{d.source}`: temperature {d.temperature:g}, top-k {d.top_k}, top-p {d.top_p:g}."
-
-
-@contextmanager
-def told() -> Iterator[None]:
-    """Whatever goes wrong inside becomes a sentence for the page and the API."""
-    try:
-        yield
-    except (RequestError, CheckpointError, EngineError) as error:
-        raise gr.Error(str(error), print_exception=False) from None
-
-
-@contextmanager
-def run_of(session: Session) -> Iterator[None]:
-    """One run per page at a time; whatever goes wrong inside is told."""
-    refuse_during_a_run(session)
-    session.running = True
-    try:
-        with told():
-            yield
-    finally:
-        session.running = False
-
-
-def refuse_during_a_run(session: Session) -> None:
-    """One run per page. A run that has ended, and whose last words are still being painted, gets a moment to leave."""
-    patience = time.monotonic() + 1.0
-    while session.running and all(stream.ended for stream in session.streams) and time.monotonic() < patience:
-        time.sleep(0.02)
-    if session.running:
-        raise gr.Error(SECOND_RUN, print_exception=False)
-
-
-def stop(session: Session) -> None:
-    """Cancels the rows of the run under way. Its generator then ends by itself, with the engine's own last figures;
-    to cancel the generator instead would leave the footer to whichever message comes last."""
-    for stream in session.streams:
-        stream.close()
-    session.streams = []

@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import gradio as gr
+import pandas
 
 from playground import SamplingParams
+from playground.engine.request import whole_number
 from playground.inspect.curve import cache_curve
 from playground.inspect.lab import Distribution, count_draws, draw_in_steps, next_distribution, temperature_table
 from playground.ui.components import BarTable
 from playground.ui.controls import Number
-from playground.ui.handlers import Handlers, Session, run_of, told, whole_number
+from playground.ui.handlers import Handlers
+from playground.ui.session import Session, run_of, told
 
 CURVE_TOKENS = 400
 CURVE_COLUMNS = {"length": "Tokens", "ms": "Milliseconds per token", "form": "KV cache"}
@@ -76,8 +79,6 @@ class LabHandlers:
 
     def curve(self, prompt, session: Session) -> Iterator[dict]:
         """Points of the curve as they are measured."""
-        import pandas
-
         with run_of(session):
             playground = self.handlers.playground
             ids = list(playground.encode(prompt))

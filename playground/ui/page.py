@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import gradio as gr
@@ -13,8 +14,9 @@ from playground.ui.compare import compare_tab, connect_compare
 from playground.ui.components import BranchTree, Heatmap, StatsBar, TextView
 from playground.ui.controls import Number, Radio, Slider
 from playground.ui.endpoints import add_endpoints
-from playground.ui.handlers import Handlers, Session, defaults_note, stop, title
+from playground.ui.handlers import LINKED, Handlers, defaults_note, title
 from playground.ui.lab import connect_lab, lab_tab
+from playground.ui.session import Session, stop
 
 CSS = (Path(__file__).parent / "page.css").read_text()
 THEME = gr.themes.Default(
@@ -40,6 +42,16 @@ SAVE = """
   URL.revokeObjectURL(link.href);
 }
 """
+COPY_LINK = """
+(...values) => {
+  const names = NAMES;
+  const url = new URL(location.pathname, location.origin);
+  names.forEach((name, index) => url.searchParams.set(name, values[index]));
+  navigator.clipboard?.writeText(url.href);
+  document.getElementById("link").textContent = "Link copied";
+  setTimeout(() => { document.getElementById("link").textContent = "Copy link"; }, 1500);
+}
+""".replace("NAMES", json.dumps(list(LINKED)))
 EXAMPLES = [
     "Once upon a time",
     "One day, a little girl named Lily found a",
@@ -74,6 +86,7 @@ def build_page(shelf: Shelf) -> gr.Blocks:
                     tree = BranchTree(elem_id="tree")
                     with gr.Row(elem_classes="run-row"):
                         more = gr.Button("Continue", size="sm", elem_id="continue")
+                        link = gr.Button("Copy link", size="sm", elem_id="link")
                         receipt = gr.Button("Save receipt", size="sm", elem_id="receipt")
                         replay = gr.UploadButton(
                             "Replay a receipt", size="sm", type="binary", file_types=[".json"], elem_id="replay"
@@ -109,6 +122,8 @@ def build_page(shelf: Shelf) -> gr.Blocks:
         for tab in (generate_tab, compare.tab, lab.tab, chat.tab):  # page.css hides what a tab has no use for
             tab.select(None, js=f"() => {{ document.body.dataset.tab = '{tab.id}'; }}")
         page.load(None, js=SUBMIT_KEY)
+        link.click(None, [prompt, *settings], None, js=COPY_LINK)
+        page.load(handlers.follow_link, None, [prompt, *settings], **quick)
         if len(shelf.names) > 1:
             _, temperature, tokens, _, top_k, top_p, min_p, _ = settings
             parts = [

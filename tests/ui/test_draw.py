@@ -136,6 +136,15 @@ def test_the_lab_counts_draws_shows_settings_and_takes_a_draw_apart(page):
         assert [ratio == max(row[3] for row in rows) for _, _, _, ratio, _ in rows] == [bool(row[0]) for row in rows]
 
 
+def test_a_link_carries_prompt_and_settings_and_ignores_what_is_wrong(page, server):
+    page.goto(f"{server}/?prompt=The+old+fox&sampler=multinomial&temperature=1.25&seed=42&top_k=lots&max_new_tokens=33")
+    wait_until(lambda: page.locator("#prompt textarea").input_value() == "The old fox", 10, "the prompt")
+    wait_until(lambda: page.locator("#temperature input[type=number]").input_value() == "1.25", 5, "the temperature")
+    assert page.locator("#seed input").input_value() == "42"
+    assert page.locator("#max-new-tokens input[type=number]").input_value() == "33"
+    assert page.locator("#sampler input:checked").input_value() == "multinomial"
+
+
 def upload(page, file) -> None:
     with page.expect_file_chooser() as chooser:
         page.click("#replay")
