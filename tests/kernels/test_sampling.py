@@ -1,10 +1,12 @@
+import math
+
 import pytest
 import torch
 from compare import assert_close
 from scipy import stats
 
 import kernels
-from kernels import drawing, reference, surveying
+from kernels import drawing, reference, sampling, surveying
 from kernels.sampling import philox
 from playground.engine.request import SamplingParams
 from playground.engine.sampler import Settings, draw_rows, is_shaped
@@ -116,6 +118,25 @@ def test_gumbel_noise_reaches_the_tail_where_a_float32_uniform_ends():
     assert torch.isfinite(noise).all() and noise.max() > 15.9  # 20 million draws; 24 bits end at 16.6 in steps
     due = (noise > 12).double().mean() / (1 - torch.exp(-torch.exp(torch.tensor(-12.0, dtype=torch.float64))))
     assert 0.7 < due < 1.3
+
+
+@pytest.mark.parametrize("gap", [10, 20])
+def test_a_token_far_behind_wins_as_often_as_it_should_in_two_to_the_31_draws(gap, monkeypatch):
+    """By importance: the leader's noise is drawn a million times, and of the other's 2^32 possible words all those are
+    counted that would win against it."""
+    draws, leader = 1_000_000, []
+    for seed in range(10):
+        positions = torch.arange(draws // 10)
+        leader.append(kernels.gumbel_noise(torch.full_like(positions, seed), positions, 1)[:, 0])
+    leader = torch.cat(leader)
+    words = torch.arange(1 << (22 if gap == 10 else 10))  # those of the largest noise: no other can win
+    monkeypatch.setattr(sampling, "_words", lambda *_: words.view(1, 1, -1).expand(4, 1, -1))
+    noise = sampling.gumbel_noise(torch.zeros(1).long(), torch.zeros(1).long(), 4 * len(words))[0, ::4]
+    assert (noise[:-1] >= noise[1:]).all() and noise[-1] < leader.min() + gap
+    winning = len(words) - torch.searchsorted(noise.flip(0), leader + gap, right=True)
+    hits = winning.double().mean().item() / 2  # of 2^31
+    expected = 2**31 / (1 + math.exp(gap))
+    assert abs(hits - expected) < 4 * expected / math.sqrt(draws)
 
 
 def test_each_row_of_a_step_draws_with_its_own_parameters():
