@@ -18,7 +18,7 @@ from playground.engine.graph import Recorder
 from playground.engine.insight import Insight
 from playground.engine.request import SamplingParams
 from playground.engine.row import Row
-from playground.engine.sampler import Settings, draw_rows, explain_rows, is_shaped
+from playground.engine.sampler import Needs, Settings, draw_rows, explain_rows
 from playground.model.step import ScaleTrace, Step
 from playground.model.transformer import Transformer
 
@@ -54,7 +54,7 @@ class Drawn(NamedTuple):
 class Variant(NamedTuple):
     """What a step does besides drawing, for all of its rows as soon as one of them wants it."""
 
-    shaped: bool
+    needs: Needs
     traced: bool
     inspected: bool
 
@@ -62,7 +62,7 @@ class Variant(NamedTuple):
     def of(cls, rows: Sequence[Row]) -> Variant:
         requests = [row.request for row in rows]
         return cls(
-            any(is_shaped(r.params) for r in requests),
+            Needs.of(r.params for r in requests),
             any(r.trace_scales for r in requests),
             any(r.inspect for r in requests),
         )
@@ -91,8 +91,8 @@ def draw_output(
     logits: torch.Tensor, settings: Settings, positions: torch.Tensor, variant: Variant, trace: ScaleTrace | None
 ) -> Output:
     """Draws from `logits [R, V]` the tokens that will stand at `positions [R]`."""
-    ids, logprobs = draw_rows(logits, settings, positions, variant.shaped)
-    insights = explain_rows(logits, settings, positions, ids, variant.shaped) if variant.inspected else None
+    ids, logprobs = draw_rows(logits, settings, positions, variant.needs)
+    insights = explain_rows(logits, settings, positions, ids, variant.needs) if variant.inspected else None
     return Output(ids, logprobs, insights, None if trace is None else trace.flat())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,66 +36,81 @@ class Settings(NamedTuple):
         )
 
 
-def is_shaped(params: SamplingParams) -> bool:
-    """Whether a draw needs the processed distribution: for a filter, or for the cumulative sum of a multinomial."""
-    filters = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
-    return not params.is_greedy and (filters or params.sampler is Sampler.MULTINOMIAL)
+class Needs(NamedTuple):
+    """What a step's draws need besides logits and noise, as soon as one of its rows does."""
+
+    filtered: bool  # a sorted distribution
+    summed: bool  # a cumulative one, for multinomials
+
+    @classmethod
+    def of(cls, params: Iterable[SamplingParams]) -> Needs:
+        drawing = [p for p in params if not p.is_greedy]
+        filtered = any(p.top_k > 0 or p.top_p < 1 or p.min_p > 0 for p in drawing)
+        return cls(filtered, any(p.sampler is Sampler.MULTINOMIAL for p in drawing))
+
+
+def processed_rows(logits: torch.Tensor, s: Settings, needs: Needs) -> torch.Tensor:
+    """The processed distribution of every row, log-probabilities `[R, V]` float64; of greedy rows at T=1."""
+    heated = torch.where(s.temperature > 0, s.temperature, 1.0)
+    if needs.filtered:
+        return kernels.process_logits(logits, heated, s.top_k, s.top_p, s.min_p)
+    return torch.log_softmax(logits.double() / heated[:, None], dim=-1)  # the same numbers, unsorted
 
 
 def draw_rows(
-    logits: torch.Tensor, settings: Settings, positions: torch.Tensor, shaped: bool
+    logits: torch.Tensor, settings: Settings, positions: torch.Tensor, needs: Needs
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draws a token per row. `logits [R, V]`; `positions [R]` is where each token will stand: its noise's address;
-    `shaped` where any row `is_shaped`. Returns ids and raw log-probabilities (natural logarithm, softmax at T=1).
+    `needs` of all rows together. Returns ids and raw log-probabilities (natural logarithm, softmax at T=1).
 
     A row goes the way that its own parameters say, whatever the others need: its draw has the same bits in any company.
     """
     s = settings
     ids, logprobs = kernels.draw(logits, s.temperature, s.seeds, positions)
-    if not shaped:
+    if not any(needs):
         return ids, logprobs
-    filtered = (s.top_k > 0) | (s.top_p < 1) | (s.min_p > 0)
-    drawn = s.temperature > 0
-    temperature, one = torch.where(drawn, s.temperature, 1.0), torch.ones_like(s.temperature)
-    processed = kernels.process_logits(logits, temperature, s.top_k, s.top_p, s.min_p)
-    by_noise, _ = kernels.draw(processed, one, s.seeds, positions)
-    by_sum = kernels.draw_multinomial(processed, s.seeds, positions.long())
-    ids = torch.where(drawn & filtered, by_noise, ids)
-    ids = torch.where(drawn & s.multinomial, by_sum, ids)
+    drawn, processed = s.temperature > 0, processed_rows(logits, s, needs)
+    if needs.filtered:
+        by_noise, _ = kernels.draw(processed, torch.ones_like(s.temperature), s.seeds, positions)
+        ids = torch.where(drawn & ((s.top_k > 0) | (s.top_p < 1) | (s.min_p > 0)), by_noise, ids)
+    if needs.summed:
+        by_sum = kernels.draw_multinomial(processed, s.seeds, positions.long())
+        ids = torch.where(drawn & s.multinomial, by_sum, ids)
     return ids, (logits.gather(-1, ids[:, None]) - logits.logsumexp(-1, keepdim=True))[:, 0]
 
 
 def explain_rows(
-    logits: torch.Tensor, settings: Settings, positions: torch.Tensor, ids: torch.Tensor, shaped: bool
+    logits: torch.Tensor, settings: Settings, positions: torch.Tensor, ids: torch.Tensor, needs: Needs
 ) -> torch.Tensor:
     """What `Insight` takes apart, `[R, N]` float64, of the draw by `draw_rows` from these arguments that gave `ids`."""
-    s, one = settings, torch.ones_like(settings.temperature)
+    s, zero = settings, torch.zeros_like(settings.temperature)
     raw = kernels.survey(logits, s.temperature, s.seeds, positions, ids)
-    heated = torch.where(s.temperature > 0, s.temperature, one)
-    if not shaped:  # processed is raw at another temperature: the same order, nothing cut, no multinomial
-        zero = torch.zeros_like(raw.rank)
-        single = [
-            *(raw.logit - raw.logsumexp, raw.entropy, raw.rank),
-            *(raw.logit / heated - raw.heated_logsumexp, raw.heated_entropy, zero + logits.shape[-1]),
-            *[zero] * 4,
-        ]
-        after = raw.top_logits / heated[:, None] - raw.heated_logsumexp[:, None]
-        scored, own = raw, raw.heated - raw.heated_logsumexp[:, None]
-        kept_ids = raw.top
-    else:
-        processed = kernels.process_logits(logits, heated, s.top_k, s.top_p, s.min_p)
-        scored = kernels.survey(processed, one, s.seeds, positions, ids)
+    processed = processed_rows(logits, s, needs) if any(needs) else None
+    kept, cut, uniform, low, high = zero + logits.shape[-1], zero, zero, zero, zero
+    if needs.filtered:
+        after = kernels.survey(processed, zero + 1, s.seeds, positions, ids)
+        left = processed > float("-inf")
+        kept, cut = left.sum(-1).double(), (_heated(logits.double(), raw, s).exp() * ~left).sum(-1)
+    else:  # raw at another temperature: the same order, nothing cut
+        after = raw._replace(
+            logit=_heated(raw.logit[:, None], raw, s)[:, 0],
+            entropy=raw.heated_entropy,
+            top_logits=_heated(raw.top_logits, raw, s),
+            heated=raw.heated - raw.heated_logsumexp[:, None],
+        )
+    if needs.summed:
         cumulative, chosen = processed.exp().cumsum(-1), ids[:, None]
-        total, high = cumulative[:, -1], cumulative.gather(-1, chosen)[:, 0]
-        low = torch.where(ids > 0, cumulative.gather(-1, (chosen - 1).clamp(min=0))[:, 0], 0.0)
-        kept = processed > float("-inf")
-        tempered = (logits.double() / heated[:, None]).sub_(raw.heated_logsumexp[:, None]).exp_()
-        single = [
-            *(raw.logit - raw.logsumexp, raw.entropy, raw.rank),
-            *(scored.logit, scored.entropy, kept.sum(-1).double()),
-            *((tempered * ~kept).sum(-1), kernels.uniform_noise(s.seeds, positions.long()), low / total, high / total),
-        ]
-        kept_ids, after, own = scored.top, scored.top_logits, scored.heated
-    blocks = [raw.top.double(), raw.top_logits - raw.logsumexp[:, None], kept_ids.double(), after]
-    blocks += [scored.scored.double(), own, scored.noise]
-    return torch.cat([torch.stack(single, -1), *blocks], -1)
+        total = cumulative[:, -1]
+        low = torch.where(ids > 0, cumulative.gather(-1, (chosen - 1).clamp(min=0))[:, 0], 0.0) / total
+        high = cumulative.gather(-1, chosen)[:, 0] / total
+        uniform = kernels.uniform_noise(s.seeds, positions.long())
+    single = [raw.logit - raw.logsumexp, raw.entropy, raw.rank, after.logit, after.entropy, kept, cut]
+    blocks = [raw.top.double(), raw.top_logits - raw.logsumexp[:, None], after.top.double(), after.top_logits]
+    blocks += [after.scored.double(), after.heated, after.noise]
+    return torch.cat([torch.stack([*single, uniform, low, high], -1), *blocks], -1)
+
+
+def _heated(logits: torch.Tensor, raw: kernels.Survey, s: Settings) -> torch.Tensor:
+    """Log-probabilities of some logits `[R, N]` at their rows' temperatures."""
+    heated = torch.where(s.temperature > 0, s.temperature, 1.0)
+    return logits / heated[:, None] - raw.heated_logsumexp[:, None]

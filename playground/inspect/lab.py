@@ -10,7 +10,7 @@ import torch
 
 import kernels
 from playground.engine.request import RequestError, Sampler, SamplingParams
-from playground.engine.sampler import Settings, draw_rows
+from playground.engine.sampler import Needs, Settings, draw_rows
 from playground.engine.service import Service
 from playground.model.step import Step
 
@@ -19,6 +19,7 @@ MOST_DRAWS = 1_000_000
 CHUNK = 20_000  # draws at once: 64 numbers of noise each
 SHOWN = 12
 STEPPED = 6
+NEEDS = Needs(filtered=True, summed=True)  # every sampler on the same processed distribution
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def count_draws(d: Distribution, params: SamplingParams, draws: int) -> Iterator
             one = SamplingParams(**(vars(params) | {"sampler": sampler, "temperature": params.temperature or 1.0}))
             row = Settings.of([one], torch.device("cpu"))
             settings = Settings(*(column.expand(count) for column in row))
-            ids, _ = draw_rows(logits, settings, positions, shaped=True)
+            ids, _ = draw_rows(logits, settings, positions, NEEDS)
             counts[sampler] += torch.bincount(ids, minlength=size)
         done += count
         yield _counted(d, expected, counts, done, draws)

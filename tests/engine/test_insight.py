@@ -11,7 +11,7 @@ from kernels import SCORED, SHOWN
 from playground.engine.engine import Engine
 from playground.engine.insight import Insight
 from playground.engine.request import Request, SamplingParams, TokenEvent
-from playground.engine.sampler import Settings, draw_rows, explain_rows, is_shaped
+from playground.engine.sampler import Needs, Settings, draw_rows, explain_rows
 
 SETTINGS = [
     SamplingParams("greedy"),
@@ -25,9 +25,9 @@ SETTINGS = [
 
 def explain(logits: torch.Tensor, params: list[SamplingParams], position: int = 17) -> list[tuple[int, Insight]]:
     settings, at = Settings.of(params, logits.device), torch.full((len(params),), position)
-    shaped = any(map(is_shaped, params))
-    ids, _ = draw_rows(logits, settings, at, shaped)
-    rows = explain_rows(logits, settings, at, ids, shaped).tolist()
+    needs = Needs.of(params)
+    ids, _ = draw_rows(logits, settings, at, needs)
+    rows = explain_rows(logits, settings, at, ids, needs).tolist()
     return [(token, Insight(row)) for token, row in zip(ids.tolist(), rows, strict=True)]
 
 

@@ -9,7 +9,7 @@ import kernels
 from kernels import drawing, reference, sampling, surveying
 from kernels.sampling import philox
 from playground.engine.request import SamplingParams
-from playground.engine.sampler import Settings, draw_rows, is_shaped
+from playground.engine.sampler import Needs, Settings, draw_rows
 
 SAMPLES, VOCAB = 200_000, 48
 FILTERS = {"none": {}, "top-k": {"top_k": 12}, "top-p": {"top_p": 0.8}, "min-p": {"min_p": 0.05}}
@@ -18,8 +18,7 @@ FILTERS["all"] = {"top_k": 20, "top_p": 0.9, "min_p": 0.02}
 
 def sample(logits: torch.Tensor, params: list[SamplingParams], positions: list[int]) -> tuple[list, list]:
     settings = Settings.of(params, logits.device)
-    shaped = any(map(is_shaped, params))
-    ids, logprobs = draw_rows(logits, settings, torch.tensor(positions, device=logits.device), shaped)
+    ids, logprobs = draw_rows(logits, settings, torch.tensor(positions, device=logits.device), Needs.of(params))
     return ids.tolist(), logprobs.tolist()
 
 
