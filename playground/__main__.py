@@ -10,7 +10,7 @@ from dataclasses import asdict
 from playground import CheckpointError, FinishEvent, RequestError, SamplingParams, load
 from playground.arguments import add_model_arguments, model_options
 from playground.inspect.columns import column_params, label
-from playground.inspect.fork import common_prefix, explain_fork
+from playground.inspect.fork import Alignment
 from playground.inspect.run import Run
 
 EPILOG = """examples:
@@ -127,8 +127,9 @@ def compare() -> int:
 
 
 def show_comparison(runs: list[Run], as_json: bool) -> None:
-    shared, forked = common_prefix(runs)
-    fork = explain_fork(runs, shared) if forked else None
+    found = Alignment(runs)
+    found.update()
+    fork, shared = found.fork, found.shared
     if as_json:
         columns = [{"setting": label(run.params), "text": run.text, "tokens": len(run.tokens)} for run in runs]
         print(json.dumps({"columns": columns, "fork": fork}))

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import math
 
+from playground.inspect.columns import label
 from playground.inspect.run import Run
 from playground.inspect.tokens import why
 
 ROWS = 8
 
 
-def common_prefix(runs: list[Run]) -> tuple[int, bool]:
-    """How many tokens all runs share, and whether two of them differ in the one that follows."""
-    shared = 0
-    for tokens in zip(*(run.tokens for run in runs), strict=False):
-        if len({token.id for token in tokens}) > 1:
-            return shared, True
-        shared += 1
-    return shared, False
+class Alignment:
+    """Runs that write side by side: `shared` tokens in common, and, once two of them differ, the `fork`."""
+
+    def __init__(self, runs: list[Run]):
+        self.runs, self.shared = runs, 0
+        self.fork: dict | None = None
+
+    def update(self) -> None:
+        """Takes in what has been written since; a fork stays what it is."""
+        while self.fork is None and all(len(run.tokens) > self.shared for run in self.runs):
+            if len({run.tokens[self.shared].id for run in self.runs}) > 1:
+                labels = [label(run.params) for run in self.runs]
+                self.fork = explain_fork(self.runs, self.shared) | {"labels": labels}
+            else:
+                self.shared += 1
 
 
 def explain_fork(runs: list[Run], at: int) -> dict:
@@ -28,7 +36,7 @@ def explain_fork(runs: list[Run], at: int) -> dict:
     for token in tokens:
         i = token.insight
         raw |= dict(i.raw) | {token.id: i.logprob}
-        processed = dict(i.processed) | {token.id: i.processed_logprob}
+        processed = {n: p for n, p, _ in i.scores} | dict(i.processed) | {token.id: i.processed_logprob}
         scores = {n: p + g for n, p, g in i.scores}
         cells.append((processed, scores))
     chosen = list(dict.fromkeys(token.id for token in tokens))

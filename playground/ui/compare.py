@@ -9,9 +9,8 @@ from typing import NamedTuple
 import gradio as gr
 
 from playground.engine.request import whole_number
-from playground.inspect.columns import MOST, NAMES, PLAIN, column_params, label
-from playground.inspect.fork import common_prefix, explain_fork
-from playground.inspect.run import Run
+from playground.inspect.columns import MOST, NAMES, PLAIN, column_params
+from playground.inspect.fork import Alignment
 from playground.ui.components import ForkView, StatsBar, TextView
 from playground.ui.controls import Number, Radio, Slider
 from playground.ui.handlers import Handlers
@@ -35,14 +34,12 @@ class Column(NamedTuple):
     stats: StatsBar
 
 
-def aligned(runs: list[Run]) -> tuple[dict, list[dict], dict | None]:
+def aligned(found: Alignment) -> tuple[dict, list[dict], dict | None]:
     """What all share, once; each run's own tokens after that; and why they part."""
-    shared, forked = common_prefix(runs)
-    own = [TextView.show_piece(run, shared, None, prompt=False, fork=forked) for run in runs]
-    fork = explain_fork(runs, shared) | {"labels": [label(run.params) for run in runs]} if forked else None
-    ended = all(run.stats for run in runs)
-    if ended and not forked and len({len(run.tokens) for run in runs}) == 1:
-        fork = {"note": f"All columns wrote the same {shared} tokens."}
+    runs, shared = found.runs, found.shared
+    own = [TextView.show_piece(run, shared, None, prompt=False, fork=found.fork is not None) for run in runs]
+    same = found.fork is None and all(run.stats and len(run.tokens) == shared for run in runs)
+    fork = {"note": f"All columns wrote the same {shared} tokens."} if same else found.fork
     return TextView.show_piece(runs[0], 0, shared, prompt=True, fork=False), own, fork
 
 
@@ -51,15 +48,17 @@ class CompareHandlers:
         self.handlers = handlers
 
     def write(self, prompt, settings: list[dict], shared_noise, max_new_tokens, past_end, session: Session) -> Iterator[
-        tuple[list[Run], list[Pane]]
+        tuple[Alignment, list[Pane]]
     ]:  # fmt: skip
-        """Runs and panes of all columns at every paint."""
+        """All columns at every paint."""
         with run_of(session):
             params = column_params(settings, bool(shared_noise))
             session.seed = params[0].seed
             runs = self.handlers.begin(prompt, params, max_new_tokens, past_end, trace_scales=False)
+            found = Alignment(runs)
             for panes in self.handlers.paint(session, runs):
-                yield runs, panes
+                found.update()
+                yield found, panes
 
     def compare(self, prompt, max_new_tokens, past_end, count, shared_noise, *rest) -> Iterator[tuple]:
         """Yields the shared text, the fork, and text and figures of each column."""
@@ -68,8 +67,8 @@ class CompareHandlers:
         settings = [
             dict(zip(NAMES, values[c * len(NAMES) : (c + 1) * len(NAMES)], strict=True)) for c in range(MOST)
         ]  # fmt: skip
-        for runs, panes in self.write(prompt, settings[:count], shared_noise, max_new_tokens, past_end, session):
-            common, own, fork = aligned(runs)
+        for found, panes in self.write(prompt, settings[:count], shared_noise, max_new_tokens, past_end, session):
+            common, own, fork = aligned(found)
             columns = [value for view, pane in zip(own, panes, strict=True) for value in (view, pane.stats)]
             yield common, fork, *columns, *[None] * (2 * (MOST - count))
 
@@ -117,7 +116,7 @@ def compare_tab(handlers: Handlers) -> CompareTab:
 def _column(number: int, handlers: Handlers) -> Column:
     first = PRESETS[FIRST][0]
     given = PLAIN | (first[number] if number < len(first) else {})
-    with gr.Column(min_width=230, visible=number < len(first)) as block:
+    with gr.Column(min_width=190, visible=number < len(first)) as block:
         with gr.Accordion(f"Column {number + 1}", open=True):
             settings = [
                 gr.Dropdown(SAMPLERS, value=given["sampler"], label="Sampler", elem_id=f"sampler-{number}"),

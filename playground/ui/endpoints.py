@@ -3,8 +3,6 @@ file does without postponed ones; a generator's annotation is what it yields."""
 
 import gradio as gr
 
-from playground.inspect.columns import label
-from playground.inspect.fork import common_prefix, explain_fork
 from playground.ui.compare import CompareHandlers
 from playground.ui.handlers import Handlers
 from playground.ui.lab import LabHandlers
@@ -30,10 +28,8 @@ def add_endpoints(handlers: Handlers) -> None:
     def compare(
         prompt: str, settings: list[dict], max_new_tokens: int = 128, shared_noise: bool = True, past_end: bool = False
     ) -> tuple[list[str], list[dict], dict]:
-        for runs, panes in comparing.write(prompt, settings, shared_noise, max_new_tokens, past_end, Session()):
-            shared, forked = common_prefix(runs)
-            fork = explain_fork(runs, shared) | {"labels": [label(run.params) for run in runs]} if forked else {}
-            yield [run.text for run in runs], [dict(pane.stats) for pane in panes], fork
+        for found, panes in comparing.write(prompt, settings, shared_noise, max_new_tokens, past_end, Session()):
+            yield [run.text for run in found.runs], [dict(pane.stats) for pane in panes], found.fork or {}
 
     def draws(
         prompt: str, count: int = 20_000, temperature: float = 1.0, seed: int = 0, top_k: int = 0, top_p: float = 1.0,

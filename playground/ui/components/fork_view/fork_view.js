@@ -1,5 +1,5 @@
 const visible = (piece) => piece.replace(/ /g, "\u2423").replace(/\n/g, "\u21b5");
-const percent = (p) => (p == null ? "–" : `${(p * 100).toPrecision(p < 0.0995 ? 2 : 3)}%`);
+const percent = (p) => (p == null ? "–" : p < 1e-5 ? "< 0.001%" : `${(p * 100).toPrecision(p < 0.0995 ? 2 : 3)}%`);
 let seen = "";
 
 function make(name, className, content) {

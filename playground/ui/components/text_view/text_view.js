@@ -74,7 +74,7 @@ function paint() {
 
 // --- one token
 
-const percent = (p) => (p == null ? "" : p >= 0.0995 ? `${(p * 100).toFixed(0)}%` : `${(p * 100).toPrecision(2)}%`);
+const percent = (p) => (p == null ? "" : p < 1e-5 ? "< 0.001%" : p >= 0.0995 ? `${(p * 100).toFixed(0)}%` : `${(p * 100).toPrecision(2)}%`);
 const visible = (piece) => piece.replace(/ /g, "\u2423").replace(/\n/g, "\u21b5").replace(/\t/g, "\u21e5");
 
 function make(name, className, content) {
