@@ -146,7 +146,9 @@ def measure(engine: Engine, rows: int, prompt: int, tokens: int, rate: float, in
     rates = []
     for _ in range(RUNS):
         rates.append(steady_rate(engine, rows, prompt, tokens, inspect))
-    waits = sorted(r.first_token - r.submitted for _ in range(FIRST_TOKENS) for r in write(engine, 1, prompt, 1, inspect))
+    waits = sorted(
+        r.first_token - r.submitted for _ in range(FIRST_TOKENS) for r in write(engine, 1, prompt, 1, inspect)
+    )
     speed = statistics.median(rates)
     floor = rows * rate / step_bytes(engine.model, rows, prompt + tokens // 2)
     return {

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import gradio as gr
 
+from playground import RequestError
 from playground.engine.request import whole_number
 from playground.inspect.columns import MOST, NAMES, PLAIN, column_params
 from playground.inspect.fork import Alignment
@@ -15,7 +16,7 @@ from playground.ui.components import ForkView, StatsBar, TextView
 from playground.ui.controls import Number, Radio, Slider
 from playground.ui.handlers import Handlers
 from playground.ui.painting import Pane
-from playground.ui.session import Session, run_of
+from playground.ui.session import Session, refuse_during_a_run, run_of, told
 
 SAMPLERS = [("Greedy", "greedy"), ("Multinomial", "multinomial"), ("Gumbel-max", "gumbel")]
 PRESETS = {  # columns, and whether they share their noise
@@ -55,10 +56,19 @@ class CompareHandlers:
             params = column_params(settings, bool(shared_noise))
             session.seed = params[0].seed
             runs = self.handlers.begin(prompt, params, max_new_tokens, past_end, trace_scales=False)
-            found = Alignment(runs)
+            session.columns, found = runs, Alignment(runs)
             for panes in self.handlers.paint(session, runs):
                 found.update()
                 yield found, panes
+
+    def receipts(self, session: Session) -> str:
+        """Of all columns, as one JSON list."""
+        with told():
+            refuse_during_a_run(session)
+            if not session.columns:
+                raise RequestError("There is no comparison yet; press Run first.")
+            playground, book = self.handlers.playground, self.handlers.book
+            return "[" + ",\n".join(book.receipt(playground, run) for run in session.columns) + "]"
 
     def compare(self, prompt, max_new_tokens, past_end, count, shared_noise, *rest) -> Iterator[tuple]:
         """Yields the shared text, the fork, and text and figures of each column."""
@@ -77,6 +87,7 @@ class CompareTab(NamedTuple):
     tab: gr.Tab
     run: gr.Button
     stop: gr.Button
+    save: gr.Button
     count: Radio
     shared: gr.Checkbox
     common: TextView
@@ -95,6 +106,7 @@ def compare_tab(handlers: Handlers) -> CompareTab:
         with gr.Row(elem_classes="run-row"):
             run = gr.Button("Run", variant="primary", elem_id="run-compare")
             stop = gr.Button("Stop", variant="secondary", elem_id="stop-compare")
+            save = gr.Button("Save receipts", elem_id="save-compare")
         common = TextView("What all columns share", handlers.book.explain, elem_id="output-common")
         fork = ForkView(elem_id="fork")
         with gr.Row(elem_id="compare-columns"):
@@ -110,7 +122,7 @@ def compare_tab(handlers: Handlers) -> CompareTab:
         return [len(settings), shares, *(row[n] for row in rows for n in NAMES)]
 
     preset.input(choose, [preset], [count, shared, *everything], **quick)
-    return CompareTab(tab, run, stop, count, shared, common, fork, columns)
+    return CompareTab(tab, run, stop, save, count, shared, common, fork, columns)
 
 
 def _column(number: int, handlers: Handlers) -> Column:
@@ -136,11 +148,14 @@ def _column(number: int, handlers: Handlers) -> Column:
     return Column(block, settings, text, stats)
 
 
-def connect_compare(compare: CompareTab, handlers: Handlers, prompt, tokens, past_end, session: gr.State) -> None:
+def connect_compare(
+    compare: CompareTab, handlers: Handlers, prompt, tokens, past_end, session: gr.State
+) -> CompareHandlers:
     settings = [control for column in compare.columns for control in column.settings]
     views = [view for column in compare.columns for view in (column.text, column.stats)]
+    writer = CompareHandlers(handlers)
     compare.run.click(
-        CompareHandlers(handlers).compare,
+        writer.compare,
         [prompt, tokens, past_end, compare.count, compare.shared, *settings, session],
         [compare.common, compare.fork, *views],
         api_visibility="private",
@@ -148,3 +163,4 @@ def connect_compare(compare: CompareTab, handlers: Handlers, prompt, tokens, pas
         concurrency_limit=4,
         trigger_mode="multiple",
     )
+    return writer

@@ -24,7 +24,7 @@ THEME = gr.themes.Default(
     neutral_hue="slate",
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
-)
+).set(body_text_color_subdued="*neutral_500")  # gradio's own is too pale to read on white
 SUBMIT_KEY = """
 () => document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.closest("#prompt")) {
@@ -115,7 +115,8 @@ def build_page(shelf: Shelf) -> gr.Blocks:
             handlers.replay, [replay, session], [verdict], **quick
         )
         connect_lab(lab, handlers, prompt, settings, session)
-        connect_compare(compare, handlers, prompt, settings[2], settings[-1], session)
+        columns = connect_compare(compare, handlers, prompt, settings[2], settings[-1], session)
+        compare.save.click(columns.receipts, [session], [paper], **quick).success(None, [paper], None, js=SAVE)
         connect_chat(chat, handlers, settings, strip, session)
         for button in (stop_generate, compare.stop, chat.stop):
             button.click(stop, [session], None, api_visibility="private", show_progress="hidden", queue=False)

@@ -27,6 +27,7 @@ class Session:
         self.seed: int | None = None  # of the last run that drew with one
         self.tree: list[Run] = []  # the last run, and what branched off from it
         self.current: Run | None = None  # the one of them that is shown
+        self.columns: list[Run] = []  # of the last comparison
         self.lab: tuple | None = None  # what the lab drew from last: a key, and a `Distribution`
         self.drawn = 0  # single draws in the lab: each takes the next position's noise
         self.scales: Mapping[str, list[float]] = {}
@@ -35,7 +36,7 @@ class Session:
     def forget_model(self) -> None:
         """What belonged to a model that is no longer the one loaded."""
         self.layer, self.projection, self.scales, self.chat = 0, None, {}, []
-        self.tree, self.current, self.lab = [], None, None
+        self.tree, self.current, self.columns, self.lab = [], None, [], None
 
 
 @contextmanager

@@ -168,6 +168,58 @@ def test_a_receipt_saved_from_the_page_replays_there_and_a_changed_one_says_wher
     wait_until(lambda: "First differs at token 7" in verdict.input_value(), 30, "the difference")
 
 
+OWN_DOM = [".tv", ".fv", ".bb", ".bt", ".stats", ".hm"]
+
+
+def violations(page) -> list[str]:
+    """Of axe's rules, in what is ours and visible; gradio's own widgets are not ours to mend."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page, context={"include": [[name] for name in OWN_DOM if page.locator(name).count()]}).response
+    return [f"{v['id']}: {node['html'][:120]}" for v in found["violations"] for node in v["nodes"]]
+
+
+def test_our_own_parts_break_no_rule_of_accessibility(page):
+    write(page, 20)
+    page.locator("#output .tv-measure").select_option("p")
+    page.locator("#output .tk").nth(9).click()
+    pop(page).wait_for()
+    assert violations(page) == []
+    page.keyboard.press("Escape")
+    tab(page, "Compare")
+    run(page, "#run-compare")
+    wait_until(lambda: all(finished(page, f"stats-{n}") for n in range(3)), 40, "three ends")
+    assert violations(page) == []
+    tab(page, "Lab")
+    page.click("#lab-step")
+    wait_until(lambda: page.locator("#lab-steps tr").count() > 1, 10, "a draw")
+    assert violations(page) == []
+
+
+def test_pointing_at_a_token_shows_it_and_leaving_hides_it(page):
+    write(page, 12)
+    page.locator("#output .tk").nth(3).hover()
+    wait_until(lambda: "position 4" in pop(page).inner_text(), 5, "the token")
+    page.locator("#title").hover()
+    wait_until(lambda: pop(page).is_hidden(), 5, "the inspector to close")
+
+
+def test_a_column_can_fill_the_row_and_all_receipts_can_be_saved(page, tmp_path):
+    tab(page, "Compare")
+    set_number(page, "#max-new-tokens", 10)
+    run(page, "#run-compare")
+    wait_until(lambda: all(finished(page, f"stats-{n}") for n in range(3)), 40, "three ends")
+    page.locator("#output-1 .tv-expand").click()
+    wait_until(lambda: not page.locator("#output-0").is_visible(), 5, "the others to leave")
+    page.locator("#output-1 .tv-expand").click()
+    wait_until(lambda: page.locator("#output-0").is_visible(), 5, "the others to return")
+    with page.expect_download() as download:
+        page.click("#save-compare")
+    download.value.save_as(tmp_path / "receipts.json")
+    receipts = json.loads((tmp_path / "receipts.json").read_text())
+    assert [len(receipt["tokens"]) for receipt in receipts] == [10, 10, 10]
+
+
 def test_two_thousand_tokens_stay_fluid(page):
     set_number(page, "#max-new-tokens", 5)
     write(page, 5)

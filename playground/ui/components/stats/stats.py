@@ -13,7 +13,7 @@ class StatsBar(gr.HTML):
     def __init__(self, **kwargs):
         super().__init__(
             value=None,
-            html_template='<dl class="stats" role="status"></dl>',
+            html_template='<div role="status"><dl class="stats"></dl></div>',
             css_template=(_HERE / "stats.css").read_text(),
             js_on_load=(_HERE / "stats.js").read_text(),
             apply_default_css=False,

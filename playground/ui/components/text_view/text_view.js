@@ -267,5 +267,11 @@ find(".tv-copy").addEventListener("click", (event) => {
   });
 });
 
+find(".tv-expand").addEventListener("click", (event) => {
+  const wide = find(".tv").classList.toggle("tv-wide"); // page.css hides the other columns
+  event.target.textContent = wide ? "All columns" : "Expand";
+  event.target.setAttribute("aria-pressed", String(wide));
+});
+
 watch("value", paint);
 paint();
