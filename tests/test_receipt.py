@@ -92,6 +92,7 @@ def test_the_smallest_receipt_is_read():
         ({"tokens": []}, "do not add up"),
         ({"segments": []}, "do not add up"),
         ({"segments": [{"keep": 1}]}, "damaged"),
+        ({"segments": GOOD["segments"] * 101}, "branches in a row"),
         ({"segments": [GOOD["segments"][0] | {"keep": 10**12}]}, "damaged"),
         ({"segments": [GOOD["segments"][0] | {"temperature": "hot"}]}, "Temperature"),
         ({"segments": [GOOD["segments"][0] | {"seed": -1}]}, "seed is missing"),

@@ -30,10 +30,12 @@ class Graph:
 
     def __init__(self, model: Transformer, cache: PagedCache, size: int, traced: bool, record: Recorder):
         self.size, self.scratch = size, cache.scratch * PAGE_SIZE
-        # what a recording reads must stay where it is, and so is held here
+        # What a recording reads must stay where it is, and so is held here. Positions end where the model's do: a
+        # recording may be longer than a context, a prompt in it is not
+        last = model.config.max_position_embeddings - 1
         self.tokens, self.positions, self.slots, self.last = (
             torch.tensor(values, device=model.device)
-            for values in ([0] * size, range(size), [self.scratch] * size, [0])
+            for values in ([0] * size, [min(i, last) for i in range(size)], [self.scratch] * size, [0])
         )
 
         def run() -> Fed:

@@ -16,6 +16,7 @@ from playground.inspect.run import Run
 
 FORMAT = "fp8-playground receipt, version 1"
 LONGEST = 8 << 20  # characters
+MOST_SEGMENTS = 100  # each is a run of its own
 SHOWN = 5  # alternatives per token
 _SAMPLE = 1 << 20
 
@@ -114,6 +115,10 @@ def read_receipt(text: str) -> Receipt:
         raise
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RequestError(f"This receipt is damaged: {type(error).__name__} {error}.") from None
+    if len(receipt.segments) > MOST_SEGMENTS:
+        raise RequestError(
+            f"This receipt has {len(receipt.segments)} branches in a row; {MOST_SEGMENTS} can be replayed."
+        )
     forced = sum(part.forced is not None for part in receipt.segments)
     if not receipt.segments or sum(part.keep for part in receipt.segments) + forced != len(receipt.ids):
         raise RequestError("This receipt is damaged: its segments do not add up to its tokens.")

@@ -81,7 +81,7 @@ class Handlers:
     ) -> Iterator[tuple]:  # fmt: skip
         """Goes on from a token of the text with another one in its place, or draws again from there."""
         with run_of(session):
-            asked = event._data
+            asked = asked_for(event)
             source, at, token = self.book.get(asked.get("run")), asked.get("index"), asked.get("token")
             at, token = whole_number("Index", at), None if token is None else whole_number("Token", token)
             settings = (sampler, temperature, seed, top_k, top_p, min_p)
@@ -118,7 +118,7 @@ class Handlers:
         """Another run of the tree."""
         with told():
             refuse_during_a_run(session)
-            run = session.current = self.book.get(event._data.get("run"))
+            run = session.current = self.book.get(asked_for(event).get("run"))
         return TextView.show(run), run.stats, BranchTree.show(session.tree, run)
 
     def follow_link(self, request: gr.Request) -> list:
@@ -248,6 +248,11 @@ class Handlers:
             gr.update(visible=playground.template is not None),
             {"turns": []},
         ]
+
+
+def asked_for(event: gr.EventData) -> dict:
+    """What a view's script sent along; a hostile one may send anything."""
+    return event._data if isinstance(event._data, dict) else {}
 
 
 def in_words(found: dict) -> str:

@@ -301,3 +301,12 @@ def test_a_recorded_step_writes_what_single_operations_write(on_gpu, tokenizer):
     ]
     for group in (requests[:2], requests):
         assert write(on_gpu, group) == write(on_gpu, group, EagerDecoder)
+
+
+def test_a_prompt_fits_a_context_that_is_shorter_than_its_recording():
+    model, _ = load_model(EMBEDDED, torch.device("cuda"), context=70)
+    engine = Engine(model, None, 1, context=70)
+    row = engine.add([Request(tuple(range(5, 70)), SamplingParams("greedy"), 5, ignore_eos=True)])[0]
+    while engine.busy:
+        engine.step()
+    assert len(row.new_ids) == 5
