@@ -3,13 +3,13 @@ widget only shows it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import gradio as gr
 
 from playground import Playground
-from playground.ui.components import ChatView, StatsBar
+from playground.ui.components import ChatView, StatsBar, TextView
 from playground.ui.handlers import Handlers
 from playground.ui.session import Session, refuse_during_a_run, run_of
 
@@ -25,9 +25,10 @@ class ChatTab(NamedTuple):
     edit: gr.Button
     clear: gr.Button
     stats: StatsBar
+    tokens: TextView
 
 
-def chat_tab(playground: Playground) -> ChatTab:
+def chat_tab(playground: Playground, explain: Callable[[dict], dict]) -> ChatTab:
     """Only shown where the checkpoint has a chat template."""
     with gr.Tab("Chat", id="chat", visible=playground.template is not None) as tab:
         with gr.Accordion("System prompt", open=False):
@@ -49,12 +50,14 @@ def chat_tab(playground: Playground) -> ChatTab:
             edit = gr.Button("Edit last message", size="sm", elem_id="edit")
             clear = gr.Button("New chat", size="sm", elem_id="clear-chat")
         stats = StatsBar(elem_id="stats-chat")
-    return ChatTab(tab, system, talk, message, send, stop, retry, edit, clear, stats)
+        with gr.Accordion("The newest answer, token by token", open=False):
+            tokens = TextView("Answer", explain, elem_id="output-chat")
+    return ChatTab(tab, system, talk, message, send, stop, retry, edit, clear, stats, tokens)
 
 
 def connect_chat(chat: ChatTab, handlers: Handlers, settings: list, strip, session: gr.State) -> None:
     talker = ChatHandlers(handlers)
-    shown, rest = [chat.talk, chat.message, chat.stats, strip], [chat.system, *settings, session]
+    shown, rest = [chat.talk, chat.message, chat.stats, strip, chat.tokens], [chat.system, *settings, session]
     options = {"show_progress": "hidden", "concurrency_limit": 8, "trigger_mode": "multiple"}
     chat.send.click(talker.send, [chat.message, *rest], shown, api_name="chat", **options)
     chat.message.submit(talker.send, [chat.message, *rest], shown, api_visibility="private", **options)
@@ -65,7 +68,7 @@ def connect_chat(chat: ChatTab, handlers: Handlers, settings: list, strip, sessi
 
 
 class ChatHandlers:
-    """Each yields the conversation, the message box, the figures and the panel's strip."""
+    """Each yields the conversation, the message box, the figures, the panel's strip and the answer's tokens."""
 
     def __init__(self, handlers: Handlers):
         self.handlers = handlers
@@ -114,6 +117,6 @@ class ChatHandlers:
                 for (pane,) in handlers.paint(session, [run]):
                     session.scales = pane.scales
                     shown = {"turns": [*turns, {"role": "assistant", "content": run.text}]}
-                    yield shown, "", pane.stats, handlers.activation_view(session)
+                    yield shown, "", pane.stats, handlers.activation_view(session), TextView.show(run)
             finally:  # stopped or not: what was written stands in the conversation
                 session.chat = [*turns, {"role": "assistant", "content": run.text}]

@@ -164,8 +164,10 @@ class Handlers:
     def answer(self, messages: list[Message], params: SamplingParams, max_new_tokens, past_end) -> Run:
         """The assistant's next turn, not yet painted."""
         limit = whole_number("Max new tokens", max_new_tokens)
-        stream = self.playground.chat(messages, params, limit, ignore_eos=bool(past_end), trace_scales=True)
-        return Run(stream, self.playground.tokenizer.decode, "", stream.row.request.prompt, params, limit)
+        playground, options = self.playground, {"ignore_eos": bool(past_end), "trace_scales": True, "inspect": True}
+        stream = playground.chat(messages, params, limit, **options)
+        ids, decode = stream.row.request.prompt, playground.tokenizer.decode
+        return self.book.keep(Run(stream, decode, "", ids, params, limit, bool(past_end)))
 
     def layer_names(self, layer: int) -> list[str]:
         return projections(self.playground.model, layer)

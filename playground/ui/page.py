@@ -81,7 +81,7 @@ def build_page(shelf: Shelf) -> gr.Blocks:
                     gr.Examples([[e] for e in EXAMPLES], inputs=[prompt], label="Examples", api_visibility="private")
                 with gr.Tab("Generate", id="generate") as generate_tab:
                     run, stop_generate = _run_row("")
-                    output = TextView("Output", handlers.book.explain, elem_id="output")
+                    output = TextView("Output", handlers.book.explain, branches=True, elem_id="output")
                     stats = StatsBar(elem_id="stats")
                     tree = BranchTree(elem_id="tree")
                     with gr.Row(elem_classes="run-row"):
@@ -97,7 +97,7 @@ def build_page(shelf: Shelf) -> gr.Blocks:
                     )
                 compare = compare_tab(handlers)
                 lab = lab_tab()
-                chat = chat_tab(shelf.current)
+                chat = chat_tab(shelf.current, handlers.book.explain)
             with gr.Column(scale=3, min_width=260, elem_id="settings"):
                 settings, note = _settings(shelf.current, session)
             with gr.Column(scale=4, min_width=300, elem_id="panel"):

@@ -92,6 +92,14 @@ function bar(share, kind) {
   return cell;
 }
 
+function picker(data, row) {
+  const button = make("button", "tv-pick", visible(row.text));
+  button.type = "button";
+  button.title = row.chosen ? "Draw again from here" : "Branch: continue with this token";
+  button.addEventListener("click", () => branch(data.index, row.chosen ? null : row.id));
+  return button;
+}
+
 function alternatives(data) {
   const table = make("table", "tv-table");
   const head = make("tr");
@@ -104,11 +112,7 @@ function alternatives(data) {
   for (const row of data.alternatives) {
     const line = make("tr", row.chosen ? "tv-chosen" : row.processed == null ? "tv-cut" : "");
     const name = make("td");
-    const button = make("button", "tv-pick", visible(row.text));
-    button.type = "button";
-    button.title = row.chosen ? "Draw again from here" : "Branch: continue with this token";
-    button.addEventListener("click", () => branch(data.index, row.chosen ? null : row.id));
-    name.append(button);
+    name.append(props.branches ? picker(data, row) : make("span", "tv-pick", visible(row.text)));
     if (row.chosen) name.append(make("span", "tv-note", " chosen"));
     else if (row.processed == null) name.append(make("span", "tv-note", " cut"));
     line.append(name, bar(row.raw, "raw"), bar(row.processed, "processed"));

@@ -15,10 +15,11 @@ _HERE = Path(__file__).parent
 class TextView(gr.HTML):
     """Value: what `show` returns, or None. `explain({"run", "index"})` answers for a token, or with an `error`.
 
-    A click on an alternative triggers `select` with the run, the index and the token, None to draw again.
+    Where it `branches`, a click on an alternative triggers `select` with the run, the index and the token, None to draw
+    again.
     """
 
-    def __init__(self, title: str, explain: Callable[[dict], dict], **kwargs):
+    def __init__(self, title: str, explain: Callable[[dict], dict], branches: bool = False, **kwargs):
         def answer(asked: dict) -> dict:  # gradio marks the function itself, which a method does not allow
             return explain(asked)
 
@@ -30,6 +31,7 @@ class TextView(gr.HTML):
             js_on_load=(_HERE / "text_view.js").read_text(),
             apply_default_css=False,
             server_functions=[answer],
+            branches=branches,
             **kwargs,
         )
 
