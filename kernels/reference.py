@@ -7,6 +7,7 @@ Shapes, dtypes and errors are stated once, at the public functions in `kernels/_
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -300,11 +301,24 @@ def gqa_decode(q, cache, pages, lengths, scale: float, kv_heads: int, form: Form
     return formed(out.flatten(1), form)
 
 
+@lru_cache(maxsize=1)
+def _noise_at(seeds: tuple[int, ...], positions: tuple[int, ...], vocab: int) -> torch.Tensor:
+    return gumbel_noise(torch.tensor(seeds), torch.tensor(positions), vocab)
+
+
+def _noise(seeds: torch.Tensor, positions: torch.Tensor, vocab: int) -> torch.Tensor:
+    """A step's noise, not to be written to. A draw, the draw after a filter and a survey ask for the same; on a CPU it
+    takes longer than each of them."""
+    if seeds.is_cuda or len(seeds) > INVARIANT_ROWS:
+        return gumbel_noise(seeds, positions.long(), vocab)
+    return _noise_at(tuple(seeds.tolist()), tuple(positions.tolist()), vocab)
+
+
 def draw(logits, temperature, seeds, positions) -> tuple[torch.Tensor, torch.Tensor]:
     drawn = temperature > 0
     scores = logits.double()
     if bool(drawn.any()):
-        noise = gumbel_noise(seeds, positions.long(), logits.shape[-1])
+        noise = _noise(seeds, positions, logits.shape[-1])
         scores = torch.where(drawn[:, None], scores / torch.where(drawn, temperature, 1.0)[:, None] + noise, scores)
     ids = scores.argmax(-1)  # the first of equals
     logprobs = logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(-1)
@@ -328,7 +342,7 @@ def survey(logits, temperature, seeds, positions, ids) -> Survey:
     wide = logits.double()
     heated = wide / torch.where(temperature > 0, temperature, 1.0)[:, None]
     drawn = wide.gather(-1, ids[:, None])
-    noise = gumbel_noise(seeds, positions.long(), logits.shape[-1])
+    noise = _noise(seeds, positions, logits.shape[-1])
     totals = [t for x in (wide, heated) for t in (x.logsumexp(-1), torch.special.entr(x.softmax(-1)).sum(-1))]
     rank = (wide > drawn).sum(-1).double()
     return Survey(*totals, rank, drawn[:, 0], *best(wide, SHOWN, wide), *best(heated + noise, SCORED, heated, noise))
