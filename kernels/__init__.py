@@ -2,6 +2,10 @@
 
 The functions below own the contract (shapes, dtypes, errors); `reference.py` says in torch what each one computes.
 Triton is imported on first use, so that a machine without it can still run the twins.
+
+On a card an op may read some of its inputs before the op right before it has ended (see `launch.py`): weights and norms
+always; `x` of `add_norm` where there are parts; `experts` of `expert_gemm` with weights; `rope`, `slots`, `lengths` and
+`pages`; `temperature`, `seeds` and `positions`. None of these may be what the op right before it wrote.
 """
 
 from __future__ import annotations
@@ -155,6 +159,8 @@ def add_up(parts: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
 def _check_product(a: torch.Tensor, b: torch.Tensor, a_s: torch.Tensor | None, b_s: torch.Tensor | None) -> None:
     if a.ndim != 2 or a.shape[-1] != b.shape[-1] or a.dtype != b.dtype or (a_s is None) != (b_s is None):
         raise ValueError(f"can't multiply {a.dtype} {tuple(a.shape)} by {b.dtype} {tuple(b.shape)}")
+    if not (b_s is None or b_s.is_contiguous()):
+        raise ValueError("scales of weights must be contiguous")
 
 
 def plain_gemm(a: torch.Tensor, b: torch.Tensor, *, out_dtype: torch.dtype) -> torch.Tensor:
@@ -175,6 +181,8 @@ def gemm_parts(
     """`fp8_gemm`, or without scales `plain_gemm`, as partial sums `[P, M, N]`: float32 for few rows, where a reader
     that must load the result anyway adds them up in passing; otherwise one part in `out_dtype`."""
     _check_product(a, b, a_s, b_s)
+    if not b.is_contiguous():
+        raise ValueError("weights must be contiguous")
     return _implementation("gemm", a).gemm_parts(a, b, a_s, b_s, out_dtype)
 
 
@@ -192,6 +200,8 @@ def expert_gemm(
     choices of a row, or `[T * k, K]`, one row per choice. Scales as in `fp8_gemm`, `b_s [E, ceil(N/128), K/128]`.
     Multiplied by `weights [T, k]` float32 where given. Returns `[T, k, N]`: float32 for few rows, else `out_dtype`."""
     _check_product(a, b, a_s, b_s)
+    if not all(t is None or t.is_contiguous() for t in (b, experts, weights)):
+        raise ValueError("weights, experts and their weights must be contiguous")
     if experts.ndim != 2 or len(a) not in (len(experts), experts.numel()):
         raise ValueError(f"experts {tuple(experts.shape)} do not fit {len(a)} rows")
     return _implementation("gemm", a).expert_gemm(a, b, a_s, b_s, experts, weights, out_dtype)

@@ -1,6 +1,6 @@
 """Programmatic dependent launch (CUDA on sm_90 and newer): a kernel may start while the one before it still runs.
 
-Every kernel of ours waits for the one before it, and only then lets the next one start. So when a kernel begins, all
+Every kernel of a step waits for the one before it, and only then lets the next one start. So when a kernel begins, all
 but the one right before it have ended: before it waits it may read whatever older kernels wrote (residuals, lengths,
 pages) and ask for weights, and that time is hidden; what the one before it writes it may touch only afterwards.
 Letting the next one start before waiting was tried and lost: see NOTES.md.

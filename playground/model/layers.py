@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -24,20 +25,28 @@ class Activation:
 
 class Feed(nn.Module):
     """What stands before products: the form that they want their input in. The one place where the scales of
-    activations are seen; `readers` names the projections that read them."""
+    activations are seen; `readers` names the projections that read every row, `experts` those that read a row only
+    where it chose their expert."""
 
-    def __init__(self, config: ModelConfig, *readers: str):
+    def __init__(self, config: ModelConfig, *readers: str, experts: Sequence[tuple[str, ...]] = ()):
         super().__init__()
-        self.readers = tuple(name for name in readers if config.quantises(f"model.{name}"))
-        ue8m0 = bool(self.readers) and config.quantization.scale_fmt == "ue8m0"
-        self.form = kernels.Form(len(self.readers) < len(readers), bool(self.readers), ue8m0)
+        every = [*readers, *(name for names in experts for name in names)]
+        quantised = [name for name in every if config.quantises(f"model.{name}")]
+        self.readers = tuple(name for name in readers if name in quantised)
+        self.experts = tuple(experts) if len(quantised) > len(self.readers) else ()
+        ue8m0 = bool(quantised) and config.quantization.scale_fmt == "ue8m0"
+        self.form = kernels.Form(len(quantised) < len(every), bool(quantised), ue8m0)
 
-    def forward(self, x: kernels.Formed, step: Step, experts: torch.Tensor | None = None) -> Activation:
-        """`x` in this feed's form. `experts [T, k]`: its rows are choices, and only the expert chosen reads one."""
+    def forward(self, x: kernels.Formed, step: Step, chosen: torch.Tensor | None = None) -> Activation:
+        """`x` in this feed's form: rows, or the choices `chosen [T, k]` of experts, one row each."""
         if x.q is None:
             return Activation(x)
         if step.trace is not None:
-            step.trace.record(self.readers, x.s, experts)
+            if self.readers:
+                step.trace.record(self.readers, x.s, None)
+            if self.experts:
+                each = chosen.numel() // len(x.s)  # all choices of a row may read the same
+                step.trace.record(self.experts, x.s[:, None].expand(-1, each, -1).flatten(0, 1), chosen)
         # a CPU has no FP8 units: products run in float32 on exactly the numbers that FP8 holds
         return Activation(x, None if x.q.is_cuda else kernels.act_dequant(x.q, x.s))
 

@@ -51,8 +51,10 @@ class MoE(nn.Module):
             self.shared_stored = self._shared_storage()
         self.gate_up = Product(*((e.gate_proj, e.up_proj) for e in self.experts), spare=spare)
         self.down = Product(*((e.down_proj,) for e in self.experts), spare=spare)
-        self.feed = Feed(config, *(f"{n}.{part}" for n in dict.fromkeys(names) for part in ("gate_proj", "up_proj")))
-        self.feed_down = Feed(config, *(f"{n}.down_proj" for n in names))
+        pairs = [(f"{n}.gate_proj", f"{n}.up_proj") for n in names]
+        # shared experts read every row; behind them lie the pieces of one wide projection
+        self.feed = Feed(config, *(pairs[-1] if spare else ()), experts=pairs[: c.n_routed_experts])
+        self.feed_down = Feed(config, experts=[(f"{n}.down_proj",) for n in names])
         # the gate reads the plain input whatever the experts read
         self.form = self.feed.form._replace(plain=True)
 
@@ -81,7 +83,7 @@ class MoE(nn.Module):
     def forward(self, x: kernels.Formed, step: Step) -> list[torch.Tensor]:
         """Input in `form` to a stack of partial sums `[P, T, D]`: one of each expert chosen."""
         chosen, weights = self.gate(x.plain)
-        both = self.gate_up.of_experts(self.feed(x, step), chosen).flatten(0, 1)[None]
+        both = self.gate_up.of_experts(self.feed(x, step, chosen), chosen).flatten(0, 1)[None]
         inner = kernels.swiglu(both, self.feed_down.form, dtype=self.down.dtype)
         out = self.down.of_experts(self.feed_down(inner, step, chosen), chosen, weights)
         return [out.transpose(0, 1)]

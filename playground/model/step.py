@@ -13,9 +13,9 @@ import torch
 class Traced(NamedTuple):
     """The scales of one feed, and who reads them."""
 
-    readers: tuple[str, ...]  # names of projections
+    readers: tuple[str, ...] | tuple[tuple[str, ...], ...]  # names of projections; with `experts` of each expert
     scales: torch.Tensor  # [T, K/128] float32; with `experts` [T * k, K/128]
-    experts: torch.Tensor | None  # [T, k]: each choice's scales are read by that reader alone
+    experts: torch.Tensor | None  # [T, k]: a choice's scales are read by that expert alone; those beyond read elsewhere
 
 
 @dataclass
@@ -24,7 +24,7 @@ class ScaleTrace:
 
     feeds: list[Traced] = field(default_factory=list)
 
-    def record(self, readers: tuple[str, ...], scales: torch.Tensor, experts: torch.Tensor | None) -> None:
+    def record(self, readers: tuple, scales: torch.Tensor, experts: torch.Tensor | None) -> None:
         self.feeds.append(Traced(readers, scales, experts))
 
     def newest(self, last: torch.Tensor | None = None) -> ScaleTrace:
@@ -67,9 +67,12 @@ class RowScales(Mapping[str, list[float]]):
                 continue
             chosen = experts.shape[1]
             for choice in range(row * chosen, (row + 1) * chosen):
-                reader = readers[int(self.flat[at + choice])]
+                expert = int(self.flat[at + choice])
                 piece = self.flat[start + choice * width : start + (choice + 1) * width]
-                found[reader] = found.get(reader, []) + piece  # shared experts are the pieces of one wide projection
+                for reader in readers[expert] if expert < len(readers) else ():
+                    found[reader] = (
+                        found.get(reader, []) + piece
+                    )  # shared experts are the pieces of one wide projection
             at += experts.numel()
         return found
 

@@ -292,6 +292,10 @@ def test_traced_scales_are_those_of_the_row_and_leave_its_text_alone(small):
         if ".experts." in name and name.endswith("down_proj") and "shared" not in name
     }
     assert len(experts) == model.config.moe.num_experts_per_tok
+    # who chose no expert shows none of its scales, and a shared one shows what enters it once
+    assert experts == {name.split(".")[4] for name in last if ".experts." in name and name.endswith("gate_proj")}
+    shared = next(name for name in last if name.endswith("shared_experts.gate_proj"))
+    assert len(last[shared]) == model.config.hidden_size // 128
     other = Engine(model, None)
     (row,) = other.add([request(replace(GUMBEL, seed=1), tokens=6, trace_scales=True)])
     found = [e.scales for _ in range(6) for _, e in other.step() if isinstance(e, TokenEvent)]
