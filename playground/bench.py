@@ -25,7 +25,9 @@ from playground.engine.request import Request, SamplingParams
 from playground.engine.service import Service
 from playground.hub import find
 from playground.inspect.curve import cache_curve
+from playground.model.attention import LatentAttention
 from playground.model.layers import Activation, Product
+from playground.model.moe import Gate
 from playground.model.transformer import Transformer
 from playground.shapes import SHAPES, random_model
 
@@ -93,8 +95,15 @@ def gate(model: Transformer, engine: Engine) -> list[str]:
 def step_bytes(model: Transformer, rows: int, length: int) -> float:
     """The fewest bytes that a step reads: every weight that it uses, once, and the cache of each row."""
     c, total = model.config, model.lm_head.weight.nbytes
+    prefill = {id(part.expand_latent) for part in model.modules() if isinstance(part, LatentAttention)}
     for part in model.modules():
-        if isinstance(part, Product) and part.multiplied and part.weight is not None:
+        if isinstance(part, LatentAttention):  # in the form that decode absorbs
+            total += part.absorb_keys.nbytes + part.absorb_values.nbytes
+        elif isinstance(part, Gate):
+            total += part.weight.nbytes
+        elif id(part) in prefill:
+            continue
+        elif isinstance(part, Product) and part.multiplied and part.weight is not None:
             size = part.weight.nbytes + (part.scale.nbytes if part.fp8 else 0)
             size = size if part.decoded is None else part.decoded.nbytes  # what a CPU reads
             if len(part.stacks) > 1:  # experts: those that at least one of the rows is expected to choose

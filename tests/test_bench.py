@@ -1,0 +1,62 @@
+"""The bench: figures behind a gate, and the curve of the cache."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from playground import bench
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["bench", "--device", "cpu", "--json", *arguments])
+        code = bench.main()
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_the_bench_prints_figures_of_what_all_rows_write_together(run, monkeypatch):
+    monkeypatch.setattr(bench, "RUNS", 1)
+    monkeypatch.setattr(bench, "FIRST_TOKENS", 2)
+    code, out, _ = run("--rows", "1", "2", "--prompt", "8", "--tokens", "12", "--inspect")
+    cases = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [case["rows"] for case in cases] == [1, 2]
+    for case in cases:
+        assert 0 < case["tokens_per_second"] < case["floor_tokens_per_second"]
+        assert case["ttft_ms"]["p50"] <= case["ttft_ms"]["p95"]
+
+
+def test_behind_a_red_gate_there_are_no_figures(run, monkeypatch):
+    monkeypatch.setattr(bench, "product_error", lambda product, rows: 0.5)
+    code, out, errors = run("--prompt", "8", "--tokens", "12")
+    assert code == 1 and out == "" and "the gate is red" in errors
+
+
+def test_a_row_that_writes_otherwise_in_company_makes_the_gate_red(run, monkeypatch):
+    write, runs = bench.write, iter(range(100))
+    params = bench.SamplingParams
+
+    def other_luck(engine, rows, *rest):
+        monkeypatch.setattr(bench, "SamplingParams", lambda *a, seed=0, **k: params(*a, seed=seed + next(runs), **k))
+        return write(engine, rows, *rest)
+
+    monkeypatch.setattr(bench, "write", other_luck)
+    code, out, errors = run("--prompt", "8", "--tokens", "12")
+    assert code == 1 and out == "" and "other tokens alone" in errors
+
+
+def test_the_curve_of_the_cache_is_measured_at_growing_lengths(run):
+    code, out, _ = run("--curve", "--tokens", "64")
+    rows = json.loads(out)["rows"]
+    assert code == 0 and [r["length"] for r in rows] == sorted(r["length"] for r in rows)
+    assert rows[-1]["uncached_ms"] > rows[-1]["cached_ms"] > 0
+
+
+def test_what_can_not_be_measured_is_refused_with_a_sentence(run):
+    code, _, errors = run("--rows", "99")
+    assert code == 2 and "1 to 32 rows" in errors
