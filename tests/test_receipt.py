@@ -43,6 +43,27 @@ def test_every_run_of_a_tree_replays_token_by_token(book, storyteller, tree):
         assert found["identical"] and found["checked"] == len(run.tokens), found
 
 
+def test_a_replay_goes_the_ways_of_the_run_itself(book, storyteller, tree, monkeypatch):
+    """One prefill for the root, and none for what branched off from its cache."""
+    engine, feeds = storyteller.service.engine, []
+    feed = engine.prefill.feed
+    monkeypatch.setattr(engine.prefill, "feed", lambda *args: feeds.append(args) or feed(*args))
+    assert book.replay(storyteller, book.receipt(storyteller, tree[2]))["identical"]
+    assert len(feeds) == 1
+    again = finished(book.branch(storyteller, tree[0], 0, None, SamplingParams("gumbel", 1.3, seed=77), 30))
+    assert book.replay(storyteller, book.receipt(storyteller, again))["identical"]
+
+
+def test_what_a_branch_took_over_is_explained_by_the_settings_that_drew_it(book, storyteller):
+    greedy = finished(book.begin(storyteller, "Once upon a time", [SamplingParams("greedy")], 10)[0])
+    fifth = greedy.tokens[4].insight.raw[4][0]
+    branch = finished(book.branch(storyteller, greedy, 4, fifth, PARAMS, 5))
+    assert book.token(branch.id, 2)["why"]["kind"] == "greedy"
+    assert book.token(branch.id, 6)["why"]["kind"] == "gumbel"
+    forced = book.token(branch.id, 4)
+    assert forced["forced"] and forced["rank"] == 4 and branch.marks.split(";")[4].endswith(",4,f")
+
+
 def test_a_branch_that_starts_in_what_it_took_over_belongs_to_the_ancestor(book, storyteller, tree):
     root, branch, _ = tree
     sibling = finished(book.branch(storyteller, branch, 4, None, PARAMS, 6))
@@ -89,6 +110,8 @@ def test_the_smallest_receipt_is_read():
         ({"tokens": [{"id": -1, "top": []}]}, "damaged"),
         ({"tokens": [{"id": 3, "top": [[3, "x"]]}]}, "damaged"),
         ({"tokens": [{"id": 3, "top": [[3, 1e999]]}]}, "damaged"),
+        ({"tokens": [{"id": 3, "top": [[3, 1000]]}]}, "damaged"),
+        ({"segments": [GOOD["segments"][0] | {"temperature": 10**400}]}, "Temperature"),
         ({"tokens": []}, "do not add up"),
         ({"segments": []}, "do not add up"),
         ({"segments": [{"keep": 1}]}, "damaged"),

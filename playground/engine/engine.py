@@ -87,7 +87,7 @@ class Engine:
             limit = min(request.max_new_tokens, self.context - len(request.prompt))
             text = TextStream(self.tokenizer, request.stop) if self.tokenizer else None
             rows.append(Row(request, limit, text, now, parent))
-        if self._pages_needed(rows, 0) > len(self.cache.holders):
+        if self._pages_needed(rows, None) > len(self.cache.holders):
             raise RequestError(f"The KV cache holds {self.cache.total_tokens} tokens in all; ask for fewer or shorten.")
         self.waiting.append(rows)
         return rows
@@ -120,18 +120,22 @@ class Engine:
         self._use_threads(self.cpu_threads if fill else 1)
         return self._fill(self.filling) if fill else self._decode()
 
+    def use_all_threads(self) -> None:
+        """For work that is like a prefill."""
+        self._use_threads(self.cpu_threads)
+
     def _use_threads(self, count: int) -> None:
         """Decode on a CPU is a thousand small operations bound by memory: one thread runs them nearly twice as fast
         as two that meet after each (measured on 2 cores: 43 against 25 tokens/s). Prefill takes them all."""
         if self.model.device.type == "cpu" and torch.get_num_threads() != count:
             torch.set_num_threads(count)
 
-    def _pages_needed(self, group: list[Row], cached: int) -> int:
+    def _pages_needed(self, group: list[Row], cached: int | None) -> int:
         """All pages that the group may ever take, so that a row that was started can always finish. `cached`: full
-        pages that a parent has already."""
+        pages that a parent has already, None without one."""
         prompt = len(group[0].request.prompt)
-        shared = cached or prompt // PAGE_SIZE
-        return shared - cached + sum(pages_for(prompt + row.limit) - shared for row in group)
+        shared = prompt // PAGE_SIZE if cached is None else cached
+        return shared - (cached or 0) + sum(pages_for(prompt + row.limit) - shared for row in group)
 
     def _parent(self, group: list[Row]) -> Row | None:
         """The row whose cache a group can start from."""
@@ -144,7 +148,7 @@ class Engine:
             return False
         others = [row for row in self.kept if row is not group[0].parent] + [group[0].parent]
         while True:
-            cached = (len(group[0].request.prompt) - 1) // PAGE_SIZE if self._parent(group) else 0
+            cached = (len(group[0].request.prompt) - 1) // PAGE_SIZE if self._parent(group) else None
             if self._pages_needed(group, cached) <= len(self.cache.free):
                 return True
             if not (others := [row for row in others if row in self.kept]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -27,8 +26,8 @@ class Sampler(StrEnum):
 
 def _check_number(name: str, value: object, low: float, high: float, advice: str) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not low <= value <= high:
-        raise RequestError(f"{name} is {value!r}; {advice}.")
+    if not number or not low <= value <= high:  # false for NaN and infinities, too
+        raise RequestError(f"{name} is {repr(value)[:80]}; {advice}.")
 
 
 def _check_integer(name: str, value: object, low: int, high: int, advice: str) -> None:
@@ -39,7 +38,7 @@ def _check_integer(name: str, value: object, low: int, high: int, advice: str) -
 def whole_number(name: str, value: object) -> int:
     """JSON may bring 5 as 5.0. Raises `RequestError` for what is no whole number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or value != value // 1:
-        raise RequestError(f"{name} is {value!r}; use a whole number.")
+        raise RequestError(f"{name} is {repr(value)[:80]}; use a whole number.")
     return int(value)
 
 

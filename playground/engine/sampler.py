@@ -29,9 +29,9 @@ class Settings(NamedTuple):
         return cls(
             column(0.0 if p.is_greedy else p.temperature for p in params),
             column((max(p.seed, 0) for p in params), torch.int64),
-            column((p.top_k for p in params), torch.int64),
-            column(p.top_p for p in params),
-            column(p.min_p for p in params),
+            column((0 if p.is_greedy else p.top_k for p in params), torch.int64),
+            column(1.0 if p.is_greedy else p.top_p for p in params),
+            column(0.0 if p.is_greedy else p.min_p for p in params),
             column((p.sampler is Sampler.MULTINOMIAL for p in params), torch.bool),
         )
 

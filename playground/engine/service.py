@@ -130,6 +130,7 @@ class Service:
 
     def _do(self, work: Callable[[Engine], object], result: Future) -> None:
         try:
+            self.engine.use_all_threads()
             result.set_result(work(self.engine))
         except Exception as error:  # the caller's, not ours
             result.set_exception(error)

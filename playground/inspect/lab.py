@@ -73,6 +73,8 @@ def count_draws(d: Distribution, params: SamplingParams, draws: int) -> Iterator
     """Draws by every sampler from the same distribution; yields a table after each chunk. Raises `RequestError`."""
     if not 1 <= draws <= MOST_DRAWS:
         raise RequestError(f"Draws is {draws}; use a whole number from 1 to {MOST_DRAWS}.")
+    if params.is_greedy:
+        raise RequestError("At temperature 0 every draw is greedy; use a temperature above 0 to compare samplers.")
     expected, size = processed(d, params), len(d.texts)
     samplers = [Sampler.GREEDY, Sampler.MULTINOMIAL, Sampler.GUMBEL]
     counts = {sampler: torch.zeros(size, dtype=torch.int64) for sampler in samplers}
@@ -81,7 +83,7 @@ def count_draws(d: Distribution, params: SamplingParams, draws: int) -> Iterator
         count = min(CHUNK, draws - done)
         positions, logits = torch.arange(done, done + count), d.logits[None].expand(count, -1)
         for sampler in samplers:
-            one = SamplingParams(**(vars(params) | {"sampler": sampler, "temperature": params.temperature or 1.0}))
+            one = SamplingParams(**(vars(params) | {"sampler": sampler, "temperature": params.temperature}))
             row = Settings.of([one], torch.device("cpu"))
             settings = Settings(*(column.expand(count) for column in row))
             ids, _ = draw_rows(logits, settings, positions, NEEDS)

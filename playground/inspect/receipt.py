@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -62,9 +61,10 @@ def fingerprint(folder: Path) -> str:
 
 def make_receipt(run: Run, model: str, folder: Path, device: torch.device) -> dict:
     """Everything that the run depends on, and what it wrote."""
+    tokens = list(run.tokens)  # the run may still be writing
     lineage, segments = list(run.lineage()), []
     for part, child in zip(lineage, [*lineage[1:], None], strict=True):
-        keep = (len(part.tokens) if child is None else child.at) - part.taken
+        keep = (len(tokens) if child is None else child.at) - part.taken
         segments.append(asdict(part.params) | {"keep": keep, "forced": child.forced if child else None})
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {
@@ -78,14 +78,14 @@ def make_receipt(run: Run, model: str, folder: Path, device: torch.device) -> di
         "segments": segments,
         "ignore_eos": run.ignore_eos,
         "finish_reason": run.stats and run.stats["finish_reason"],
-        "text": run.text,
+        "text": "".join(token.text for token in tokens),
         "tokens": [
             {
                 "id": token.id,
                 "logprob": token.logprob,
                 "top": [list(pair) for pair in token.insight.raw[:SHOWN]] if token.insight else [],
             }
-            for token in run.tokens
+            for token in tokens
         ],
     }
 
@@ -147,11 +147,11 @@ def _text(raw: dict, name: str) -> str:
 
 def _whole(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
-        raise ValueError(f"{value!r} is no token id or count")
+        raise ValueError(f"{repr(value)[:80]} is no token id or count")
     return value
 
 
 def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{value!r} is no log-probability")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e6 < value < 1e-6:
+        raise ValueError(f"{repr(value)[:80]} is no log-probability")
     return float(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from playground.engine.request import FinishEvent, SamplingParams, TokenEvent
+from playground.engine.request import FinishEvent, RequestError, SamplingParams, TokenEvent
 from playground.engine.service import Stream
 from playground.inspect.receipt import Receipt
 
@@ -21,9 +21,15 @@ def replay(receipt: Receipt, start: Start, spelled: Spelled) -> dict:
     parent, done = None, 0
     for segment in receipt.segments:
         ids = (*receipt.prompt, *receipt.ids[:done])
-        parent = start(ids, segment.params, max(segment.keep, 1), parent)
+        # as in the run itself: a token is forced behind one that was fed, and a prompt's own logits are its prefill's
+        limit = max(segment.keep, 1) + (segment.forced is not None)
+        parent = start(ids, segment.params, limit, parent if done else None)
         for event in parent:
-            if isinstance(event, FinishEvent) or event.index >= segment.keep:
+            if isinstance(event, FinishEvent):
+                if event.stats.finish_reason == "cancelled":
+                    raise RequestError("The replay was stopped; run it again.")
+                continue
+            if event.index >= segment.keep:
                 continue
             if event.id != receipt.ids[done]:
                 parent.close()

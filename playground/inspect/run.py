@@ -58,6 +58,8 @@ class Run:
         self.text += token.text
         units, i = len(token.text.encode("utf-16-le", "surrogatepass")) // 2, token.insight
         entropy, rank = (f"{i.entropy:.4g}", i.rank) if i else ("", "")
+        if i and token.forced:  # the insight is of the draw that it replaced
+            rank = [other for other, _ in i.raw].index(token.id)
         self.marks += f"{units},{token.logprob:.5g},{entropy},{rank},{'f' if token.forced else ''};"
 
     def add(self, event: TokenEvent | FinishEvent) -> None:

@@ -12,6 +12,8 @@ def explain(run: Run, index: int) -> dict:
     """The token at `index`: `alternatives` (raw and processed probability, best first, the token itself always among
     them), `others` (what is left of both), `filter` and `why`. Raises IndexError."""
     token = run.tokens[index]
+    while run.parent and index < run.taken and not token.forced:
+        run = run.parent  # who drew it, under settings of its own
     base = {"index": index, "id": token.id, "text": run.spelled(token.id), "forced": token.forced}
     base |= {"probability": math.exp(token.logprob), "logprob": token.logprob}
     if (i := token.insight) is None:
@@ -19,7 +21,7 @@ def explain(run: Run, index: int) -> dict:
     rows = alternatives(run, i, None if token.forced else token.id)
     seen = (math.fsum(row[part] or 0.0 for row in rows) for part in ("raw", "processed"))
     return base | {
-        "rank": i.rank,
+        "rank": rank(token),
         "entropy": i.entropy,
         "processed_entropy": i.processed_entropy,
         "alternatives": rows,
@@ -28,6 +30,13 @@ def explain(run: Run, index: int) -> dict:
         "settings": settings(run),
         "why": {"kind": "forced"} if token.forced else why(run, token),
     }
+
+
+def rank(token: Written) -> int:
+    """How many tokens are likelier, whether it was drawn or forced."""
+    if not token.forced:
+        return token.insight.rank
+    return [i for i, _ in token.insight.raw].index(token.id)  # only what is shown can be forced
 
 
 def alternatives(run: Run, i: Insight, drawn: int | None) -> list[dict]:

@@ -73,7 +73,10 @@ class CompareHandlers:
     def compare(self, prompt, max_new_tokens, past_end, count, shared_noise, *rest) -> Iterator[tuple]:
         """Yields the shared text, the fork, and text and figures of each column."""
         *values, session = rest
-        count = whole_number("Columns", count)
+        with told():
+            count = whole_number("Columns", count)
+            if not 2 <= count <= MOST:
+                raise RequestError(f"Columns is {count}; use a number from 2 to {MOST}.")
         settings = [
             dict(zip(NAMES, values[c * len(NAMES) : (c + 1) * len(NAMES)], strict=True)) for c in range(MOST)
         ]  # fmt: skip

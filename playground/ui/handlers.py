@@ -10,7 +10,8 @@ import gradio as gr
 
 from playground import CheckpointError, Playground, RequestError, SamplingParams
 from playground.chat import Message
-from playground.engine.request import Sampler, whole_number
+from playground.engine.request import MAX_SEED, Sampler, whole_number
+from playground.engine.service import EngineError
 from playground.inspect.run import Run
 from playground.inspect.scales import ScaleGrid, projections, weight_scales
 from playground.shelf import Shelf
@@ -33,13 +34,20 @@ def _number(text: str) -> float:
     return value
 
 
+def _whole(text: str) -> int:
+    value = int(text)
+    if not -1 <= value <= MAX_SEED:
+        raise ValueError(text)
+    return value
+
+
 LINKED = {  # what an address can carry, in the order of the page's inputs
     "prompt": lambda text: text[:20_000],
     "sampler": _sampler,
     "temperature": _number,
-    "max_new_tokens": int,
-    "seed": int,
-    "top_k": int,
+    "max_new_tokens": _whole,
+    "seed": _whole,
+    "top_k": _whole,
     "top_p": _number,
     "min_p": _number,
     "past_end": lambda text: text == "true",
@@ -141,13 +149,13 @@ class Handlers:
 
     def replay(self, file: bytes | None, session: Session) -> str:
         """Runs an uploaded receipt again; says in words how it went."""
-        with told():
+        try:
             refuse_during_a_run(session)
-            try:
-                text = (file or b"").decode()
-            except UnicodeDecodeError:
-                raise RequestError("This is not a receipt: it is no text.") from None
-            return in_words(self.book.replay(self.playground, text))
+            return in_words(self.book.replay(self.playground, (file or b"").decode()))
+        except UnicodeDecodeError:
+            return "This is not a receipt: it is no text."
+        except (RequestError, CheckpointError, EngineError) as error:
+            return str(error)
 
     def paint(self, session: Session, runs: list[Run]) -> Iterator[list[Pane]]:
         """Yields the panes at every paint; a closed generator cancels the rows."""

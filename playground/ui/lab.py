@@ -8,9 +8,9 @@ from typing import NamedTuple
 import gradio as gr
 import pandas
 
-from playground import SamplingParams
+from playground import RequestError, SamplingParams
 from playground.engine.request import whole_number
-from playground.inspect.curve import cache_curve
+from playground.inspect.curve import PROBES, cache_curve
 from playground.inspect.lab import Distribution, count_draws, draw_in_steps, next_distribution, temperature_table
 from playground.ui.components import BarTable
 from playground.ui.controls import Number
@@ -83,8 +83,10 @@ class LabHandlers:
             playground = self.handlers.playground
             ids = list(playground.encode(prompt))
             playground.check_prompt(ids)
-            found = []
-            for row in cache_curve(playground.service, ids, min(CURVE_TOKENS, playground.context - len(ids))):
+            found, room = [], playground.context - len(ids)
+            if room < 4 * PROBES:
+                raise RequestError("The prompt leaves too little of the context to measure in; shorten it.")
+            for row in cache_curve(playground.service, ids, min(CURVE_TOKENS, room)):
                 found += [(row["length"], row["cached_ms"], "with"), (row["length"], row["uncached_ms"], "without")]
                 yield pandas.DataFrame(found, columns=list(CURVE_COLUMNS.values()))
 

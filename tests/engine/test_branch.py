@@ -116,3 +116,13 @@ def test_against_a_fresh_prefill_a_branch_agrees_within_the_tolerance_of_the_for
     _, branch = write(engine, prompt, 8, PLAIN, parent=row)
     _, fresh = write(Engine(model, None), prompt, 8, PLAIN)
     assert torch.allclose(torch.tensor(branch), torch.tensor(fresh), atol=1e-3)
+
+
+def test_a_group_that_branches_from_a_prompt_of_whole_pages_takes_the_pages_that_it_reckoned_with(small):
+    engine = Engine(small(), None, 3, cache_tokens=5 * 64, context=192)
+    prompt = tuple(range(5, 69))  # one page exactly
+    row, _ = write(engine, prompt, 3)
+    group = engine.add([Request(prompt, GUMBEL, 60, ignore_eos=True) for _ in range(2)], row)
+    run(engine)
+    assert [len(one.new_ids) for one in group] == [60, 60]
+    assert engine.cache.used_pages == len(row.pages)

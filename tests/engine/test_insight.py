@@ -135,3 +135,11 @@ def test_a_vocabulary_smaller_than_what_is_shown_leaves_the_rest_out():
     token, insight = explain(torch.tensor([[0.5, 0.1, 0.2]]), [SamplingParams("gumbel", 1.0)])[0]
     assert len(insight.raw) == len(insight.processed) == len(insight.scores) == 3 < min(SHOWN, SCORED)
     assert insight.scores[0][0] == token
+
+
+def test_a_greedy_row_is_explained_alike_alone_and_beside_one_that_filters():
+    logits = torch.randn(1, 300, generator=torch.Generator().manual_seed(6))
+    greedy, other = SamplingParams("greedy", top_k=2), SamplingParams("gumbel", 1.0, top_k=20)
+    alone, beside = explain(logits, [greedy])[0][1], explain(logits.expand(2, -1), [greedy, other])[0][1]
+    assert alone.kept == beside.kept == 300
+    assert math.isclose(alone.processed_entropy, beside.processed_entropy, abs_tol=1e-9)
