@@ -113,7 +113,7 @@ def compare() -> int:
             streams = playground.compare(args.prompt, params, args.max_new_tokens, **options)
             ids = streams[0].row.request.prompt
             runs = [
-                Run(stream, playground.tokenizer.decode, args.prompt, ids, p, args.max_new_tokens, args.ignore_eos)
+                Run(stream, playground.tokenizer, args.prompt, ids, p, args.max_new_tokens, args.ignore_eos)
                 for stream, p in zip(streams, params, strict=True)
             ]
             for run in runs:

@@ -60,6 +60,10 @@ class Tokenizer:
         """The text of a whole sequence, special tokens left out."""
         return self.inner.decode(ids, skip_special_tokens=True)
 
+    def spelled(self, token: int) -> str:
+        """A token's own text; bytes that are no whole character show as U+FFFD, a special token by its number."""
+        return self.decode([token]) or f"<{token}>"
+
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
     """`tokenizer_config.json`, empty where there is none. Raises `CheckpointError` for one that can't be read."""

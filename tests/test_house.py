@@ -15,7 +15,13 @@ ALLOWED = {  # room -> what it may import of ours, itself apart
     "playground.families": {"playground.config"},
     "playground.model": {"kernels", "playground.config"},
     "playground.engine": {"kernels", "playground.config", "playground.model", "playground.tokenizer"},
-    "playground.inspect": {"kernels", "playground.config", "playground.engine", "playground.model"},
+    "playground.inspect": {
+        "kernels",
+        "playground.config",
+        "playground.engine",
+        "playground.model",
+        "playground.tokenizer",
+    },
     "playground.ui": {"playground", "playground.chat", "playground.engine", "playground.inspect", "playground.shelf"},
 }
 

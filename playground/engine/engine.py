@@ -179,7 +179,8 @@ class Engine:
         prompt, start = filling.rows[0].request.prompt, filling.done
         filling.done = end = min(start + self.prefill_chunk, len(prompt))
         traced = any(row.request.trace_scales for row in filling.rows)
-        draw = self._first_draw(filling.rows)  # on its way to the device before it has work to do
+        # on its way to the device before it has work to do
+        draw = self._first_draw(filling.rows) if end == len(prompt) else None
         fed = self.prefill.feed(prompt, start, end, filling.pages, traced)
         if fed is None:
             if self.model.device.type == "cuda":

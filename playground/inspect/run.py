@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from playground.engine.insight import Insight
 from playground.engine.request import FinishEvent, SamplingParams, TokenEvent
 from playground.engine.service import Stream
+from playground.tokenizer import Tokenizer
 
 
 class Written(NamedTuple):
@@ -27,7 +28,7 @@ class Run:
     """`tokens` and `text` follow the prompt; of a branch they begin with what it took over from its parent."""
 
     stream: Stream
-    decode: Callable[[list[int]], str]
+    tokenizer: Tokenizer
     prompt: str
     prompt_ids: tuple[int, ...]  # of the root's prompt
     params: SamplingParams
@@ -72,8 +73,7 @@ class Run:
             self.marks += f"{len(event.text.encode('utf-16-le', 'surrogatepass')) // 2},,,,;"
 
     def spelled(self, token: int) -> str:
-        """A token's own text; bytes that are no whole character show as U+FFFD, a special token by its number."""
-        return self.decode([token]) or f"<{token}>"
+        return self.tokenizer.spelled(token)
 
     @property
     def ids(self) -> tuple[int, ...]:

@@ -174,8 +174,8 @@ class Handlers:
         limit = whole_number("Max new tokens", max_new_tokens)
         playground, options = self.playground, {"ignore_eos": bool(past_end), "trace_scales": True, "inspect": True}
         stream = playground.chat(messages, params, limit, **options)
-        ids, decode = stream.row.request.prompt, playground.tokenizer.decode
-        return self.book.keep(Run(stream, decode, "", ids, params, limit, bool(past_end)))
+        ids, tokenizer = stream.row.request.prompt, playground.tokenizer
+        return self.book.keep(Run(stream, tokenizer, "", ids, params, limit, bool(past_end)))
 
     def layer_names(self, layer: int) -> list[str]:
         return projections(self.playground.model, layer)

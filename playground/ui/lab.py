@@ -35,9 +35,7 @@ class LabHandlers:
             playground.check_prompt(ids)
             session.lab = (
                 key,
-                next_distribution(
-                    playground.service, ids, lambda token: playground.tokenizer.decode([token]) or f"<{token}>"
-                ),
+                next_distribution(playground.service, ids, playground.tokenizer.spelled),
             )
         return session.lab[1]
 

@@ -29,10 +29,10 @@ class RunBook:
     ) -> list[Run]:
         """Starts one row per setting on one prompt."""
         streams = playground.compare(prompt, params, limit, inspect=True, keep=True, **options)
-        ids, decode = streams[0].row.request.prompt, playground.tokenizer.decode
+        ids, tokenizer = streams[0].row.request.prompt, playground.tokenizer
         past_end = bool(options.get("ignore_eos"))
         return [
-            self.keep(Run(stream, decode, prompt, ids, p, limit, past_end))
+            self.keep(Run(stream, tokenizer, prompt, ids, p, limit, past_end))
             for stream, p in zip(streams, params, strict=True)
         ]
 
@@ -57,7 +57,16 @@ class RunBook:
         while origin.parent and at < origin.taken:  # the token belongs to an ancestor
             origin = origin.parent
         run = Run(
-            stream, source.decode, source.prompt, source.prompt_ids, params, limit, source.ignore_eos, origin, at, given
+            stream,
+            source.tokenizer,
+            source.prompt,
+            source.prompt_ids,
+            params,
+            limit,
+            source.ignore_eos,
+            origin,
+            at,
+            given,
         )
         return self.keep(run)
 
@@ -67,7 +76,7 @@ class RunBook:
         known = dict(insight.raw) if insight else {}
         if token not in known:
             raise RequestError("Choose one of the alternatives that are shown for this token.")
-        return Written(token, source.decode([token]), known[token], insight, forced=True)
+        return Written(token, source.tokenizer.decode([token]), known[token], insight, forced=True)
 
     def keep(self, run: Run) -> Run:
         with self.lock:
@@ -110,6 +119,6 @@ class RunBook:
             options = {"ignore_eos": receipt.ignore_eos, "inspect": True, "keep": True}
             return playground.resume(ids, [params], limit, parent, **options)[0]
 
-        found = replay(receipt, start, lambda token: playground.tokenizer.decode([token]) or f"<{token}>")
+        found = replay(receipt, start, playground.tokenizer.spelled)
         same = receipt.checkpoint == playground.fingerprint
         return found | {"same_checkpoint": same, "model": playground.name, "recorded_model": receipt.model}
