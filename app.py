@@ -50,7 +50,7 @@ def main() -> int:
             ssr_mode=False,
             run_history=False,
             allowed_paths=[],
-            max_file_size="1mb",
+            max_file_size="8mb",
             strict_cors=True,
         )
     except OSError:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from playground import CheckpointError, FinishEvent, RequestError, SamplingParams, load
 from playground.arguments import add_model_arguments, model_options
-from playground.inspect.columns import column_params, label
+from playground.inspect.columns import labels, read_columns
 from playground.inspect.fork import Alignment
 from playground.inspect.run import Run
 
@@ -21,9 +21,9 @@ EPILOG = """examples:
 """
 COMPARE = """Continue a prompt under 2 to 4 settings at once, as rows of one batch, and say where and why they part.
 
-A column is a list of sampler, temperature, top_k, top_p, min_p and seed, such as temperature=1.2,top_p=0.9; what it
-does not name is gumbel at 0.8 without filters. All columns meet the same noise, of the first seed that a column names,
-unless --own-noise.
+A column is a list of sampler, temperature, top_k, top_p, min_p, seed and weights (fp8 or bf16), such as
+temperature=1.2,top_p=0.9; what it does not name is gumbel at 0.8 without filters, on the weights as loaded. All columns
+meet the same noise, of the first seed that a column names, unless --own-noise.
 """
 
 
@@ -107,14 +107,13 @@ def compare() -> int:
     add_model_arguments(parser)
     args = parser.parse_args(sys.argv[2:])
     try:
-        params = column_params([parse_column(text) for text in args.column], not args.own_noise)
+        params, forms = read_columns([parse_column(text) for text in args.column], not args.own_noise)
         with load(**model_options(args)) as playground:
             options = {"ignore_eos": args.ignore_eos, "inspect": True}
-            streams = playground.compare(args.prompt, params, args.max_new_tokens, **options)
-            ids = streams[0].row.request.prompt
+            streams = playground.compare(args.prompt, params, args.max_new_tokens, forms, **options)
             runs = [
-                Run(stream, playground.tokenizer, args.prompt, ids, p, args.max_new_tokens, args.ignore_eos)
-                for stream, p in zip(streams, params, strict=True)
+                Run.of(stream, playground.tokenizer, args.prompt, playground.writer_of(stream).form)
+                for stream in streams
             ]
             for run in runs:
                 for event in run.stream:
@@ -129,19 +128,22 @@ def compare() -> int:
 def show_comparison(runs: list[Run], as_json: bool) -> None:
     found = Alignment(runs)
     found.update()
-    fork, shared = found.fork, found.shared
+    fork, shared, names = found.fork, found.shared, labels(runs)
     if as_json:
-        columns = [{"setting": label(run.params), "text": run.text, "tokens": len(run.tokens)} for run in runs]
+        columns = [
+            {"setting": name, "text": run.text, "tokens": len(run.tokens)}
+            for name, run in zip(names, runs, strict=True)
+        ]
         print(json.dumps({"columns": columns, "fork": fork}))
         return
-    for run in runs:
-        print(f"--- {label(run.params)}\n{run.prompt}{run.text}\n")
+    for name, run in zip(names, runs, strict=True):
+        print(f"--- {name}\n{run.prompt}{run.text}\n")
     if fork is None:
         print(f"All columns share their first {shared} tokens.")
         return
     print(f"They part at token {shared + 1}:")
-    for run, column in zip(runs, fork["columns"], strict=True):
-        print(f"  {label(run.params)}: {column['text']!r}, {column['why']}")
+    for name, column in zip(names, fork["columns"], strict=True):
+        print(f"  {name}: {column['text']!r}, {column['why']}")
 
 
 def main() -> int:

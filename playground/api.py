@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -90,7 +91,10 @@ class Playground:
         self.defaults = parse_defaults(checkpoint.generation)
         self.template = ChatTemplate.read(checkpoint.folder, tokenizer)
         self.model, self.tokenizer, self.config, self.context = model, tokenizer, model.config, room.context
+        self.form = "fp8" if model.config.quantization else "bf16"
         self.service = Service(Engine(model, tokenizer, MAX_ROWS, room.cache_tokens, room.context))
+        self._other: Playground | None = None
+        self._loading = threading.Lock()
 
     @property
     def path(self) -> str:
@@ -120,10 +124,28 @@ class Playground:
         return self.compare(prompt, [params or self.params()], max_new_tokens, **options)[0]
 
     def compare(
-        self, prompt: str, params: Sequence[SamplingParams], max_new_tokens: int | None = None, **options
+        self,
+        prompt: str,
+        params: Sequence[SamplingParams],
+        max_new_tokens: int | None = None,
+        forms: Sequence[str] | None = None,
+        **options,
     ) -> list[Stream]:
-        """Starts one row per setting: the prompt is prefilled once, the rows stream together as one batch."""
-        return self._start(self.encode(prompt), params, max_new_tokens, options)
+        """Starts one row per setting: the prompt is prefilled once, the rows stream together as one batch. `forms` name
+        the weights that each runs on (see `in_form`; "": those that are loaded): one batch and one prefill for each."""
+        ids, forms = self.encode(prompt), [form or self.form for form in forms or [""] * len(params)]
+        writers = {form: self.in_form(form) for form in dict.fromkeys(forms)}
+        streams: dict[int, Stream] = {}
+        try:
+            for form, writer in writers.items():
+                places = [place for place, one in enumerate(forms) if one == form]
+                started = writer._start(ids, [params[place] for place in places], max_new_tokens, options)
+                streams.update(zip(places, started, strict=True))
+        except RequestError:  # all of them, or none
+            for stream in streams.values():
+                stream.close()
+            raise
+        return [streams[place] for place in range(len(forms))]
 
     def chat(
         self,
@@ -156,6 +178,26 @@ class Playground:
         """Starts one row per setting on token ids. Where the cache of `parent`, which was asked to `keep` it, still
         holds all but the last of them, the rows go on from there with the parent's own bits."""
         return self._start(tuple(ids), params, max_new_tokens, options, parent)
+
+    def in_form(self, form: str) -> Playground:
+        """The same checkpoint with its projections `fp8` or `bf16`: this playground, or a second one, loaded when it is
+        first asked for and closed with this one. Raises `CheckpointError` where both do not fit."""
+        if form == self.form:
+            return self
+        with self._loading:
+            if self.model is None:
+                raise RequestError("This model is no longer loaded; run again.")
+            if self._other is None:
+                self._other = load(self.folder, self.device.type, form, self.context)
+                self._other.name = self.name
+            return self._other
+
+    def writer_of(self, stream: Stream) -> Playground:
+        """The one of the checkpoint's forms that wrote a stream. Raises `RequestError` where another model did."""
+        for one in (self, self._other):
+            if one and one.service is stream.service:
+                return one
+        raise RequestError("This run was written by a model that is no longer loaded; run again.")
 
     def params(self, **settings) -> SamplingParams:
         """Sampling parameters with this checkpoint's own defaults for what is not set."""
@@ -194,7 +236,10 @@ class Playground:
         """Ends the engine's thread and lets go of model and cache, whoever still holds a stream."""
         self.service.close()
         self.service.engine.release()
-        self.model = None
+        with self._loading:
+            self.model = None
+            if self._other:
+                self._other.close()
 
     def __enter__(self) -> Playground:
         return self

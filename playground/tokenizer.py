@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,22 +92,28 @@ class TextStream:
     """Text of a growing sequence: complete characters only, and nothing of a stop string.
 
     `push` returns the text that became certain; what might still turn into a stop string is held back. Once `stopped`
-    is true, `flush` returns nothing more.
+    is true, `flush` returns nothing more. `begun` are ids whose text is out already, but for the bytes of a character
+    that the next id may complete.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()):
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), begun: Sequence[int] = ()):
         self.tokenizer, self.stop = tokenizer, stop
         self.decoder = DecodeStream(skip_special_tokens=True)
         self.ids: list[int] = []
         self.decoded = 0  # characters that the decoder has given out
         self.held = ""
         self.stopped = False
+        for token_id in begun:
+            self._decode(token_id)
 
-    def push(self, token_id: int) -> str:
+    def _decode(self, token_id: int) -> str:
         self.ids.append(token_id)
         piece = self.decoder.step(self.tokenizer.inner, token_id) or ""
         self.decoded += len(piece)
-        return self._release(piece)
+        return piece
+
+    def push(self, token_id: int) -> str:
+        return self._release(self._decode(token_id))
 
     def flush(self) -> str:
         """The rest at the end of a sequence: held text, and U+FFFD for bytes that never became a character."""

@@ -9,10 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from playground import RequestError, SamplingParams
-from playground.inspect.receipt import FORMAT, read_receipt
+from playground.inspect.receipt import FORMAT, MOST_SEGMENTS, read_receipts
 from playground.ui.runs import RunBook
 
 PARAMS = SamplingParams("gumbel", 0.9, top_k=50, seed=5)
+
+
+def rerun(book, playground, text):
+    """A replay of the one receipt in a text."""
+    return book.replay(playground, read_receipts(text)[0])
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +44,7 @@ def tree(book, storyteller):
 
 def test_every_run_of_a_tree_replays_token_by_token(book, storyteller, tree):
     for run in tree:
-        found = book.replay(storyteller, book.receipt(storyteller, run))
+        found = rerun(book, storyteller, book.receipt(storyteller, run))
         assert found["identical"] and found["checked"] == len(run.tokens), found
 
 
@@ -48,10 +53,10 @@ def test_a_replay_goes_the_ways_of_the_run_itself(book, storyteller, tree, monke
     engine, feeds = storyteller.service.engine, []
     feed = engine.prefill.feed
     monkeypatch.setattr(engine.prefill, "feed", lambda *args: feeds.append(args) or feed(*args))
-    assert book.replay(storyteller, book.receipt(storyteller, tree[2]))["identical"]
+    assert rerun(book, storyteller, book.receipt(storyteller, tree[2]))["identical"]
     assert len(feeds) == 1
     again = finished(book.branch(storyteller, tree[0], 0, None, SamplingParams("gumbel", 1.3, seed=77), 30))
-    assert book.replay(storyteller, book.receipt(storyteller, again))["identical"]
+    assert rerun(book, storyteller, book.receipt(storyteller, again))["identical"]
 
 
 def test_what_a_branch_took_over_is_explained_by_the_settings_that_drew_it(book, storyteller):
@@ -68,13 +73,13 @@ def test_a_branch_that_starts_in_what_it_took_over_belongs_to_the_ancestor(book,
     root, branch, _ = tree
     sibling = finished(book.branch(storyteller, branch, 4, None, PARAMS, 6))
     assert sibling.parent is root and sibling.tokens[:4] == root.tokens[:4]
-    assert book.replay(storyteller, book.receipt(storyteller, sibling))["identical"]
+    assert rerun(book, storyteller, book.receipt(storyteller, sibling))["identical"]
 
 
 def test_a_changed_token_is_named_with_both_distributions(book, storyteller, tree):
     receipt = json.loads(book.receipt(storyteller, tree[0]))
     receipt["tokens"][5]["id"] = 7
-    found = book.replay(storyteller, json.dumps(receipt))
+    found = rerun(book, storyteller, json.dumps(receipt))
     assert not found["identical"] and found["at"] == found["checked"] == 5
     assert found["recorded"]["id"] == 7 and found["now"]["id"] == tree[0].tokens[5].id
     assert found["now"]["top"] == found["recorded"]["top"]
@@ -83,7 +88,33 @@ def test_a_changed_token_is_named_with_both_distributions(book, storyteller, tre
 def test_a_setting_changed_in_a_receipt_shows_in_the_replay(book, storyteller, tree):
     receipt = json.loads(book.receipt(storyteller, tree[0]))
     receipt["segments"][0]["seed"] = 6
-    assert not book.replay(storyteller, json.dumps(receipt))["identical"]
+    assert not rerun(book, storyteller, json.dumps(receipt))["identical"]
+
+
+def test_a_branch_that_found_no_cache_says_so_and_replays_by_a_prefill_as_well(book, storyteller, tree):
+    storyteller.service.call(lambda engine: engine._drop(tree[0].stream.row))
+    late = finished(book.branch(storyteller, tree[0], 6, None, PARAMS, 8))
+    receipt = book.receipt(storyteller, late)
+    assert [part["branched"] for part in json.loads(receipt)["segments"]] == [False, False]
+    assert [part["branched"] for part in json.loads(book.receipt(storyteller, tree[1]))["segments"]] == [False, True]
+    assert rerun(book, storyteller, receipt)["identical"]
+
+
+def test_a_run_on_the_other_form_of_the_weights_replays_on_that_form(book, storyteller):
+    runs = [finished(r) for r in book.begin(storyteller, "The old fox", [PARAMS] * 2, 12, ["fp8", "bf16"])]
+    both = read_receipts(book.receipt(storyteller, *runs))
+    assert [receipt.weights for receipt in both] == ["fp8", "bf16"]
+    for receipt in both:
+        streams = []
+        assert book.replay(storyteller, receipt, streams.append)["identical"]
+        assert [s.service for s in streams] == [storyteller.in_form(receipt.weights).service]
+
+
+def test_branches_in_a_row_end_where_receipts_do(book, storyteller, tree):
+    deep = tree[2]
+    deep.depth = MOST_SEGMENTS - 1
+    with pytest.raises(RequestError, match="branches in a row"):
+        book.branch(storyteller, deep, len(deep.tokens), None, PARAMS, 3)
 
 
 GOOD = {
@@ -91,13 +122,16 @@ GOOD = {
     "model": "m",
     "checkpoint": "c",
     "prompt_ids": [1, 2],
-    "segments": [vars(PARAMS) | {"sampler": "gumbel", "keep": 1, "forced": None}],
+    "weights": "fp8",
+    "segments": [
+        vars(PARAMS) | {"sampler": "gumbel", "keep": 1, "forced": None, "ignore_eos": False, "branched": False}
+    ],
     "tokens": [{"id": 3, "top": [[3, -0.5]]}],
 }
 
 
 def test_the_smallest_receipt_is_read():
-    assert read_receipt(json.dumps(GOOD)).ids == (3,)
+    assert read_receipts(json.dumps(GOOD))[0].ids == (3,)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +146,11 @@ def test_the_smallest_receipt_is_read():
         ({"tokens": [{"id": 3, "top": [[3, 1e999]]}]}, "damaged"),
         ({"tokens": [{"id": 3, "top": [[3, 1000]]}]}, "damaged"),
         ({"segments": [GOOD["segments"][0] | {"temperature": 10**400}]}, "Temperature"),
-        ({"tokens": []}, "do not add up"),
+        ({"tokens": []}, "wrote nothing"),
+        ({"prompt_ids": []}, "wrote nothing"),
+        ({"tokens": GOOD["tokens"] * 2}, "do not add up"),
+        ({"weights": "int4"}, "neither fp8 nor bf16"),
+        ({"segments": [GOOD["segments"][0] | {"branched": 1}]}, "damaged"),
         ({"segments": []}, "do not add up"),
         ({"segments": [{"keep": 1}]}, "damaged"),
         ({"segments": GOOD["segments"] * 101}, "branches in a row"),
@@ -124,13 +162,13 @@ def test_the_smallest_receipt_is_read():
 )
 def test_a_damaged_receipt_is_refused_with_a_sentence(change, words):
     with pytest.raises(RequestError, match=words):
-        read_receipt(json.dumps(GOOD | change))
+        read_receipts(json.dumps(GOOD | change))
 
 
 @pytest.mark.parametrize("text", ["", "[", "[" * 100_000, "null", "[]", '{"format": 1}', None, "x" * 9_000_000])
 def test_what_is_no_receipt_is_refused_with_a_sentence(text):
     with pytest.raises(RequestError):
-        read_receipt(text)
+        read_receipts(text)
 
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
@@ -142,6 +180,6 @@ JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dicti
 @given(st.dictionaries(st.sampled_from([n for n in GOOD if n != "format"]), JSON, max_size=4))
 def test_no_receipt_raises_anything_but_a_sentence(change):
     try:
-        read_receipt(json.dumps(GOOD | change))
+        read_receipts(json.dumps(GOOD | change))
     except RequestError as error:
         assert str(error)

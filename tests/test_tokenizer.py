@@ -72,3 +72,13 @@ def test_byte_level_text_comes_back_exactly():
     tokenizer = Tokenizer(EMBEDDED, 4096)
     for text in SCRIPTS + strings(300):
         assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_text_goes_on_inside_of_a_character_that_was_begun_before():
+    storyteller = Tokenizer(EMBEDDED, 1 << 30)
+    ids = storyteller.encode("one 👍 two")
+    whole = TextStream(storyteller)
+    pieces = [whole.push(i) for i in ids] + [whole.flush()]
+    for at in range(len(ids)):
+        later = TextStream(storyteller, begun=ids[:at])
+        assert [later.push(i) for i in ids[at:]] + [later.flush()] == pieces[at:]

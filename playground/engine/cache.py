@@ -30,7 +30,9 @@ class PagedCache:
         return len(self.holders) - len(self.free)
 
     def take(self, count: int) -> list[int]:
-        """`count` free pages; the caller has made sure that there are that many."""
+        """`count` free pages. Raises RuntimeError, and takes none, where there are not that many: callers ask first."""
+        if count > len(self.free):
+            raise RuntimeError(f"{count} pages of the KV cache are asked for and {len(self.free)} are free")
         pages = [self.free.pop() for _ in range(count)]
         for page in pages:
             self.holders[page] = 1

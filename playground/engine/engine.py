@@ -7,8 +7,8 @@ Single-threaded and passive: `add` queues, `step` does one piece of prefill or o
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,7 +85,8 @@ class Engine:
         rows = []
         for request in requests:
             limit = min(request.max_new_tokens, self.context - len(request.prompt))
-            text = TextStream(self.tokenizer, request.stop) if self.tokenizer else None
+            begun = request.prompt[len(request.prompt) - request.begun :]
+            text = TextStream(self.tokenizer, request.stop, begun) if self.tokenizer else None
             rows.append(Row(request, limit, text, now, parent))
         if self._pages_needed(rows, None) > len(self.cache.holders):
             raise RequestError(f"The KV cache holds {self.cache.total_tokens} tokens in all; ask for fewer or shorten.")
@@ -109,6 +110,23 @@ class Engine:
                 self.cache.release(self.filling.pages)
                 self.filling = None
         return [(row, self._finish(row, "cancelled", keep))]
+
+    @torch.inference_mode()
+    def logits_after(self, prompt: Sequence[int]) -> torch.Tensor:
+        """`[V]` float32, what a row with this prompt draws its first token from: by the same prefill, of which nothing
+        stays. Raises `RequestError` where running rows leave no room for it."""
+        pages = pages_for(len(prompt))
+        if (going := self._enough(list(self.kept), pages)) is None:
+            raise RequestError("The KV cache is full; wait until the runs under way have ended.")
+        for row in going:
+            self._drop(row)
+        taken, fed = self.cache.take(pages), None
+        try:
+            for start in range(0, len(prompt), self.prefill_chunk):
+                fed = self.prefill.feed(prompt, start, min(start + self.prefill_chunk, len(prompt)), taken, False)
+            return fed.logits[0].clone()
+        finally:
+            self.cache.release(taken)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Row, Event]]:
@@ -143,17 +161,32 @@ class Engine:
         return parent if parent and parent.holds(prompt) else None
 
     def _make_room(self, group: list[Row]) -> bool:
-        """Whether a group can begin; kept pages give way to it, the oldest first and its own parent's last."""
+        """Whether a group can begin; kept pages give way to it, the oldest first and its own parent's last, but none of
+        them in vain."""
         if len(self.running) + len(group) > self.max_rows:
             return False
-        others = [row for row in self.kept if row is not group[0].parent] + [group[0].parent]
-        while True:
-            cached = (len(group[0].request.prompt) - 1) // PAGE_SIZE if self._parent(group) else None
-            if self._pages_needed(group, cached) <= len(self.cache.free):
-                return True
-            if not (others := [row for row in others if row in self.kept]):
-                return False
-            self._drop(others[0])
+        parent = self._parent(group)
+        cached = (len(group[0].request.prompt) - 1) // PAGE_SIZE if parent else None
+        others = [row for row in self.kept if row is not parent]
+        going = self._enough(others, self._pages_needed(group, cached))
+        if going is None and parent in self.kept:
+            going = self._enough([*others, parent], self._pages_needed(group, None))
+            if going is not None:
+                for row in group:
+                    row.parent = None
+        for row in going or ():
+            self._drop(row)
+        return going is not None
+
+    def _enough(self, kept: list[Row], pages: int) -> list[Row] | None:
+        """As few of these rows, the first ones first, as free so many pages when they go; None if all do not."""
+        free, let_go = len(self.cache.free), Counter()
+        for count, row in enumerate(kept):
+            if free >= pages:
+                return kept[:count]
+            let_go.update(row.pages)
+            free += sum(let_go[page] == self.cache.holders[page] for page in row.pages)
+        return kept if free >= pages else None
 
     def _drop(self, row: Row) -> None:
         """Gives up the pages that an ended row kept."""
@@ -165,10 +198,12 @@ class Engine:
     def _begin(self, group: list[Row]) -> None:
         if parent := self._parent(group):
             for row in group:
-                row.length = len(row.request.prompt) - 1
+                row.length, row.branched, row.parent = len(row.request.prompt) - 1, True, None
                 self._fork(parent, row, row.length)
             self.running += group
             return
+        for row in group:
+            row.parent = None  # a chain of branches would hold on to all of its rows
         rows = sorted(group, key=lambda row: -row.limit)
         pages = self.cache.take(pages_for(len(rows[0].request.prompt) + rows[0].limit))
         self.filling = Filling(rows, pages)

@@ -92,6 +92,7 @@ class Request:
     trace_scales: bool = False  # events bring activation scales
     inspect: bool = False  # events bring what was behind each draw
     keep: bool = False  # the cache of what was written stays, as long as there is room, for rows that branch off
+    begun: int = 0  # so many of the prompt's last tokens are text under way: the new ones may end a character of theirs
 
     def __post_init__(self):
         if len(self.stop) > MAX_STOPS or not all(

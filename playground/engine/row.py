@@ -15,6 +15,7 @@ class Row:
     text: TextStream | None
     submitted: float
     parent: Row | None = None  # whose cache it starts from, if that still holds all but the last token of its prompt
+    branched: bool = False  # it did start from its parent's cache
     pages: list[int] = field(default_factory=list)
     length: int = 0  # tokens that stand in the cache
     new_ids: list[int] = field(default_factory=list)

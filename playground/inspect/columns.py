@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from playground.engine.request import RequestError, SamplingParams, whole_number
+from playground.inspect.run import Run
 
 MOST = 4
-NAMES = ("sampler", "temperature", "top_k", "top_p", "min_p", "seed")
-PLAIN = {"sampler": "gumbel", "temperature": 0.8, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": -1}
+NAMES = ("sampler", "temperature", "top_k", "top_p", "min_p", "seed", "weights")
+PLAIN = {
+    "sampler": "gumbel", "temperature": 0.8, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": -1, "weights": "",
+}  # fmt: skip
+FORMS = {"": "as loaded", "fp8": "FP8", "bf16": "BF16"}
 
 
-def column_params(settings: list[dict], shared_noise: bool) -> list[SamplingParams]:
-    """Settings of the columns with their seeds drawn; with shared noise all take the
-    first seed that one of them names. Raises
-    `RequestError`."""
+def read_columns(settings: list[dict], shared_noise: bool) -> tuple[list[SamplingParams], list[str]]:
+    """Settings of the columns with their seeds drawn, and the form of the weights of each, one of `FORMS`; with shared
+    noise all take the first seed that one of them names. Raises `RequestError`."""
     if (
         not isinstance(settings, list)
         or not 2 <= len(settings) <= MOST
@@ -25,11 +28,20 @@ def column_params(settings: list[dict], shared_noise: bool) -> list[SamplingPara
         raise RequestError(f"A setting has no {sorted(unknown)[0]!r}; it has {', '.join(NAMES)}.")
     whole = {"top_k": "Top-k", "seed": "Seed"}
     given = [PLAIN | s | {n: whole_number(label, (PLAIN | s)[n]) for n, label in whole.items()} for s in settings]
+    forms = [s.pop("weights") or "" for s in given]
+    if wrong := [form for form in forms if form not in FORMS]:
+        raise RequestError(f"Weights is {repr(wrong[0])[:80]}; choose fp8 or bf16, or leave it out.")
     params = [SamplingParams(**s) for s in given]
     if shared_noise:
         seed = next((p.seed for p in params if p.seed >= 0), params[0].with_drawn_seed().seed)
-        return [replace(p, seed=seed) for p in params]
-    return [p.with_drawn_seed() for p in params]
+        return [replace(p, seed=seed) for p in params], forms
+    return [p.with_drawn_seed() for p in params], forms
+
+
+def labels(runs: list[Run]) -> list[str]:
+    """Each run's setting, and its weights where they differ."""
+    differ = len({run.form for run in runs}) > 1
+    return [label(run.params) + (f", {FORMS[run.form]} weights" if differ else "") for run in runs]
 
 
 def label(params: SamplingParams) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from playground.inspect.columns import label
+from playground.inspect.columns import labels
 from playground.inspect.run import Run
 from playground.inspect.tokens import why
 
@@ -22,23 +22,25 @@ class Alignment:
         """Takes in what has been written since; a fork stays what it is."""
         while self.fork is None and all(len(run.tokens) > self.shared for run in self.runs):
             if len({run.tokens[self.shared].id for run in self.runs}) > 1:
-                labels = [label(run.params) for run in self.runs]
-                self.fork = explain_fork(self.runs, self.shared) | {"labels": labels}
+                self.fork = explain_fork(self.runs, self.shared) | {"labels": labels(self.runs)}
             else:
                 self.shared += 1
 
 
 def explain_fork(runs: list[Run], at: int) -> dict:
     """Of the token `at` in which the runs differ: what each column chose and why; and for the tokens that mattered the
-    raw probability, which all share, and in each column the processed one and, of a Gumbel-max draw, the score."""
+    raw probability, once where the columns share it (the same weights), else in each column, the processed one and, of
+    a Gumbel-max draw, the score."""
     tokens = [run.tokens[at] for run in runs]
+    shared = len({run.form for run in runs}) == 1
     raw, cells = {}, []
     for token in tokens:
         i = token.insight
-        raw |= dict(i.raw) | {token.id: i.logprob}
+        own = dict(i.raw) | {token.id: i.logprob}
+        raw = own | raw
         processed = {n: p for n, p, _ in i.scores} | dict(i.processed) | {token.id: i.processed_logprob}
         scores = {n: p + g for n, p, g in i.scores}
-        cells.append((processed, scores))
+        cells.append((own, processed, scores))
     chosen = list(dict.fromkeys(token.id for token in tokens))
     likely = [n for n in sorted(raw, key=lambda n: -raw[n]) if n not in chosen]
     rows = sorted([*chosen, *likely[: max(ROWS - len(chosen), 0)]], key=lambda n: -raw[n])
@@ -48,14 +50,15 @@ def explain_fork(runs: list[Run], at: int) -> dict:
         "rows": [
             {
                 "text": runs[0].spelled(n),
-                "raw": math.exp(raw[n]),
+                "raw": math.exp(raw[n]) if shared else None,
                 "cells": [
                     {
+                        "raw": math.exp(own[n]) if n in own and not shared else None,
                         "processed": math.exp(processed[n]) if n in processed else None,
                         "score": scores.get(n) if run.params.sampler == "gumbel" and not run.params.is_greedy else None,
                         "chosen": token.id == n,
                     }
-                    for run, token, (processed, scores) in zip(runs, tokens, cells, strict=True)
+                    for run, token, (own, processed, scores) in zip(runs, tokens, cells, strict=True)
                 ],
             }
             for n in rows

@@ -12,7 +12,6 @@ import kernels
 from playground.engine.request import RequestError, Sampler, SamplingParams
 from playground.engine.sampler import Needs, Settings, draw_rows
 from playground.engine.service import Service
-from playground.model.step import Step
 
 CANDIDATES = 64  # tokens of a distribution that experiments draw from
 MOST_DRAWS = 1_000_000
@@ -32,16 +31,9 @@ class Distribution:
 
 
 def next_distribution(service: Service, ids: Sequence[int], spelled) -> Distribution:
-    """By a forward of its own, on the engine's thread, that leaves nothing in the cache."""
-
-    @torch.inference_mode()
-    def forward(engine) -> torch.Tensor:
-        model = engine.model
-        step = Step(torch.arange(len(ids), device=model.device), slots=None)
-        hidden = model(torch.tensor(ids, device=model.device), step)
-        return model.logits(hidden[-1:])[0].double().log_softmax(-1).cpu()
-
-    best = service.call(forward).topk(CANDIDATES)
+    """By the prefill that a run has, which leaves nothing in the cache. Raises `RequestError`."""
+    logits = service.call(lambda engine: engine.logits_after(ids).cpu())
+    best = logits.double().log_softmax(-1).topk(CANDIDATES)
     return Distribution(tuple(spelled(i) for i in best.indices.tolist()), best.values, best.values.exp().sum().item())
 
 

@@ -11,22 +11,26 @@ from pathlib import Path
 import torch
 
 from playground.engine.request import RequestError, SamplingParams
+from playground.inspect.columns import MOST
 from playground.inspect.run import Run
 
-FORMAT = "fp8-playground receipt, version 1"
+FORMAT = "fp8-playground receipt, version 2"
 LONGEST = 8 << 20  # characters
 MOST_SEGMENTS = 100  # each is a run of its own
 SHOWN = 5  # alternatives per token
-_SAMPLE = 1 << 20
+_SAMPLE, _SAMPLES = 1 << 20, 64
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a run under one setting; `keep` of its tokens stand, then `forced` follows, if anything was."""
+    """A stretch of a run under one setting; `keep` of its tokens stand, then `forced` follows, if anything was. If it
+    `branched`, it began on the cache of the stretch before, else with a prefill of its own: their bits may differ."""
 
     params: SamplingParams
     keep: int
     forced: int | None
+    ignore_eos: bool
+    branched: bool
 
 
 @dataclass(frozen=True)
@@ -37,35 +41,36 @@ class Receipt:
     segments: tuple[Segment, ...]
     ids: tuple[int, ...]
     top: tuple[tuple[tuple[int, float], ...], ...]  # per token the likeliest raw ids and log-probabilities
-    ignore_eos: bool
+    weights: str  # the form that they ran in, fp8 or bf16
 
 
 @lru_cache(maxsize=8)
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over a checkpoint's config, tokenizer and weight files: names, sizes, and, of files beyond 64 MB, header
-    and end instead of all their bytes."""
+    """SHA-256 over a checkpoint's config, tokenizer and weight files: names, sizes and bytes; of files beyond 64 MB 64
+    pieces of 1 MB from the header to the end, so that a checkpoint of 700 GB is told from its siblings in seconds."""
     digest = hashlib.sha256()
     files = [folder / "config.json", folder / "tokenizer.json", *sorted(folder.glob("*.safetensors"))]
     for file in files:
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}:".encode())
         with file.open("rb") as handle:
-            if size <= 64 << 20:
+            if size <= _SAMPLES * _SAMPLE:
                 digest.update(handle.read())
-            else:
+                continue
+            for number in range(_SAMPLES):
+                handle.seek((size - _SAMPLE) * number // (_SAMPLES - 1))
                 digest.update(handle.read(_SAMPLE))
-                handle.seek(-_SAMPLE, 2)
-                digest.update(handle.read())
     return digest.hexdigest()
 
 
 def make_receipt(run: Run, model: str, folder: Path, device: torch.device) -> dict:
     """Everything that the run depends on, and what it wrote."""
     tokens = list(run.tokens)  # the run may still be writing
-    lineage, segments = list(run.lineage()), []
+    lineage, segments = run.lineage(), []
     for part, child in zip(lineage, [*lineage[1:], None], strict=True):
         keep = (len(tokens) if child is None else child.at) - part.taken
-        segments.append(asdict(part.params) | {"keep": keep, "forced": child.forced if child else None})
+        ways = {"ignore_eos": part.ignore_eos, "branched": part.stream.row.branched}
+        segments.append(asdict(part.params) | {"keep": keep, "forced": child.forced if child else None} | ways)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {
         "format": FORMAT,
@@ -75,8 +80,8 @@ def make_receipt(run: Run, model: str, folder: Path, device: torch.device) -> di
         "torch": torch.__version__,
         "prompt": run.prompt,
         "prompt_ids": list(run.prompt_ids),
+        "weights": run.form,
         "segments": segments,
-        "ignore_eos": run.ignore_eos,
         "finish_reason": run.stats and run.stats["finish_reason"],
         "text": "".join(token.text for token in tokens),
         "tokens": [
@@ -90,14 +95,21 @@ def make_receipt(run: Run, model: str, folder: Path, device: torch.device) -> di
     }
 
 
-def read_receipt(text: str) -> Receipt:
-    """Raises `RequestError` for anything that is not a receipt of ours, naming what is wrong."""
+def read_receipts(text: str) -> list[Receipt]:
+    """One receipt, or the list of them that a comparison is saved as. Raises `RequestError` for anything that is not a
+    receipt of ours, naming what is wrong."""
     if not isinstance(text, str) or len(text) > LONGEST:
         raise RequestError(f"A receipt is a text of at most {LONGEST >> 20} MB.")
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"This is not a receipt: it can't be read as JSON ({error}).") from None
+    if isinstance(raw, list) and not 1 <= len(raw) <= MOST:
+        raise RequestError(f"This is a list of {len(raw)}; a comparison has 1 to {MOST} receipts.")
+    return [_receipt(one) for one in (raw if isinstance(raw, list) else [raw])]
+
+
+def _receipt(raw: object) -> Receipt:
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise RequestError(f"This is not a receipt of this program: its format is not {FORMAT!r}.")
     try:
@@ -109,7 +121,7 @@ def read_receipt(text: str) -> Receipt:
             segments=tuple(_segment(part) for part in _list(raw, "segments")),
             ids=tuple(_whole(token["id"]) for token in tokens),
             top=tuple(tuple((_whole(i), _number(p)) for i, p in token["top"][:SHOWN]) for token in tokens),
-            ignore_eos=raw.get("ignore_eos") is True,
+            weights=_text(raw, "weights"),
         )
     except RequestError:
         raise
@@ -119,6 +131,10 @@ def read_receipt(text: str) -> Receipt:
         raise RequestError(
             f"This receipt has {len(receipt.segments)} branches in a row; {MOST_SEGMENTS} can be replayed."
         )
+    if receipt.weights not in ("fp8", "bf16"):
+        raise RequestError("This receipt is damaged: its weights are neither fp8 nor bf16.")
+    if not receipt.ids or not receipt.prompt:
+        raise RequestError("This receipt is of a run that wrote nothing.")
     forced = sum(part.forced is not None for part in receipt.segments)
     if not receipt.segments or sum(part.keep for part in receipt.segments) + forced != len(receipt.ids):
         raise RequestError("This receipt is damaged: its segments do not add up to its tokens.")
@@ -130,7 +146,10 @@ def _segment(raw: dict) -> Segment:
     params = SamplingParams(**{name: raw[name] for name in names})
     if params.seed < 0:
         raise ValueError("a seed is missing")
-    return Segment(params, _whole(raw["keep"]), None if raw.get("forced") is None else _whole(raw["forced"]))
+    ways = (raw["ignore_eos"], raw["branched"])
+    if not all(isinstance(way, bool) for way in ways):
+        raise TypeError("ignore_eos and branched are true or false")
+    return Segment(params, _whole(raw["keep"]), None if raw.get("forced") is None else _whole(raw["forced"]), *ways)
 
 
 def _list(raw: dict, name: str) -> list:

@@ -10,8 +10,8 @@ from playground.engine.service import Stream
 from playground.inspect.receipt import Receipt
 
 Spelled = Callable[[int], str]
-# token ids, setting, limit, the stream to branch from
-Start = Callable[[tuple[int, ...], SamplingParams, int, Stream | None], Stream]
+# token ids, setting, limit, whether to write past the end, the stream to branch from
+Start = Callable[[tuple[int, ...], SamplingParams, int, bool, Stream | None], Stream]
 
 
 def replay(receipt: Receipt, start: Start, spelled: Spelled) -> dict:
@@ -23,12 +23,15 @@ def replay(receipt: Receipt, start: Start, spelled: Spelled) -> dict:
         ids = (*receipt.prompt, *receipt.ids[:done])
         # as in the run itself: a token is forced behind one that was fed, and a prompt's own logits are its prefill's
         limit = max(segment.keep, 1) + (segment.forced is not None)
-        parent = start(ids, segment.params, limit, parent if done else None)
+        parent = start(ids, segment.params, limit, segment.ignore_eos, parent if segment.branched else None)
         for event in parent:
             if isinstance(event, FinishEvent):
                 if event.stats.finish_reason == "cancelled":
                     raise RequestError("The replay was stopped; run it again.")
                 continue
+            if parent.row.branched != segment.branched:
+                parent.close()
+                raise RequestError("Other runs took the memory of this replay's branches; try again when they ended.")
             if event.index >= segment.keep:
                 continue
             if event.id != receipt.ids[done]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from playground.engine.insight import Insight
 from playground.engine.request import FinishEvent, SamplingParams, TokenEvent
 from playground.engine.service import Stream
-from playground.tokenizer import Tokenizer
+from playground.tokenizer import TextStream, Tokenizer
 
 
 class Written(NamedTuple):
@@ -34,6 +33,7 @@ class Run:
     params: SamplingParams
     limit: int
     ignore_eos: bool = False
+    form: str = "fp8"  # of the weights
     parent: Run | None = None
     at: int = 0  # how many of its parent's tokens it took over
     tokens: list[Written] = field(default_factory=list)
@@ -45,6 +45,7 @@ class Run:
     def __post_init__(self):
         given, self.tokens = self.tokens, []
         self.taken = len(given)  # from its parent, a forced token included
+        self.depth = self.parent.depth + 1 if self.parent else 0
         for token in given:
             self._append(token)
 
@@ -72,6 +73,16 @@ class Run:
             self.text += event.text
             self.marks += f"{len(event.text.encode('utf-16-le', 'surrogatepass')) // 2},,,,;"
 
+    @classmethod
+    def of(cls, stream: Stream, tokenizer: Tokenizer, prompt: str, form: str) -> Run:
+        """A run that begins with its prompt."""
+        asked = stream.row.request
+        return cls(stream, tokenizer, prompt, asked.prompt, asked.params, asked.max_new_tokens, asked.ignore_eos, form)
+
+    def text_of(self, token: int, at: int) -> str:
+        """What `token` would add to the text behind its first `at` tokens, which may have begun a character."""
+        return TextStream(self.tokenizer, begun=self.ids[:at]).push(token)
+
     def spelled(self, token: int) -> str:
         return self.tokenizer.spelled(token)
 
@@ -88,8 +99,9 @@ class Run:
             marks = [*marks[:end], ""]
         return text[before:], ";".join(marks[start:])
 
-    def lineage(self) -> Iterator[Run]:
+    def lineage(self) -> list[Run]:
         """The root first, this run last."""
-        if self.parent:
-            yield from self.parent.lineage()
-        yield self
+        line = [self]
+        while line[-1].parent:
+            line.append(line[-1].parent)
+        return line[::-1]

@@ -10,7 +10,7 @@ import gradio as gr
 
 from playground import RequestError
 from playground.engine.request import whole_number
-from playground.inspect.columns import MOST, NAMES, PLAIN, column_params
+from playground.inspect.columns import FORMS, MOST, NAMES, PLAIN, read_columns
 from playground.inspect.fork import Alignment
 from playground.ui.components import ForkView, StatsBar, TextView
 from playground.ui.controls import Number, Radio, Slider
@@ -23,8 +23,11 @@ PRESETS = {  # columns, and whether they share their noise
     "Three samplers": ([{"sampler": s} for s in ("greedy", "multinomial", "gumbel")], True),
     "Temperature ladder on one noise": ([{"temperature": t} for t in (0.3, 0.7, 1.0, 1.4)], True),
     "Filters on one noise": ([{}, {"top_k": 20}, {"top_p": 0.8}, {"min_p": 0.1}], True),
+    "FP8 against BF16 weights": ([{"weights": "fp8"}, {"weights": "bf16"}], True),
     "Same setting, four seeds": ([{"seed": s} for s in (1, 2, 3, 4)], False),
 }
+WEIGHTS = [(name.capitalize() if form == "" else name, form) for form, name in FORMS.items()]
+ABOUT_WEIGHTS = "BF16 quantises nothing; weights stored in FP8 are restored for it"
 FIRST = next(iter(PRESETS))
 
 
@@ -53,9 +56,9 @@ class CompareHandlers:
     ]:  # fmt: skip
         """All columns at every paint."""
         with run_of(session):
-            params = column_params(settings, bool(shared_noise))
+            params, forms = read_columns(settings, bool(shared_noise))
             session.seed = params[0].seed
-            runs = self.handlers.begin(prompt, params, max_new_tokens, past_end, trace_scales=False)
+            runs = self.handlers.begin(prompt, params, max_new_tokens, past_end, False, forms)
             session.columns, found = runs, Alignment(runs)
             for panes in self.handlers.paint(session, runs):
                 found.update()
@@ -67,8 +70,7 @@ class CompareHandlers:
             refuse_during_a_run(session)
             if not session.columns:
                 raise RequestError("There is no comparison yet; press Run first.")
-            playground, book = self.handlers.playground, self.handlers.book
-            return "[" + ",\n".join(book.receipt(playground, run) for run in session.columns) + "]"
+            return self.handlers.book.receipt(self.handlers.playground, *session.columns)
 
     def compare(self, prompt, max_new_tokens, past_end, count, shared_noise, *rest) -> Iterator[tuple]:
         """Yields the shared text, the fork, and text and figures of each column."""
@@ -139,14 +141,15 @@ def _column(number: int, handlers: Handlers) -> Column:
                     0, 2, value=given["temperature"], step=0.05, label="Temperature", elem_id=f"temperature-{number}"
                 ),
             ]
-            with gr.Accordion("Filters and seed", open=False):
+            with gr.Accordion("Filters, seed and weights", open=False):
                 settings += [
                     Slider(0, 200, value=given["top_k"], step=1, label="Top-k"),
                     Slider(0.05, 1, value=given["top_p"], step=0.01, label="Top-p"),
                     Slider(0, 0.5, value=given["min_p"], step=0.01, label="Min-p"),
                     Number(given["seed"], label="Seed", precision=0, elem_id=f"seed-{number}"),
+                    gr.Dropdown(WEIGHTS, value="", label="Weights", info=ABOUT_WEIGHTS, elem_id=f"weights-{number}"),
                 ]
-        text = TextView(f"Column {number + 1}", handlers.book.explain, elem_id=f"output-{number}")
+        text = TextView(f"Column {number + 1}", handlers.book.explain, branches=True, elem_id=f"output-{number}")
         stats = StatsBar(elem_id=f"stats-{number}")
     return Column(block, settings, text, stats)
 

@@ -3,6 +3,9 @@ file does without postponed ones; a generator's annotation is what it yields."""
 
 import gradio as gr
 
+from playground import RequestError
+from playground.engine.request import whole_number
+from playground.inspect.receipt import read_receipts
 from playground.ui.compare import CompareHandlers
 from playground.ui.handlers import Handlers
 from playground.ui.lab import LabHandlers
@@ -40,6 +43,7 @@ def add_endpoints(handlers: Handlers) -> None:
     def inspect(run: str, token: int = -1) -> list[dict]:
         with told():
             known = handlers.book.get(run)
+            token = whole_number("Token", token)
             wanted = range(len(known.tokens)) if token == -1 else [token]
             return [handlers.book.token(run, index) for index in wanted]
 
@@ -49,11 +53,15 @@ def add_endpoints(handlers: Handlers) -> None:
 
     def replay(receipt: str) -> dict:
         with told():
-            return handlers.book.replay(handlers.playground, receipt)
+            receipts = read_receipts(receipt)
+            if len(receipts) > 1:
+                raise RequestError(f"This is a list of {len(receipts)} receipts; replay them one at a time.")
+            return handlers.book.replay(handlers.playground, receipts[0])
 
     about = {
         generate: "Writes; yields text, figures (with the `run` for /inspect and /receipt), activation scales.",
-        compare: "Writes under 2 to 4 settings at once; yields texts, figures, and where they part.",
+        compare: "Writes under 2 to 4 settings at once (sampler, temperature, top_k, top_p, min_p, seed, weights); "
+        "yields texts, figures, and where they part.",
         draws: "Counts draws by every sampler from the prompt's next-token distribution; yields the table as it fills.",
         inspect: "What was behind a token of a run, or, with -1, behind each of them.",
         receipt: "The JSON that replays a run.",

@@ -11,7 +11,7 @@ import gradio as gr
 from playground import CheckpointError, Playground, RequestError, SamplingParams
 from playground.chat import Message
 from playground.engine.request import MAX_SEED, Sampler, whole_number
-from playground.engine.service import EngineError
+from playground.inspect.receipt import read_receipts
 from playground.inspect.run import Run
 from playground.inspect.scales import ScaleGrid, projections, weight_scales
 from playground.shelf import Shelf
@@ -77,11 +77,13 @@ class Handlers:
             session.tree = []
             yield from self.write(session, run)
 
-    def begin(self, prompt, params: list[SamplingParams], max_new_tokens, past_end, trace_scales: bool) -> list[Run]:
+    def begin(
+        self, prompt, params: list[SamplingParams], max_new_tokens, past_end, trace_scales: bool, forms=None
+    ) -> list[Run]:
         """Starts one row per setting."""
         limit = whole_number("Max new tokens", max_new_tokens)
         options = {"ignore_eos": bool(past_end), "trace_scales": trace_scales}
-        return self.book.begin(self.playground, prompt, params, limit, **options)
+        return self.book.begin(self.playground, prompt, params, limit, forms, **options)
 
     def branch(
         self, event: gr.EventData, sampler, temperature, max_new_tokens, seed, top_k, top_p, min_p, past_end,
@@ -93,7 +95,19 @@ class Handlers:
             source, at, token = self.book.get(asked.get("run")), asked.get("index"), asked.get("token")
             at, token = whole_number("Index", at), None if token is None else whole_number("Token", token)
             settings = (sampler, temperature, seed, top_k, top_p, min_p)
-            yield from self._branch(session, source, at, token, max_new_tokens, settings)
+            yield from self._branch(session, source, at, token, max_new_tokens, past_end, settings)
+
+    def branch_column(self, event: gr.EventData, max_new_tokens, past_end, session: Session) -> Iterator[tuple]:
+        """Goes on from a token of a compared column, under the column's own settings: a tree of its own."""
+        with run_of(session):
+            asked = asked_for(event)
+            source, at, token = self.book.get(asked.get("run")), asked.get("index"), asked.get("token")
+            at, token = whole_number("Index", at), None if token is None else whole_number("Token", token)
+            p = source.params
+            seed = p.seed if token is not None else -1
+            settings = (p.sampler.value, p.temperature, seed, p.top_k, p.top_p, p.min_p)
+            session.tree = [source]
+            yield from self._branch(session, source, at, token, max_new_tokens, past_end, settings)
 
     def go_on(
         self, sampler, temperature, max_new_tokens, seed, top_k, top_p, min_p, past_end, session: Session
@@ -102,16 +116,23 @@ class Handlers:
         with run_of(session):
             if session.current is None or not session.current.tokens:
                 raise RequestError("There is no text to continue yet; press Run first.")
-            at, settings = len(session.current.tokens), (sampler, temperature, seed, top_k, top_p, min_p)
-            yield from self._branch(session, session.current, at, None, max_new_tokens, settings)
+            source = session.current
+            ended = source.stats and source.stats["finish_reason"] == "eos"
+            if ended and not past_end:
+                raise RequestError("The text has come to its end; tick “Write past the end” to continue it.")
+            at, settings = len(source.tokens), (sampler, temperature, seed, top_k, top_p, min_p)
+            yield from self._branch(session, source, at, None, max_new_tokens, past_end, settings)
 
-    def _branch(self, session: Session, source: Run, at: int, token: int | None, limit, settings) -> Iterator[tuple]:
+    def _branch(
+        self, session: Session, source: Run, at: int, token: int | None, limit, past_end, settings
+    ) -> Iterator[tuple]:
         sampler, temperature, seed, *filters = settings
         if token is not None or at == len(source.tokens):  # the same luck, unless a seed is asked for
             seed = source.params.seed if whole_number("Seed", seed) < 0 else seed
         params = self.params(sampler, temperature, seed, *filters)
         session.seed = params.seed
-        run = self.book.branch(self.playground, source, at, token, params, whole_number("Max new tokens", limit))
+        limit = whole_number("Max new tokens", limit)
+        run = self.book.branch(self.playground, source, at, token, params, limit, bool(past_end))
         yield from self.write(session, run)
 
     def write(self, session: Session, run: Run) -> Iterator[tuple]:
@@ -148,21 +169,24 @@ class Handlers:
             return self.book.receipt(self.playground, session.current)
 
     def replay(self, file: bytes | None, session: Session) -> str:
-        """Runs an uploaded receipt again; says in words how it went."""
+        """Runs an uploaded receipt, or those of a comparison, again; says in words how it went."""
         try:
-            refuse_during_a_run(session)
-            return in_words(self.book.replay(self.playground, (file or b"").decode()))
-        except UnicodeDecodeError:
-            return "This is not a receipt: it is no text."
-        except (RequestError, CheckpointError, EngineError) as error:
-            return str(error)
+            with run_of(session):
+                receipts = read_receipts((file or b"").decode(errors="replace"))
+                found = [self.book.replay(self.playground, one, session.streams.append) for one in receipts]
+        except gr.Error as error:
+            return error.message
+        finally:
+            stop(session)
+        if len(found) == 1:
+            return in_words(found[0])
+        return "\n".join(f"Column {n}: {in_words(one)}" for n, one in enumerate(found, 1))
 
     def paint(self, session: Session, runs: list[Run]) -> Iterator[list[Pane]]:
         """Yields the panes at every paint; a closed generator cancels the rows."""
         session.streams = [run.stream for run in runs]
         try:
-            total = self.playground.service.engine.cache.total_tokens
-            panes = [Pane(run, total) for run in runs]
+            panes = [Pane(run, run.stream.service.engine.cache.total_tokens) for run in runs]
             yield panes
             for _ in paints(panes):
                 yield panes
@@ -174,8 +198,7 @@ class Handlers:
         limit = whole_number("Max new tokens", max_new_tokens)
         playground, options = self.playground, {"ignore_eos": bool(past_end), "trace_scales": True, "inspect": True}
         stream = playground.chat(messages, params, limit, **options)
-        ids, tokenizer = stream.row.request.prompt, playground.tokenizer
-        return self.book.keep(Run(stream, tokenizer, "", ids, params, limit, bool(past_end)))
+        return self.book.keep(Run.of(stream, playground.tokenizer, "", playground.form))
 
     def layer_names(self, layer: int) -> list[str]:
         return projections(self.playground.model, layer)

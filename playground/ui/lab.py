@@ -9,6 +9,7 @@ import gradio as gr
 import pandas
 
 from playground import RequestError, SamplingParams
+from playground.engine.engine import PREFILL_CHUNK
 from playground.engine.request import whole_number
 from playground.inspect.curve import PROBES, cache_curve
 from playground.inspect.lab import Distribution, count_draws, draw_in_steps, next_distribution, temperature_table
@@ -84,6 +85,8 @@ class LabHandlers:
             found, room = [], playground.context - len(ids)
             if room < 4 * PROBES:
                 raise RequestError("The prompt leaves too little of the context to measure in; shorten it.")
+            if len(ids) + CURVE_TOKENS > PREFILL_CHUNK:  # without a cache all of it is fed at once, again and again
+                raise RequestError(f"Use a prompt of at most {PREFILL_CHUNK - CURVE_TOKENS} tokens to measure this.")
             for row in cache_curve(playground.service, ids, min(CURVE_TOKENS, room)):
                 found += [(row["length"], row["cached_ms"], "with"), (row["length"], row["uncached_ms"], "without")]
                 yield pandas.DataFrame(found, columns=list(CURVE_COLUMNS.values()))

@@ -52,6 +52,9 @@ COPY_LINK = """
   setTimeout(() => { document.getElementById("link").textContent = "Copy link"; }, 1500);
 }
 """.replace("NAMES", json.dumps(list(LINKED)))
+OPEN_GENERATE = """
+() => [...document.querySelectorAll("[role=tab]")].find((tab) => tab.textContent.trim() === "Generate").click()
+"""
 EXAMPLES = [
     "Once upon a time",
     "One day, a little girl named Lily found a",
@@ -114,6 +117,9 @@ def build_page(shelf: Shelf) -> gr.Blocks:
         replay.upload(lambda: gr.update(value="Running it again…", visible=True), None, [verdict], **quick).then(
             handlers.replay, [replay, session], [verdict], **quick
         )
+        for column in compare.columns:  # their branches grow in the other tab
+            column.text.select(None, js=OPEN_GENERATE)
+            column.text.select(handlers.branch_column, [settings[2], settings[-1], session], shown, **writing)
         connect_lab(lab, handlers, prompt, settings, session)
         columns = connect_compare(compare, handlers, prompt, settings[2], settings[-1], session)
         compare.save.click(columns.receipts, [session], [paper], **quick).success(None, [paper], None, js=SAVE)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from playground import Playground, RequestError, SamplingParams
-from playground.inspect.receipt import make_receipt, read_receipt
+from playground.engine.service import Stream
+from playground.inspect.receipt import MOST_SEGMENTS, Receipt, make_receipt
 from playground.inspect.replay import replay
 from playground.inspect.run import Run, Written
 from playground.inspect.tokens import explain
@@ -25,50 +26,52 @@ class RunBook:
         self.lock = threading.Lock()
 
     def begin(
-        self, playground: Playground, prompt: str, params: Sequence[SamplingParams], limit: int, **options
+        self,
+        playground: Playground,
+        prompt: str,
+        params: Sequence[SamplingParams],
+        limit: int,
+        forms: Sequence[str] | None = None,
+        **options,
     ) -> list[Run]:
-        """Starts one row per setting on one prompt."""
-        streams = playground.compare(prompt, params, limit, inspect=True, keep=True, **options)
-        ids, tokenizer = streams[0].row.request.prompt, playground.tokenizer
-        past_end = bool(options.get("ignore_eos"))
+        """Starts one row per setting on one prompt, each on the weights of its form; none: those that are loaded."""
+        streams = playground.compare(prompt, params, limit, forms, inspect=True, keep=True, **options)
+        writers = [playground.writer_of(stream) for stream in streams]
         return [
-            self.keep(Run(stream, tokenizer, prompt, ids, p, limit, past_end))
-            for stream, p in zip(streams, params, strict=True)
+            self.keep(Run.of(stream, writer.tokenizer, prompt, writer.form))
+            for stream, writer in zip(streams, writers, strict=True)
         ]
 
     def branch(
-        self, playground: Playground, source: Run, at: int, token: int | None, params: SamplingParams, limit: int
+        self,
+        playground: Playground,
+        source: Run,
+        at: int,
+        token: int | None,
+        params: SamplingParams,
+        limit: int,
+        ignore_eos: bool = False,
     ) -> Run:
         """Goes on from `source` after its first `at` tokens, with `token` forced there where one is given. Raises
         `RequestError`."""
-        if source.stream.service is not playground.service:
-            raise RequestError("This run was written by a model that is no longer loaded; run again.")
+        writer = playground.writer_of(source.stream)
         if not 0 <= at <= len(source.tokens):
             raise RequestError(f"The run has {len(source.tokens)} tokens; branch at one of them.")
+        origin = source
+        while origin.parent and at < origin.taken:  # the token belongs to an ancestor
+            origin = origin.parent
+        if origin.depth + 1 >= MOST_SEGMENTS:
+            raise RequestError(f"This text has {MOST_SEGMENTS} branches in a row; branch from an earlier one.")
         given = source.tokens[:at]
         if token is not None:
             given = [*given, self._forced(source, at, token)]
         ids = (*source.prompt_ids, *(t.id for t in given))
-        options = {"ignore_eos": source.ignore_eos, "trace_scales": True, "inspect": True, "keep": True}
+        options = {"trace_scales": True, "inspect": True, "keep": True, "begun": len(given), "ignore_eos": ignore_eos}
         # without a token of its own the prompt's logits come from its prefill, as in the first run
         parent = source.stream if given else None
-        stream = playground.resume(ids, [params], limit, parent, **options)[0]
-        origin = source
-        while origin.parent and at < origin.taken:  # the token belongs to an ancestor
-            origin = origin.parent
-        run = Run(
-            stream,
-            source.tokenizer,
-            source.prompt,
-            source.prompt_ids,
-            params,
-            limit,
-            source.ignore_eos,
-            origin,
-            at,
-            given,
-        )
-        return self.keep(run)
+        stream = writer.resume(ids, [params], limit, parent, **options)[0]
+        about = (source.tokenizer, source.prompt, source.prompt_ids, params, limit, ignore_eos, source.form)
+        return self.keep(Run(stream, *about, origin, at, given))
 
     @staticmethod
     def _forced(source: Run, at: int, token: int) -> Written:
@@ -76,7 +79,7 @@ class RunBook:
         known = dict(insight.raw) if insight else {}
         if token not in known:
             raise RequestError("Choose one of the alternatives that are shown for this token.")
-        return Written(token, source.tokenizer.decode([token]), known[token], insight, forced=True)
+        return Written(token, source.text_of(token, at), known[token], insight, forced=True)
 
     def keep(self, run: Run) -> Run:
         with self.lock:
@@ -101,24 +104,30 @@ class RunBook:
     def token(self, run_id: object, index: object) -> dict:
         run = self.get(run_id)
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(run.tokens):
-            raise RequestError(f"Token {index!r} is not there; the run has {len(run.tokens)}.")
+            raise RequestError(f"Token {repr(index)[:80]} is not there; the run has {len(run.tokens)}.")
         return explain(run, index)
 
-    def receipt(self, playground: Playground, run: Run) -> str:
-        if run.stream.service is not playground.service:
-            raise RequestError("This run was written by a model that is no longer loaded; run again.")
-        return json.dumps(make_receipt(run, playground.name, playground.folder, playground.device), indent=1)
+    def receipt(self, playground: Playground, *runs: Run) -> str:
+        """One receipt; of several runs a list of them."""
+        receipts = []
+        for run in runs:
+            writer = playground.writer_of(run.stream)
+            receipts.append(make_receipt(run, writer.name, writer.folder, writer.device))
+        return json.dumps(receipts if len(receipts) > 1 else receipts[0])
 
-    def replay(self, playground: Playground, text: str) -> dict:
-        """Runs a receipt again. Raises `RequestError` for one that can't be."""
-        receipt = read_receipt(text)
-        if not receipt.ids or not receipt.prompt:
-            raise RequestError("This receipt is of a run that wrote nothing.")
+    def replay(
+        self, playground: Playground, receipt: Receipt, started: Callable[[Stream], object] = lambda stream: None
+    ) -> dict:
+        """Runs a receipt again; `started` is told of each stream, which may be closed to stop it. Raises `RequestError`
+        and `CheckpointError`."""
+        writer = playground.in_form(receipt.weights)
 
-        def start(ids, params, limit, parent):
-            options = {"ignore_eos": receipt.ignore_eos, "inspect": True, "keep": True}
-            return playground.resume(ids, [params], limit, parent, **options)[0]
+        def start(ids, params, limit, ignore_eos, parent):
+            options = {"ignore_eos": ignore_eos, "inspect": True, "keep": True}
+            stream = writer.resume(ids, [params], limit, parent, **options)[0]
+            started(stream)
+            return stream
 
-        found = replay(receipt, start, playground.tokenizer.spelled)
-        same = receipt.checkpoint == playground.fingerprint
-        return found | {"same_checkpoint": same, "model": playground.name, "recorded_model": receipt.model}
+        found = replay(receipt, start, writer.tokenizer.spelled)
+        same = receipt.checkpoint == writer.fingerprint
+        return found | {"same_checkpoint": same, "model": writer.name, "recorded_model": receipt.model}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from playground.engine.service import EngineError, Stream
 from playground.inspect.run import Run
 
 SECOND_RUN = "This page is already writing; press Stop first, or wait for the end."
+_claiming = threading.Lock()  # of all pages, for an instant: a session is copied by gradio, which no lock survives
 
 
 class Session:
@@ -51,8 +53,7 @@ def told() -> Iterator[None]:
 @contextmanager
 def run_of(session: Session) -> Iterator[None]:
     """One run per page at a time; whatever goes wrong inside is told."""
-    refuse_during_a_run(session)
-    session.running = True
+    refuse_during_a_run(session, claim=True)
     try:
         with told():
             yield
@@ -60,13 +61,18 @@ def run_of(session: Session) -> Iterator[None]:
         session.running = False
 
 
-def refuse_during_a_run(session: Session) -> None:
-    """One run per page. A run that has ended, and whose last words are still being painted, gets a moment to leave."""
+def refuse_during_a_run(session: Session, claim: bool = False) -> None:
+    """One run per page; who may `claim` it is the one that runs. A run that has ended, and whose last words are still
+    being painted, gets a moment to leave."""
     patience = time.monotonic() + 1.0
-    while session.running and all(stream.ended for stream in session.streams) and time.monotonic() < patience:
+    while True:
+        with _claiming:
+            if not session.running:
+                session.running = claim
+                return
+        if not all(stream.ended for stream in session.streams) or time.monotonic() > patience:
+            raise gr.Error(SECOND_RUN, print_exception=False)
         time.sleep(0.02)
-    if session.running:
-        raise gr.Error(SECOND_RUN, print_exception=False)
 
 
 def stop(session: Session) -> None:

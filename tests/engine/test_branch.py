@@ -126,3 +126,26 @@ def test_a_group_that_branches_from_a_prompt_of_whole_pages_takes_the_pages_that
     run(engine)
     assert [len(one.new_ids) for one in group] == [60, 60]
     assert engine.cache.used_pages == len(row.pages)
+
+
+def test_kept_pages_stay_where_their_loss_would_not_make_room(small):
+    engine = Engine(small(), None, 2, cache_tokens=5 * 64, context=192)
+    kept, _ = write(engine, PROMPT, 20)  # two pages
+    running = engine.add([Request(PROMPT, GUMBEL, 100, ignore_eos=True)])[0]  # three
+    engine.step()
+    waiting = engine.add([Request(PROMPT, GUMBEL, 100, ignore_eos=True)])[0]
+    while not running.finished:
+        engine.step()
+        assert kept.pages or running.finished
+    run(engine)
+    assert len(waiting.new_ids) == 100
+
+
+def test_logits_after_a_prompt_are_those_that_its_row_draws_from(small):
+    engine = Engine(small(), None, prefill_chunk=32)
+    row, logprobs = write(engine, PROMPT, 1, PLAIN, keep=False)
+    logits = engine.logits_after(PROMPT)
+    assert logits.argmax() == row.new_ids[0] and logits.log_softmax(-1).max().item() == pytest.approx(
+        logprobs[0], abs=1e-6
+    )
+    assert engine.cache.used_pages == 0

@@ -9,9 +9,17 @@ function make(name, className, content) {
   return node;
 }
 
+// columns on the same weights share the raw probabilities; on others each cell has its own
+const shared = (value) => value.rows.some((row) => row.raw != null);
+
+function content(cell, own) {
+  const score = cell.score == null ? "" : `, score ${cell.score.toFixed(2)}`;
+  return `${own ? `raw ${percent(cell.raw)}, after settings ` : ""}${percent(cell.processed)}${score}`;
+}
+
 function headings(value) {
   const line = make("tr");
-  for (const title of ["Token", "Raw", ...value.labels]) {
+  for (const title of ["Token", ...(shared(value) ? ["Raw"] : []), ...value.labels]) {
     const cell = make("th", "", title);
     cell.scope = "col";
     line.append(cell);
@@ -37,10 +45,11 @@ function paint() {
   table.append(headings(value));
   for (const row of value.rows) {
     const line = make("tr");
-    line.append(make("td", "fv-token", visible(row.text)), make("td", "fv-figure", percent(row.raw)));
+    line.append(make("td", "fv-token", visible(row.text)));
+    if (shared(value)) line.append(make("td", "fv-figure", percent(row.raw)));
     for (const cell of row.cells) {
-      const score = cell.score == null ? "" : `, score ${cell.score.toFixed(2)}`;
-      line.append(make("td", cell.chosen ? "fv-figure fv-chosen" : "fv-figure", `${percent(cell.processed)}${score}`));
+      const name = cell.chosen ? "fv-figure fv-chosen" : "fv-figure";
+      line.append(make("td", name, content(cell, !shared(value))));
     }
     table.append(line);
   }

@@ -1,0 +1,75 @@
+"""One checkpoint in both forms of its weights, side by side."""
+
+from __future__ import annotations
+
+import pytest
+
+from playground import RequestError, SamplingParams, load
+from playground.inspect.columns import labels, read_columns
+from playground.inspect.fork import Alignment
+from playground.inspect.run import Run
+
+PROMPT = "The old fox"
+
+
+def finished(run):
+    for event in run.stream:
+        run.add(event)
+    return run
+
+
+@pytest.fixture(scope="module")
+def both(storyteller):
+    """The same setting and noise, on FP8 and on BF16 weights: of the first seed with which they part."""
+    for seed in range(20):
+        settings = [{"weights": form, "temperature": 1.2, "seed": seed} for form in ("fp8", "bf16")]
+        params, forms = read_columns(settings, True)
+        streams = storyteller.compare(PROMPT, params, 40, forms, inspect=True)
+        runs = [finished(Run.of(s, storyteller.tokenizer, PROMPT, storyteller.writer_of(s).form)) for s in streams]
+        if runs[0].ids != runs[1].ids:
+            return runs
+    pytest.fail("20 runs of 40 tokens, and quantisation changed none of them")
+
+
+def test_a_column_writes_what_a_playground_loaded_in_its_form_writes(both, storyteller):
+    with load(device="cpu", dtype="bf16") as restored:
+        for run, playground in zip(both, (storyteller, restored), strict=True):
+            assert run.text == "".join(e.text for e in playground.stream(PROMPT, run.params, 40))
+    assert both[0].params.seed == both[1].params.seed
+
+
+def test_where_weights_differ_the_fork_gives_each_column_its_own_raw_probabilities(both):
+    found = Alignment(both)
+    found.update()
+    assert [name.endswith(f"{form} weights") for name, form in zip(labels(both), ("FP8", "BF16"), strict=True)]
+    for row in found.fork["rows"]:
+        assert row["raw"] is None and any(cell["raw"] is not None for cell in row["cells"])
+    first = found.fork["rows"][0]["cells"]
+    assert first[0]["raw"] != first[1]["raw"]
+
+
+def test_columns_that_can_not_all_begin_leave_none_running(storyteller):
+    params = [SamplingParams("greedy")] * 2
+    other = storyteller.in_form("bf16").service.engine
+    other.context, context = 10, other.context
+    try:
+        with pytest.raises(RequestError):
+            storyteller.compare("word " * 30, params, 40, ["fp8", "bf16"])
+    finally:
+        other.context = context
+    assert storyteller.service.call(lambda engine: [len(engine.running), len(engine.waiting)]) == [0, 0]
+
+
+def test_weights_that_do_not_exist_are_refused():
+    with pytest.raises(RequestError, match="choose fp8 or bf16"):
+        read_columns([{"weights": "int4"}, {}], True)
+
+
+def test_the_second_form_is_loaded_once_and_closed_with_the_first():
+    with load(device="cpu") as playground:
+        other = playground.in_form("bf16")
+        assert playground.in_form("bf16") is other and other.in_form("bf16") is other
+        assert playground.config.quantization and not other.config.quantization
+    assert other.model is None
+    with pytest.raises(RequestError, match="no longer loaded"):
+        playground.in_form("bf16")
