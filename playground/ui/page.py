@@ -9,6 +9,7 @@ import gradio as gr
 
 from playground import Playground
 from playground.shelf import Shelf
+from playground.ui import components
 from playground.ui.chat import chat_tab, connect_chat
 from playground.ui.compare import compare_tab, connect_compare
 from playground.ui.components import BranchTree, Heatmap, StatsBar, TextView
@@ -18,7 +19,7 @@ from playground.ui.handlers import LINKED, Handlers, defaults_note, title
 from playground.ui.lab import connect_lab, lab_tab
 from playground.ui.session import Session, stop
 
-CSS = (Path(__file__).parent / "page.css").read_text()
+CSS = components.CSS + (Path(__file__).parent / "page.css").read_text()
 THEME = gr.themes.Default(
     primary_hue="indigo",
     neutral_hue="slate",

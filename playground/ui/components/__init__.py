@@ -1,8 +1,11 @@
 """Our own views: one folder each, with the Python class and its script and style beside it.
 
 Model and user text reaches the page through `textContent` only: the templates below are fixed strings, and no value is
-ever put into one.
+ever put into one. Styles belong to the page (`CSS`): gradio would write a component's own anew with every value, and
+the browser then works out the style of every token on the page.
 """
+
+from pathlib import Path
 
 from playground.ui.components.bar_table.bar_table import BarTable
 from playground.ui.components.branch_tree.branch_tree import BranchTree
@@ -12,4 +15,6 @@ from playground.ui.components.heatmap.heatmap import Heatmap
 from playground.ui.components.stats.stats import StatsBar
 from playground.ui.components.text_view.text_view import TextView
 
-__all__ = ["BarTable", "BranchTree", "ChatView", "ForkView", "Heatmap", "StatsBar", "TextView"]
+CSS = "\n".join(file.read_text() for file in sorted(Path(__file__).parent.glob("*/*.css")))
+
+__all__ = ["CSS", "BarTable", "BranchTree", "ChatView", "ForkView", "Heatmap", "StatsBar", "TextView"]

@@ -18,7 +18,6 @@ class BarTable(gr.HTML):
             value={"empty": empty},
             label=title,
             html_template='<section class="bb" tabindex="0"></section>',
-            css_template=(_HERE / "bar_table.css").read_text(),
             js_on_load=(_HERE / "bar_table.js").read_text(),
             apply_default_css=False,
             **kwargs,

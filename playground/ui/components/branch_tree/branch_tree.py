@@ -18,7 +18,6 @@ class BranchTree(gr.HTML):
         super().__init__(
             value=None,
             html_template='<nav class="bt" aria-label="Branches"></nav>',
-            css_template=(_HERE / "branch_tree.css").read_text(),
             js_on_load=(_HERE / "branch_tree.js").read_text(),
             apply_default_css=False,
             **kwargs,

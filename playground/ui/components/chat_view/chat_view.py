@@ -16,7 +16,6 @@ class ChatView(gr.HTML):
         super().__init__(
             value={"turns": []},
             html_template='<div class="cv" role="log" aria-label="Conversation" aria-live="polite" tabindex="0"></div>',
-            css_template=(_HERE / "chat_view.css").read_text(),
             js_on_load=(_HERE / "chat_view.js").read_text(),
             apply_default_css=False,
             **kwargs,

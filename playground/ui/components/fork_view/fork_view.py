@@ -16,7 +16,6 @@ class ForkView(gr.HTML):
         super().__init__(
             value=None,
             html_template='<section class="fv" aria-label="Where the texts part" hidden></section>',
-            css_template=(_HERE / "fork_view.css").read_text(),
             js_on_load=(_HERE / "fork_view.js").read_text(),
             apply_default_css=False,
             **kwargs,

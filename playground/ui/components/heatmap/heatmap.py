@@ -19,7 +19,6 @@ class Heatmap(gr.HTML):
         super().__init__(
             value=value,
             html_template=(_HERE / "heatmap.html").read_text(),
-            css_template=(_HERE / "heatmap.css").read_text(),
             js_on_load=(_HERE / "heatmap.js").read_text(),
             apply_default_css=False,
             **kwargs,

@@ -14,7 +14,6 @@ class StatsBar(gr.HTML):
         super().__init__(
             value=None,
             html_template='<div role="status"><dl class="stats"></dl></div>',
-            css_template=(_HERE / "stats.css").read_text(),
             js_on_load=(_HERE / "stats.js").read_text(),
             apply_default_css=False,
             **kwargs,

@@ -27,7 +27,6 @@ class TextView(gr.HTML):
             value=None,
             label=title,
             html_template=(_HERE / "text_view.html").read_text(),
-            css_template=(_HERE / "text_view.css").read_text(),
             js_on_load=(_HERE / "text_view.js").read_text(),
             apply_default_css=False,
             server_functions=[answer],
