@@ -337,34 +337,25 @@ def _check_decode(q: torch.Tensor, cache: torch.Tensor, pages: torch.Tensor, len
 
 
 def gqa_decode(
-    parts: torch.Tensor,
-    starts: tuple[int, int, int],
-    norms: tuple[torch.Tensor, torch.Tensor] | None,
-    rope: torch.Tensor,
-    slots: torch.Tensor,
+    q: torch.Tensor,
     cache: torch.Tensor,
     pages: torch.Tensor,
     lengths: torch.Tensor,
     form: Form,
     *,
-    heads: int,
     scale: float,
-    eps: float,
+    kv_heads: int,
 ) -> Formed:
-    """One decode step of grouped-query attention (Ainslie et al., 2023, arXiv:2305.13245): `rope_heads` for one token
-    of each row, whose key and value go to `cache` at `slots [R]`, its row's last place, and attention over the row.
+    """One decode step of grouped-query attention (Ainslie et al., 2023, arXiv:2305.13245).
 
-    `cache [pages, page_size, 2 * kv_heads * D]` holds all key heads of a token, then all value heads; `pages [R, P]`
-    int32 and `lengths [R]` int32 as in `mla_decode`, the new token counted. Head h reads key-value head
-    `h // (heads / kv_heads)`. Returns `[R, heads * D]` in `form`. A row's result depends on that row alone.
+    `q [R, H, D]`; `cache [pages, page_size, 2 * kv_heads * D]` holds all key heads of a token, then all value heads;
+    `pages [R, P]` int32 and `lengths [R]` int32 as in `mla_decode`. Head h reads key-value head `h // (H / kv_heads)`.
+    Returns `[R, H * D]` in `form`. A row's result depends on that row alone.
     """
-    dim, rows = rope.shape[-1] * 2, parts.shape[1]
-    if not (pages.shape[0] == lengths.shape[0] == slots.shape[0] == rope.shape[0] == rows):
-        raise ValueError("pages, lengths, slots, rope and parts must have the same rows")
-    if cache.shape[-1] % (2 * dim) or heads % (cache.shape[-1] // 2 // dim):
-        raise ValueError(f"{heads} heads of {dim} do not fit {tuple(cache.shape)}")
-    room = _implementation("grouped", parts)
-    return room.gqa_decode(parts, starts, norms, rope, slots, cache, pages, lengths, form, heads, scale, eps)
+    _check_decode(q, cache, pages, lengths)
+    if not (q.shape[1] % kv_heads == 0 and cache.shape[-1] == 2 * kv_heads * q.shape[-1]):
+        raise ValueError(f"q {tuple(q.shape)} with {kv_heads} key-value heads does not fit {tuple(cache.shape)}")
+    return _implementation("attention", q).gqa_decode(q, cache, pages, lengths, scale, kv_heads, form)
 
 
 def draw(

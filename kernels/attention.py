@@ -1,9 +1,9 @@
-"""Decode attention in Triton over a paged cache: what both kinds share, and MLA in its latent space.
+"""Decode attention in Triton over a paged cache: MLA in its latent space, and grouped-query attention.
 
 Heads that read the same keys share a program, so a page is loaded once for up to 16 of them: with MLA that is every
-head, as after absorption it is multi-query attention. A row's pages are cut into up to `SPLITS` spans that run at the
-same time, and a second kernel joins them in order. The cuts follow the row's own length: nothing depends on the other
-rows.
+head (after absorption it is multi-query attention), with GQA the heads of a group. A row's pages are cut into up to
+`SPLITS` spans that run at the same time, and a second kernel joins them in order. The cuts follow the row's own length:
+nothing depends on the other rows.
 """
 
 from __future__ import annotations
@@ -27,31 +27,39 @@ def span_of(length, PAGE: tl.constexpr, SPLITS: tl.constexpr):
 
 
 @triton.jit
-def latent_attention_kernel(
-    q_ptr, cache_ptr, pages_ptr, lengths_ptr, acc_ptr, top_ptr, total_ptr, scale, heads, pages_row,
+def decode_attention_kernel(
+    q_ptr, cache_ptr, pages_ptr, lengths_ptr, acc_ptr, top_ptr, total_ptr, scale, heads, per_group, pages_row,
+    cache_row, values_at,
     DIM: tl.constexpr, ROPE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr,
     PAGE: tl.constexpr, SPLITS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One span of a row, for up to BLOCK_H heads. Keys are DIM of latent and ROPE of rotary key, values the latent."""
+    """One span of a row, for up to BLOCK_H heads that share keys. ROPE > 0 is MLA: keys are DIM of latent and ROPE of
+    rotary key, values the latent again."""
     row, split = tl.program_id(0), tl.program_id(2)
-    head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    blocks = tl.cdiv(per_group, BLOCK_H)
+    group = tl.program_id(1) // blocks
+    member = tl.program_id(1) % blocks * BLOCK_H + tl.arange(0, BLOCK_H)
+    head = group * per_group + member
     d, r, t = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R), tl.arange(0, PAGE)
     length = tl.load(lengths_ptr + row)
     span = span_of(length, PAGE, SPLITS)
     first = split * span
     page = tl.load(pages_ptr + row * pages_row + tl.minimum(first, length - 1) // PAGE).to(tl.int64)
     if PDL:  # the first page's lines, as far as they are not in the L2 cache yet
-        line = cache_ptr + (page * PAGE + t)[:, None] * (DIM + ROPE)
+        line = cache_ptr + (page * PAGE + t)[:, None] * cache_row + group * DIM
         prefetch(line + tl.minimum(tl.arange(0, BLOCK_D // 16) * 16, DIM - 1)[None, :])
+        if ROPE == 0:
+            prefetch(line + values_at + tl.minimum(tl.arange(0, BLOCK_D // 16) * 16, DIM - 1)[None, :])
     wait_for_previous(PDL)
     let_next_start(PDL)
     if first >= length:
         return
     whole = (row * heads + head).to(tl.int64)
-    inside = (head < heads)[:, None]
+    inside = (member < per_group)[:, None]
     q_row = q_ptr + whole[:, None] * (DIM + ROPE)
     q = tl.load(q_row + d[None, :], mask=inside & (d < DIM)[None, :], other=0.0)
-    q_r = tl.load(q_row + DIM + r[None, :], mask=inside & (r < ROPE)[None, :], other=0.0)
+    if ROPE:
+        q_r = tl.load(q_row + DIM + r[None, :], mask=inside & (r < ROPE)[None, :], other=0.0)
     top = tl.full((BLOCK_H,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((BLOCK_H,), dtype=tl.float32)
     acc = tl.zeros((BLOCK_H, BLOCK_D), dtype=tl.float32)
@@ -59,21 +67,26 @@ def latent_attention_kernel(
         following = tl.minimum(start + PAGE, length - 1) // PAGE
         next_page = tl.load(pages_ptr + row * pages_row + following).to(tl.int64)  # on its way one turn early
         seen = start + t < length
-        keys = cache_ptr + (page * PAGE + t)[:, None] * (DIM + ROPE)
-        k = tl.load(keys + d[None, :], mask=seen[:, None] & (d < DIM)[None, :], other=0.0)
-        k_r = tl.load(keys + DIM + r[None, :], mask=seen[:, None] & (r < ROPE)[None, :], other=0.0)
+        mask = seen[:, None] & (d < DIM)[None, :]
+        keys = cache_ptr + (page * PAGE + t)[:, None] * cache_row + group * DIM
+        k = tl.load(keys + d[None, :], mask=mask, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
-        scores += tl.dot(q_r, tl.trans(k_r), input_precision="ieee")
+        if ROPE:
+            k_r = tl.load(keys + DIM + r[None, :], mask=seen[:, None] & (r < ROPE)[None, :], other=0.0)
+            scores += tl.dot(q_r, tl.trans(k_r), input_precision="ieee")
+            v = k
+        else:
+            v = tl.load(keys + values_at + d[None, :], mask=mask, other=0.0)
         scores = tl.where(seen[None, :], scores * scale, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, axis=1))
         p = tl.exp(scores - new_top[:, None])
         shrink = tl.exp(top - new_top)
         total = total * shrink + tl.sum(p, axis=1)
-        acc = acc * shrink[:, None] + tl.dot(p.to(k.dtype), k, input_precision="ieee")
+        acc = acc * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
         top, page = new_top, next_page
     place = whole * SPLITS + split
-    tl.store(top_ptr + place, top, mask=head < heads)
-    tl.store(total_ptr + place, total, mask=head < heads)
+    tl.store(top_ptr + place, top, mask=member < per_group)
+    tl.store(total_ptr + place, total, mask=member < per_group)
     tl.store(acc_ptr + place[:, None] * DIM + d[None, :], acc, mask=inside & (d < DIM)[None, :])
 
 
@@ -116,6 +129,26 @@ def emit_block(
 
 
 @triton.jit
+def join_heads_kernel(
+    acc_ptr, top_ptr, total_ptr, lengths_ptr, plain_ptr, q_ptr, s_ptr, heads, like_ptr,
+    DIM: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr, PLAIN: tl.constexpr, FP8: tl.constexpr,
+    UE8M0: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One block of 128 columns of all heads' outputs, which lie one behind the other."""
+    row, block = tl.program_id(0), tl.program_id(1)
+    cols = block * 128 + tl.arange(0, 128)
+    width = heads * DIM
+    length = tl.load(lengths_ptr + row)
+    active = tl.cdiv(length, span_of(length, PAGE, SPLITS))
+    wait_for_previous(PDL)
+    let_next_start(PDL)
+    head = row * heads + tl.minimum(cols, width - 1) // DIM
+    y = join_spans(acc_ptr, top_ptr, total_ptr, head, cols % DIM, active, DIM, SPLITS, 128, 8)
+    y = y.to(like_ptr.dtype.element_ty).to(tl.float32)[None, :]
+    emit_block(y, row, block, width, plain_ptr, q_ptr, s_ptr, PLAIN, FP8, UE8M0)
+
+
+@triton.jit
 def join_latents_kernel(
     acc_ptr, top_ptr, total_ptr, lengths_ptr, expand_ptr, plain_ptr, q_ptr, s_ptr, heads, like_ptr,
     LATENT: tl.constexpr, VALUE: tl.constexpr, HEADS: tl.constexpr, BLOCK_L: tl.constexpr, PAGE: tl.constexpr,
@@ -145,23 +178,43 @@ def join_latents_kernel(
     emit_block(y, row, block, width, plain_ptr, q_ptr, s_ptr, PLAIN, FP8, UE8M0)
 
 
+def _spans(q, cache, pages, lengths, scale: float, kv_heads: int, dim: int, rope: int):
+    """Each span's unscaled output, largest score and sum of weights: `[R, H, SPLITS, dim]` and `[R, H, SPLITS]`."""
+    rows, heads, _ = q.shape
+    acc = torch.empty(rows, heads, SPLITS, dim, dtype=torch.float32, device=q.device)
+    top, total = torch.empty(2, rows, heads, SPLITS, dtype=torch.float32, device=q.device)
+    per_group = heads // kv_heads
+    decode_attention_kernel[(rows, kv_heads * triton.cdiv(per_group, HEADS_PER_PROGRAM), SPLITS)](
+        q, cache, pages, lengths, acc, top, total, scale, heads, per_group, pages.stride(0),
+        cache.shape[2], kv_heads * dim,
+        DIM=dim, ROPE=rope, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_R=max(16, triton.next_power_of_2(rope)),
+        BLOCK_H=HEADS_PER_PROGRAM, PAGE=cache.shape[1], SPLITS=SPLITS, num_stages=2,
+        num_warps=8 if dim > 256 else 4, **overlap(q),
+    )  # fmt: skip
+    return acc, top, total
+
+
+def gqa_decode(q, cache, pages, lengths, scale: float, kv_heads: int, form: Form) -> Formed:
+    rows, heads, dim = q.shape
+    spans = _spans(q.contiguous(), cache, pages, lengths, scale, kv_heads, dim, 0)
+    out = allocate(form, rows, heads * dim, q)
+    pointers, flags = emitted(form, out, q)
+    join_heads_kernel[(rows, triton.cdiv(heads * dim, 128))](
+        *spans, lengths, *pointers, heads, q, DIM=dim, PAGE=cache.shape[1], SPLITS=SPLITS, **flags,
+        num_warps=4, **overlap(q),
+    )  # fmt: skip
+    return out
+
+
 def mla_decode(q, cache, pages, lengths, scale: float, expand: torch.Tensor, form: Form) -> Formed:
     rows, heads, width = q.shape
     _, value, latent = expand.shape
-    acc = torch.empty(rows, heads, SPLITS, latent, dtype=torch.float32, device=q.device)
-    top, total = torch.empty(2, rows, heads, SPLITS, dtype=torch.float32, device=q.device)
-    rotary = width - latent
-    latent_attention_kernel[(rows, triton.cdiv(heads, HEADS_PER_PROGRAM), SPLITS)](
-        q.contiguous(), cache, pages, lengths, acc, top, total, scale, heads, pages.stride(0),
-        DIM=latent, ROPE=rotary, BLOCK_D=max(16, triton.next_power_of_2(latent)),
-        BLOCK_R=max(16, triton.next_power_of_2(rotary)), BLOCK_H=HEADS_PER_PROGRAM, PAGE=cache.shape[1],
-        SPLITS=SPLITS, num_stages=2, num_warps=8 if latent > 256 else 4, **overlap(q),
-    )  # fmt: skip
+    spans = _spans(q.contiguous(), cache, pages, lengths, scale, 1, latent, width - latent)
     out = allocate(form, rows, heads * value, q)
     pointers, flags = emitted(form, out, q)
     touched = max(128 // value, 1) if 128 % value == 0 or value % 128 == 0 else triton.cdiv(128, value) + 1
     join_latents_kernel[(rows, triton.cdiv(heads * value, 128))](
-        acc, top, total, lengths, expand, *pointers, heads, q, LATENT=latent, VALUE=value, HEADS=touched,
+        *spans, lengths, expand, *pointers, heads, q, LATENT=latent, VALUE=value, HEADS=touched,
         BLOCK_L=triton.next_power_of_2(latent), PAGE=cache.shape[1], SPLITS=SPLITS, **flags,
         num_warps=16 if latent > 256 else 8, **overlap(q),
     )  # fmt: skip

@@ -291,11 +291,8 @@ def mla_decode(q, cache, pages, lengths, scale: float, expand: torch.Tensor, for
     return formed(_per_head(out, expand).flatten(1), form)
 
 
-def gqa_decode(
-    parts, starts, norms, rope, slots, cache, pages, lengths, form: Form, heads: int, scale: float, eps: float
-) -> Formed:
-    q = rope_heads(parts, starts, norms, rope, slots, cache.view(-1, cache.shape[-1]), heads, eps)
-    out, kv_heads = torch.empty_like(q), cache.shape[-1] // 2 // q.shape[-1]
+def gqa_decode(q, cache, pages, lengths, scale: float, kv_heads: int, form: Form) -> Formed:
+    out = torch.empty_like(q)
     for row, (used, length) in enumerate(zip(pages.tolist(), lengths.tolist(), strict=True)):
         seen = _seen(cache, used, length).unflatten(-1, (2, kv_heads, -1))
         keys, values = seen.permute(1, 2, 0, 3)  # [G, length, D] each

@@ -36,13 +36,11 @@ class GroupedQueryAttention(nn.Module):
         kv, slots = places(cache, step, a.cache_width, self.output.dtype)
         parts = self.inputs(self.feed(x, step))
         norms = (self.q_norm.weight, self.k_norm.weight) if a.qk_norm else None
-        turn, form = (parts, self.inputs.starts, norms, rope, slots), self.feed_output.form
-        heads = {"heads": a.heads, "eps": self.eps}
+        q = kernels.rope_heads(parts, self.inputs.starts, norms, rope, slots, kv, heads=a.heads, eps=self.eps)
+        scale, form = a.softmax_scale, self.feed_output.form
         if step.is_decode:
-            seen = (cache, step.pages, step.lengths)
-            out = kernels.gqa_decode(*turn, *seen, form, scale=a.softmax_scale, **heads)
+            out = kernels.gqa_decode(q, cache, step.pages, step.lengths, form, scale=scale, kv_heads=a.kv_heads)
         else:
-            q = kernels.rope_heads(*turn, kv, **heads)
             k, v = seen_by_prefill(kv, slots, step).unflatten(-1, (2, a.kv_heads, a.head_dim)).unbind(1)
-            out = kernels.formed(kernels.causal_attention(q, k, v, scale=a.softmax_scale).flatten(1), form)
+            out = kernels.formed(kernels.causal_attention(q, k, v, scale=scale).flatten(1), form)
         return self.output(self.feed_output(out, step))

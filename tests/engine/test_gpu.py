@@ -252,22 +252,13 @@ def test_mla_decode_at_deepseek_size_equals_its_twin_and_is_row_invariant(rows):
 @pytest.mark.parametrize("rows", [1, 3, 32])
 def test_gqa_decode_at_qwen_size_equals_its_twin_and_is_row_invariant(rows):
     cache, pages, lengths = ragged_rows(rows, 2 * 8 * 128)
-    at, form = lengths.long() - 1, kernels.Form(plain=True, fp8=True)
-    slots = pages.long().gather(1, at[:, None] // cache.shape[1])[:, 0] * cache.shape[1] + at % cache.shape[1]
-    parts, turns = torch.randn(4, rows, 48 * 128), torch.randn(rows, 2, 64)
-    norms, starts = (torch.rand(128) + 0.5, torch.rand(128) + 0.5), (0, 32 * 128, 40 * 128)
-    settings = {"heads": 32, "scale": 0.09, "eps": 1e-6}
-
-    def attend(device: str, dtype: torch.dtype, which: slice):
-        rowwise = [t[which].to(device) for t in (turns, slots)]
-        seen = (cache.to(device, dtype), *(t[which].to(device) for t in (pages, lengths)))
-        weights = tuple(w.to(device) for w in norms)
-        given = parts[:, which].contiguous().to(device)
-        return kernels.gqa_decode(given, starts, weights, *rowwise, *seen, form, **settings)
-
-    ref, together = attend("cpu", torch.float32, slice(None)), attend("cuda", torch.bfloat16, slice(None))
+    q, form = torch.randn(rows, 32, 128).bfloat16(), kernels.Form(plain=True, fp8=True)
+    gpu = [t.cuda() for t in (q, cache.bfloat16(), pages, lengths)]
+    ref = kernels.gqa_decode(q.float(), cache, pages, lengths, form, scale=0.09, kv_heads=8)
+    together = kernels.gqa_decode(*gpu, form, scale=0.09, kv_heads=8)
     assert_close(together.plain, ref.plain, "bfloat16 inputs")
-    for alone, company in zip(attend("cuda", torch.bfloat16, slice(-1, None)), together, strict=True):
+    one = kernels.gqa_decode(gpu[0][-1:], gpu[1], gpu[2][-1:], gpu[3][-1:], form, scale=0.09, kv_heads=8)
+    for alone, company in zip(one, together, strict=True):
         assert_bits_equal(alone[0], company[-1])
 
 

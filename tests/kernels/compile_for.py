@@ -18,22 +18,7 @@ from triton.runtime.jit import JITFunction
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from kernels import (
-    Form,
-    Routing,
-    attention,
-    drawing,
-    gemm,
-    grouped,
-    moe,
-    narrow,
-    norm,
-    prefill,
-    quant,
-    rope,
-    surveying,
-    wide,
-)
+from kernels import Form, Routing, attention, drawing, gemm, moe, narrow, norm, prefill, quant, rope, surveying, wide
 
 
 class Target:
@@ -67,7 +52,7 @@ def pretend(capability: int, shared: int) -> None:
     for room in (prefill, wide):
         room.shared_memory = lambda tensor: shared
     options = {"PDL": True, "launch_pdl": True} if capability >= 90 else {"PDL": False}
-    for room in (attention, drawing, gemm, grouped, moe, narrow, norm, prefill, quant, rope, surveying, wide):
+    for room in (attention, drawing, gemm, moe, narrow, norm, prefill, quant, rope, surveying, wide):
         room.overlap = lambda tensor: options
 
 
@@ -100,9 +85,8 @@ def attentions(rows: int) -> None:
     norms, kv = (torch.ones(128), torch.ones(128)), torch.zeros(512, 2048, dtype=bf16)
     angles = torch.zeros(rows, 2, 64)
     rope.rope_heads(torch.zeros(4, rows, 6144), (0, 4096, 5120), norms, angles, slots, kv, 32, 1e-6)
-    cache = torch.zeros(8, 64, 2048, dtype=bf16)
-    turn = (torch.zeros(4, rows, 6144), (0, 4096, 5120), norms, angles, slots)
-    grouped.gqa_decode(*turn, cache, pages, lengths, form, 32, 0.1, 1e-6)
+    q, cache = torch.zeros(rows, 32, 128, dtype=bf16), torch.zeros(8, 64, 2048, dtype=bf16)
+    attention.gqa_decode(q, cache, pages, lengths, 0.1, 8, form)
     angles, latents = torch.zeros(rows, 2, 32), torch.zeros(512, 576, dtype=bf16)
     parts = torch.zeros(4, rows, 1536 + 576)
     rope.split_latents(parts, 1536, torch.ones(1536), torch.ones(512), 1e-6, angles, slots, latents, form)
