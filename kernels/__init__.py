@@ -15,7 +15,7 @@ import importlib
 import torch
 
 from kernels import reference
-from kernels.reference import FP8_MAX, INVARIANT_ROWS, SCORED, SHOWN, Form, Formed, Routing, Survey, has_fp8_units
+from kernels.reference import FP8_MAX, INVARIANT_ROWS, SCORED, SHOWN, Form, Formed, Keep, Routing, Survey, has_fp8_units
 from kernels.sampling import draw_multinomial, gumbel_noise, process_logits, uniform_noise
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "SHOWN",
     "Form",
     "Formed",
+    "Keep",
     "Routing",
     "Survey",
     "absorb_queries",
@@ -269,30 +270,26 @@ def rope_heads(
 
 
 def split_latents(
-    parts: torch.Tensor,
-    q_norm: torch.Tensor | None,
-    kv_norm: torch.Tensor,
-    rope: torch.Tensor,
-    slots: torch.Tensor,
-    kv: torch.Tensor,
-    form: Form | None,
-    *,
-    kv_at: int,
-    eps: float,
+    parts: torch.Tensor, q_norm: torch.Tensor | None, rope: torch.Tensor, keep: Keep, form: Form | None
 ) -> Formed | None:
     """MLA's first products apart, from partial sums `[P, T, W]`: the query latent (the first `len(q_norm)` columns) is
-    normed and returned in `form`; at column `kv_at` the KV latent is normed and the rotary key behind it turned by
-    `rope [T, 2, R/2]`, and both go to `kv[slots[t]]`, `kv [places, latent + R]`. Without `q_norm` returns None."""
-    room = _implementation("rope", parts)
-    return room.split_latents(parts, kv_at, q_norm, kv_norm, eps, rope, slots, kv, form)
+    normed and returned in `form`; the KV latent is normed and the rotary key behind it turned by `rope [T, 2, R/2]`,
+    and both go where `keep` says. Without `q_norm` returns None."""
+    return _implementation("rope", parts).split_latents(parts, q_norm, rope, keep, form)
 
 
 def absorb_queries(
-    parts: torch.Tensor, absorb: torch.Tensor, rope: torch.Tensor, *, dtype: torch.dtype
+    parts: torch.Tensor,
+    absorb: torch.Tensor,
+    rope: torch.Tensor,
+    keep: Keep | None = None,
+    *,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """Queries against the latent cache: of partial sums `[P, T, >= H * (nope + R)]`, each head's first `nope` values
-    times its `absorb [H, latent, nope]`, and its last R turned by `rope [T, 2, R/2]`. Returns `[T, H, latent + R]`."""
-    return _implementation("rope", parts).absorb_queries(parts, absorb, rope, dtype)
+    times its `absorb [H, latent, nope]`, and its last R turned by `rope [T, 2, R/2]`. Returns `[T, H, latent + R]`.
+    With `keep` also does what `split_latents` does for the KV latent, which the same partial sums then hold."""
+    return _implementation("rope", parts).absorb_queries(parts, absorb, rope, dtype, keep)
 
 
 def mla_decode(

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from kernels.launch import let_next_start, overlap, prefetch, wait_for_previous
+from kernels.norm import add_parts
 from kernels.quant import allocate, emit, emitted
 from kernels.reference import Form, Formed
 
@@ -95,7 +96,8 @@ def join_spans(
     acc_ptr, top_ptr, total_ptr, head, d, active,
     DIM: tl.constexpr, SPLITS: tl.constexpr, WIDTH: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """Attention output `[WIDTH]` at columns `d` of `head` (both `[WIDTH]`), from the row's spans in order."""
+    """Attention output `[WIDTH]` at columns `d` of `head` (both `[WIDTH]`), from the row's spans in order. Loads come
+    before the first sum over them, so that they are on their way together."""
     top = tl.full((WIDTH,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((WIDTH,), dtype=tl.float32)
     acc = tl.zeros((WIDTH,), dtype=tl.float32)
@@ -103,14 +105,15 @@ def join_spans(
         span = start + tl.arange(0, AT_ONCE)
         there = (span < active)[:, None] & (d < DIM)[None, :]
         place = head[None, :].to(tl.int64) * SPLITS + span[:, None]
+        pieces = tl.load(acc_ptr + place * DIM + d[None, :], mask=there, other=0.0)
         tops = tl.load(top_ptr + place, mask=there, other=float("-inf"))
+        totals = tl.load(total_ptr + place, mask=there, other=0.0)
         new_top = tl.maximum(top, tl.max(tops, axis=0))
         finite = tl.where(new_top == float("-inf"), 0.0, new_top)
         weight = tl.exp(tops - finite[None, :])
         shrink = tl.exp(top - finite)
-        total = total * shrink + tl.sum(weight * tl.load(total_ptr + place, mask=there, other=0.0), axis=0)
-        piece = tl.load(acc_ptr + place * DIM + d[None, :], mask=there, other=0.0)
-        acc = acc * shrink + tl.sum(weight * piece, axis=0)
+        total = total * shrink + tl.sum(weight * totals, axis=0)
+        acc = acc * shrink + tl.sum(weight * pieces, axis=0)
         top = new_top
     return acc / tl.where(total == 0.0, 1.0, total)
 
@@ -149,32 +152,42 @@ def join_heads_kernel(
 
 
 @triton.jit
-def join_latents_kernel(
-    acc_ptr, top_ptr, total_ptr, lengths_ptr, expand_ptr, plain_ptr, q_ptr, s_ptr, heads, like_ptr,
-    LATENT: tl.constexpr, VALUE: tl.constexpr, HEADS: tl.constexpr, BLOCK_L: tl.constexpr, PAGE: tl.constexpr,
-    SPLITS: tl.constexpr, PLAIN: tl.constexpr, FP8: tl.constexpr, UE8M0: tl.constexpr, PDL: tl.constexpr,
+def expand_latents_kernel(
+    acc_ptr, top_ptr, total_ptr, lengths_ptr, expand_ptr, parts_ptr, heads, like_ptr,
+    LATENT: tl.constexpr, VALUE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_V: tl.constexpr, PAGE: tl.constexpr,
+    SPLITS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One block of 128 columns of all heads' outputs: the heads' results in the latent space, expanded by their slices
-    of `kv_b_proj`. HEADS: how many heads such a block can touch."""
-    row, block = tl.program_id(0), tl.program_id(1)
-    cols = block * 128 + tl.arange(0, 128)
-    width = heads * VALUE
+    """A head's values, as far as BLOCK_L of its latents make them: what the cut of K is to a product."""
+    row, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    v, d = tl.arange(0, BLOCK_V), part * BLOCK_L + tl.arange(0, BLOCK_L)
     length = tl.load(lengths_ptr + row)
     active = tl.cdiv(length, span_of(length, PAGE, SPLITS))
-    d = tl.arange(0, BLOCK_L)
-    expand_row = expand_ptr + tl.minimum(cols, width - 1)[:, None].to(tl.int64) * LATENT
-    expand = tl.load(expand_row + d[None, :], mask=(d < LATENT)[None, :], other=0.0)  # a weight: nothing to wait for
+    inside = (v < VALUE)[:, None] & (d < LATENT)[None, :]
+    expand = tl.load(
+        expand_ptr + (head * VALUE + v)[:, None].to(tl.int64) * LATENT + d[None, :], mask=inside, other=0.0
+    )
     wait_for_previous(PDL)
     let_next_start(PDL)
-    dtype: tl.constexpr = like_ptr.dtype.element_ty
-    y = tl.zeros((128,), dtype=tl.float32)
-    for h in tl.static_range(HEADS):
-        head = block * 128 // VALUE + h
-        which = row * heads + tl.minimum(head, heads - 1) + d * 0
-        latent = join_spans(acc_ptr, top_ptr, total_ptr, which, d, active, LATENT, SPLITS, BLOCK_L, 8)
-        latent = latent.to(dtype).to(tl.float32)
-        y += tl.where(cols // VALUE == head, tl.sum(expand.to(tl.float32) * latent[None, :], axis=1), 0.0)
-    y = y.to(dtype).to(tl.float32)[None, :]
+    which = row * heads + head + d * 0
+    latent = join_spans(acc_ptr, top_ptr, total_ptr, which, d, active, LATENT, SPLITS, BLOCK_L, 8)
+    latent = latent.to(like_ptr.dtype.element_ty).to(tl.float32)
+    out = ((part * tl.num_programs(0) + row) * heads + head).to(tl.int64) * VALUE + v
+    tl.store(parts_ptr + out, tl.sum(expand.to(tl.float32) * latent[None, :], axis=1), mask=v < VALUE)
+
+
+@triton.jit
+def join_parts_kernel(
+    parts_ptr, plain_ptr, q_ptr, s_ptr, width, part, like_ptr,
+    PARTS: tl.constexpr, PLAIN: tl.constexpr, FP8: tl.constexpr, UE8M0: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One block of 128 columns of all heads' outputs, from their partial sums."""
+    row, block = tl.program_id(0), tl.program_id(1)
+    cols = (block * 128 + tl.arange(0, 128))[None, :]
+    wait_for_previous(PDL)
+    let_next_start(PDL)
+    zero = tl.zeros((1, 128), dtype=tl.float32)
+    y = add_parts(zero, parts_ptr, row.to(tl.int64) * width + cols, part, cols < width, PARTS)
+    y = y.to(like_ptr.dtype.element_ty).to(tl.float32)
     emit_block(y, row, block, width, plain_ptr, q_ptr, s_ptr, PLAIN, FP8, UE8M0)
 
 
@@ -212,10 +225,13 @@ def mla_decode(q, cache, pages, lengths, scale: float, expand: torch.Tensor, for
     spans = _spans(q.contiguous(), cache, pages, lengths, scale, 1, latent, width - latent)
     out = allocate(form, rows, heads * value, q)
     pointers, flags = emitted(form, out, q)
-    touched = max(128 // value, 1) if 128 % value == 0 or value % 128 == 0 else triton.cdiv(128, value) + 1
-    join_latents_kernel[(rows, triton.cdiv(heads * value, 128))](
-        *spans, lengths, expand, *pointers, heads, q, LATENT=latent, VALUE=value, HEADS=touched,
-        BLOCK_L=triton.next_power_of_2(latent), PAGE=cache.shape[1], SPLITS=SPLITS, **flags,
-        num_warps=16 if latent > 256 else 8, **overlap(q),
+    block_l = min(64, triton.next_power_of_2(latent))
+    parts = torch.empty(triton.cdiv(latent, block_l), rows, heads * value, dtype=torch.float32, device=q.device)
+    expand_latents_kernel[(rows, heads, len(parts))](
+        *spans, lengths, expand, parts, heads, q, LATENT=latent, VALUE=value, BLOCK_L=block_l,
+        BLOCK_V=triton.next_power_of_2(value), PAGE=cache.shape[1], SPLITS=SPLITS, num_warps=4, **overlap(q),
     )  # fmt: skip
+    join_parts_kernel[(rows, triton.cdiv(heads * value, 128))](
+        parts, *pointers, heads * value, parts.stride(0), q, PARTS=len(parts), **flags, num_warps=1, **overlap(q)
+    )
     return out

@@ -48,6 +48,16 @@ class Formed(NamedTuple):
     s: torch.Tensor | None  # [T, K/128] float32
 
 
+class Keep(NamedTuple):
+    """What MLA's cache keeps of each token: KV latent and rotary key, from column `at` of partial sums."""
+
+    at: int
+    norm: torch.Tensor  # [latent]
+    eps: float
+    slots: torch.Tensor  # [T] int64
+    kv: torch.Tensor  # [places, latent + R]
+
+
 SHOWN, SCORED = 10, 6  # of a survey: likeliest tokens, and best candidates of a Gumbel-max draw
 
 
@@ -238,18 +248,26 @@ def rope_heads(parts, starts, norms, rope, slots, kv, heads: int, eps: float) ->
     return _rotate_heads(q, rope, False)
 
 
-def split_latents(parts, kv_at: int, q_norm, kv_norm, eps: float, rope, slots, kv, form: Form | None) -> Formed | None:
-    both = add_up(parts, kv.dtype)
-    latent, k_rope = both[:, kv_at : kv_at + kv.shape[-1]].tensor_split([len(kv_norm)], dim=-1)
+def _keep_latent(both: torch.Tensor, rope: torch.Tensor, keep: Keep) -> None:
+    latent, k_rope = both[:, keep.at : keep.at + keep.kv.shape[-1]].tensor_split([len(keep.norm)], dim=-1)
     k_rope = _rotate_heads(k_rope[:, None], rope, True)[:, 0]
-    kv[slots] = torch.cat([rms_norm(latent, kv_norm, eps), k_rope], dim=-1)
-    return None if q_norm is None else formed(rms_norm(both[:, : len(q_norm)], q_norm, eps), form)
+    keep.kv[keep.slots] = torch.cat([rms_norm(latent, keep.norm, keep.eps), k_rope], dim=-1)
 
 
-def absorb_queries(parts, absorb: torch.Tensor, rope: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def split_latents(parts, q_norm, rope: torch.Tensor, keep: Keep, form: Form | None) -> Formed | None:
+    both = add_up(parts, keep.kv.dtype)
+    _keep_latent(both, rope, keep)
+    return None if q_norm is None else formed(rms_norm(both[:, : len(q_norm)], q_norm, keep.eps), form)
+
+
+def absorb_queries(
+    parts, absorb: torch.Tensor, rope: torch.Tensor, dtype: torch.dtype, keep: Keep | None
+) -> torch.Tensor:
     heads, _, nope = absorb.shape
-    rotary = rope.shape[-1] * 2
-    q = add_up(parts, dtype)[:, : heads * (nope + rotary)].unflatten(-1, (heads, -1))
+    rotary, whole = rope.shape[-1] * 2, add_up(parts, dtype)
+    if keep:
+        _keep_latent(whole, rope, keep)
+    q = whole[:, : heads * (nope + rotary)].unflatten(-1, (heads, -1))
     q_nope, q_rope = q.split([nope, rotary], dim=-1)
     return torch.cat([_per_head(q_nope, absorb), _rotate_heads(q_rope, rope, True)], dim=-1)
 

@@ -9,7 +9,7 @@ import triton.language as tl
 from kernels.launch import let_next_start, overlap, wait_for_previous
 from kernels.norm import add_parts
 from kernels.quant import allocate, emit, emitted
-from kernels.reference import Form, Formed
+from kernels.reference import Form, Formed, Keep
 
 
 @triton.jit
@@ -89,6 +89,25 @@ def rotate_pairs(
 
 
 @triton.jit
+def keep_latent(
+    parts_ptr, at, part, kv_norm_ptr, rope_ptr, out_ptr, eps,
+    PARTS: tl.constexpr, LATENT: tl.constexpr, ROPE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """A token's KV latent, normed, and its rotary key, turned, into the cache."""
+    d, i = tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_R)
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    zero = tl.zeros((BLOCK_L,), dtype=tl.float32)
+    x = add_parts(zero, parts_ptr, at + d, part, d < LATENT, PARTS).to(dtype).to(tl.float32)
+    w = tl.load(kv_norm_ptr + d, mask=d < LATENT, other=0.0).to(tl.float32)
+    x = x * tl.rsqrt(tl.sum(x * x, axis=0) / LATENT + eps) * w
+    tl.store(out_ptr + d, x.to(dtype), mask=d < LATENT)
+    turn = i < ROPE // 2
+    a, b = rotate_pairs(parts_ptr, at + LATENT, part, rope_ptr, i, turn, PARTS, ROPE, dtype)
+    tl.store(out_ptr + LATENT + 2 * i, a, mask=turn)
+    tl.store(out_ptr + LATENT + 2 * i + 1, b, mask=turn)
+
+
+@triton.jit
 def split_latents_kernel(
     parts_ptr, q_norm_ptr, kv_norm_ptr, rope_ptr, slots_ptr, kv_ptr, plain_ptr, q_ptr, s_ptr, parts_part, parts_row,
     kv_at, eps,
@@ -96,27 +115,19 @@ def split_latents_kernel(
     BLOCK_L: tl.constexpr, BLOCK_R: tl.constexpr, PLAIN: tl.constexpr, FP8: tl.constexpr, UE8M0: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """Program 0 of a token: its KV latent, normed, and its rotary key into the cache. Program 1: its query latent."""
+    """Program 0 of a token: what the cache keeps of it. Program 1: its query latent."""
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + row)
     wait_for_previous(PDL)
     let_next_start(PDL)
-    dtype: tl.constexpr = kv_ptr.dtype.element_ty
     start = row * parts_row
     if tl.program_id(1) == 0:
-        d, i = tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_R)
-        zero = tl.zeros((BLOCK_L,), dtype=tl.float32)
-        x = add_parts(zero, parts_ptr, start + kv_at + d, parts_part, d < LATENT, PARTS).to(dtype).to(tl.float32)
-        w = tl.load(kv_norm_ptr + d, mask=d < LATENT, other=0.0).to(tl.float32)
-        x = x * tl.rsqrt(tl.sum(x * x, axis=0) / LATENT + eps) * w
-        out = kv_ptr + slot * (LATENT + ROPE)
-        tl.store(out + d, x.to(dtype), mask=d < LATENT)
-        turn = i < ROPE // 2
-        rope = rope_ptr + row * ROPE
-        a, b = rotate_pairs(parts_ptr, start + kv_at + LATENT, parts_part, rope, i, turn, PARTS, ROPE, dtype)
-        tl.store(out + LATENT + 2 * i, a, mask=turn)
-        tl.store(out + LATENT + 2 * i + 1, b, mask=turn)
+        keep_latent(
+            parts_ptr, start + kv_at, parts_part, kv_norm_ptr, rope_ptr + row * ROPE, kv_ptr + slot * (LATENT + ROPE),
+            eps, PARTS, LATENT, ROPE, BLOCK_L, BLOCK_R,
+        )  # fmt: skip
     elif Q_DIM > 0:
+        dtype: tl.constexpr = kv_ptr.dtype.element_ty
         block = tl.arange(0, Q_BLOCKS)
         cols = block[:, None] * 128 + tl.arange(0, 128)[None, :]
         inside = cols < Q_DIM
@@ -131,15 +142,15 @@ def split_latents_kernel(
         )  # fmt: skip
 
 
-def split_latents(parts, kv_at: int, q_norm, kv_norm, eps: float, rope, slots, kv, form: Form | None) -> Formed | None:
-    count, rows, _ = parts.shape
-    latent, q_dim = len(kv_norm), 0 if q_norm is None else len(q_norm)
+def split_latents(parts, q_norm, rope, keep: Keep, form: Form | None) -> Formed | None:
+    (count, rows, _), kv = parts.shape, keep.kv
+    latent, q_dim = len(keep.norm), 0 if q_norm is None else len(q_norm)
     out = allocate(form, rows, q_dim, kv) if q_dim else None
     pointers, flags = emitted(form if q_dim else Form(False, False), out, kv)
     if rows:
         split_latents_kernel[(rows, 2 if q_dim else 1)](
-            parts, kv if q_norm is None else q_norm, kv_norm, rope, slots, kv, *pointers, *parts.stride()[:2],
-            kv_at, eps,
+            parts, kv if q_norm is None else q_norm, keep.norm, rope, keep.slots, kv, *pointers, *parts.stride()[:2],
+            keep.at, keep.eps,
             PARTS=count, Q_DIM=q_dim, LATENT=latent, ROPE=kv.shape[-1] - latent,
             Q_BLOCKS=triton.next_power_of_2(max(triton.cdiv(q_dim, 128), 1)), BLOCK_L=triton.next_power_of_2(latent),
             BLOCK_R=triton.next_power_of_2((kv.shape[-1] - latent) // 2), **flags, num_warps=4, **overlap(parts),
@@ -149,40 +160,53 @@ def split_latents(parts, kv_at: int, q_norm, kv_norm, eps: float, rope, slots, k
 
 @triton.jit
 def absorb_kernel(
-    parts_ptr, absorb_ptr, rope_ptr, q_ptr, parts_part, parts_row, heads,
+    parts_ptr, absorb_ptr, rope_ptr, q_ptr, kv_norm_ptr, slots_ptr, kv_ptr, parts_part, parts_row, heads, kv_at, eps,
     PARTS: tl.constexpr, NOPE: tl.constexpr, ROPE: tl.constexpr, LATENT: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_L: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_L: tl.constexpr, ALL_L: tl.constexpr, KEEP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_L values of a head's query against the latent; the first program also turns the head's rotary part."""
+    """BLOCK_L values of a head's query against the latent; the first program also turns the head's rotary part. KEEP: a
+    program behind the last head sees to what the cache keeps."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     n, d = tl.arange(0, BLOCK_N), tl.program_id(2) * BLOCK_L + tl.arange(0, BLOCK_L)
-    inside = (d < LATENT)[:, None] & (n < NOPE)[None, :]
+    inside = (d < LATENT)[:, None] & (n < NOPE)[None, :] & (head < heads)
     absorb = tl.load(absorb_ptr + (head * LATENT + d)[:, None].to(tl.int64) * NOPE + n[None, :], mask=inside, other=0.0)
+    if KEEP:
+        slot = tl.load(slots_ptr + row)
     wait_for_previous(PDL)
     let_next_start(PDL)
     dtype: tl.constexpr = q_ptr.dtype.element_ty
-    at = row * parts_row + head * (NOPE + ROPE)
-    zero = tl.zeros((BLOCK_N,), dtype=tl.float32)
-    q = add_parts(zero, parts_ptr, at + n, parts_part, n < NOPE, PARTS).to(dtype).to(tl.float32)
-    out = q_ptr + (row * heads + head) * (LATENT + ROPE)
-    tl.store(out + d, tl.sum(absorb.to(tl.float32) * q[None, :], axis=1).to(dtype), mask=d < LATENT)
-    if tl.program_id(2) == 0:
-        i = tl.arange(0, BLOCK_R)
-        turn = i < ROPE // 2
-        a, b = rotate_pairs(parts_ptr, at + NOPE, parts_part, rope_ptr + row * ROPE, i, turn, PARTS, ROPE, dtype)
-        tl.store(out + LATENT + 2 * i, a, mask=turn)
-        tl.store(out + LATENT + 2 * i + 1, b, mask=turn)
+    if head == heads:
+        if KEEP:  # noqa: SIM102  known when compiled: what is inside must not be, without it
+            if tl.program_id(2) == 0:
+                keep_latent(
+                    parts_ptr, row * parts_row + kv_at, parts_part, kv_norm_ptr, rope_ptr + row * ROPE,
+                    kv_ptr + slot * (LATENT + ROPE), eps, PARTS, LATENT, ROPE, ALL_L, BLOCK_R,
+                )  # fmt: skip
+    else:
+        at = row * parts_row + head * (NOPE + ROPE)
+        zero = tl.zeros((BLOCK_N,), dtype=tl.float32)
+        q = add_parts(zero, parts_ptr, at + n, parts_part, n < NOPE, PARTS).to(dtype).to(tl.float32)
+        out = q_ptr + (row * heads + head) * (LATENT + ROPE)
+        tl.store(out + d, tl.sum(absorb.to(tl.float32) * q[None, :], axis=1).to(dtype), mask=d < LATENT)
+        if tl.program_id(2) == 0:
+            i = tl.arange(0, BLOCK_R)
+            turn = i < ROPE // 2
+            a, b = rotate_pairs(parts_ptr, at + NOPE, parts_part, rope_ptr + row * ROPE, i, turn, PARTS, ROPE, dtype)
+            tl.store(out + LATENT + 2 * i, a, mask=turn)
+            tl.store(out + LATENT + 2 * i + 1, b, mask=turn)
 
 
-def absorb_queries(parts, absorb, rope, dtype: torch.dtype) -> torch.Tensor:
+def absorb_queries(parts, absorb, rope, dtype: torch.dtype, keep: Keep | None) -> torch.Tensor:
     (count, rows, _), (heads, latent, nope) = parts.shape, absorb.shape
     rotary = rope.shape[-1] * 2
     q = torch.empty(rows, heads, latent + rotary, dtype=dtype, device=parts.device)
     block = min(64, triton.next_power_of_2(latent))
+    kept = keep or Keep(0, q, 0.0, q, q)
     if rows:
-        absorb_kernel[(rows, heads, triton.cdiv(latent, block))](
-            parts, absorb, rope, q, *parts.stride()[:2], heads,
+        absorb_kernel[(rows, heads + (keep is not None), triton.cdiv(latent, block))](
+            parts, absorb, rope, q, kept.norm, kept.slots, kept.kv, *parts.stride()[:2], heads, kept.at, kept.eps,
             PARTS=count, NOPE=nope, ROPE=rotary, LATENT=latent, BLOCK_N=triton.next_power_of_2(nope),
-            BLOCK_R=triton.next_power_of_2(rotary // 2), BLOCK_L=block, num_warps=4, **overlap(parts),
+            BLOCK_R=triton.next_power_of_2(rotary // 2), BLOCK_L=block, ALL_L=triton.next_power_of_2(latent),
+            KEEP=keep is not None, num_warps=4, **overlap(parts),
         )  # fmt: skip
     return q

@@ -71,31 +71,20 @@ class LatentAttention(nn.Module):
         # before the product: the kernel after it reads the places without waiting for what came right before
         kv, slots = places(cache, step, self.config.cache_width, self.output.dtype)
         parts = self.inputs(self.feed(x, step))
-        parts = self._split(parts, rope, kv, slots, step)
+        keep = kernels.Keep(self.inputs.starts[1], self.kv_a_layernorm.weight, LATENT_EPS, slots, kv)
+        if self.config.q_lora_rank is not None:
+            query = kernels.split_latents(parts, self.q_a_layernorm.weight, rope, keep, self.feed_query.form)
+            parts, keep = self.expand_query(self.feed_query(query, step)), None
         form = self.feed_output.form
         if step.is_decode:
-            q = kernels.absorb_queries(parts, self.absorb_keys, rope, dtype=kv.dtype)
+            q = kernels.absorb_queries(parts, self.absorb_keys, rope, keep, dtype=kv.dtype)
             scale = self.config.softmax_scale
             out = kernels.mla_decode(q, cache, step.pages, step.lengths, self.absorb_values, form, scale=scale)
         else:
+            if keep:
+                kernels.split_latents(parts, None, rope, keep, None)
             out = kernels.formed(self._prefill(parts, rope, seen_by_prefill(kv, slots, step), step), form)
         return self.output(self.feed_output(out, step))
-
-    def _split(self, parts: torch.Tensor, rope: torch.Tensor, kv: torch.Tensor, slots: torch.Tensor, step: Step):
-        """Keeps the latents of the step's tokens; returns partial sums that begin with the queries of all heads."""
-        lora = self.config.q_lora_rank is not None
-        query = kernels.split_latents(
-            parts,
-            self.q_a_layernorm.weight if lora else None,
-            self.kv_a_layernorm.weight,
-            rope,
-            slots,
-            kv,
-            self.feed_query.form if lora else None,
-            kv_at=self.inputs.starts[1],
-            eps=LATENT_EPS,
-        )
-        return self.expand_query(self.feed_query(query, step)) if lora else parts
 
     def _prefill(self, parts: torch.Tensor, rope: torch.Tensor, seen: torch.Tensor, step: Step) -> torch.Tensor:
         a = self.config

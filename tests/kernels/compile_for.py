@@ -18,7 +18,22 @@ from triton.runtime.jit import JITFunction
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from kernels import Form, Routing, attention, drawing, gemm, moe, narrow, norm, prefill, quant, rope, surveying, wide
+from kernels import (
+    Form,
+    Keep,
+    Routing,
+    attention,
+    drawing,
+    gemm,
+    moe,
+    narrow,
+    norm,
+    prefill,
+    quant,
+    rope,
+    surveying,
+    wide,
+)
 
 
 class Target:
@@ -89,8 +104,10 @@ def attentions(rows: int) -> None:
     attention.gqa_decode(q, cache, pages, lengths, 0.1, 8, form)
     angles, latents = torch.zeros(rows, 2, 32), torch.zeros(512, 576, dtype=bf16)
     parts = torch.zeros(4, rows, 1536 + 576)
-    rope.split_latents(parts, 1536, torch.ones(1536), torch.ones(512), 1e-6, angles, slots, latents, form)
-    rope.absorb_queries(torch.zeros(2, rows, 16 * 192), torch.zeros(16, 512, 128, dtype=bf16), angles, bf16)
+    keep = Keep(1536, torch.ones(512), 1e-6, slots, latents)
+    rope.split_latents(parts, torch.ones(1536), angles, keep, form)
+    rope.absorb_queries(torch.zeros(2, rows, 16 * 192), torch.zeros(16, 512, 128, dtype=bf16), angles, bf16, None)
+    rope.absorb_queries(torch.zeros(2, rows, 16 * 192), torch.zeros(16, 512, 128, dtype=bf16), angles, bf16, keep)
     q, expand = torch.zeros(rows, 16, 576, dtype=bf16), torch.zeros(16, 128, 512, dtype=bf16)
     attention.mla_decode(q, latents.view(8, 64, 576), pages, lengths, 0.1, expand, form)
     for tokens in (100, 600):

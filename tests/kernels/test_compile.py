@@ -11,9 +11,9 @@ import pytest
 # bytes of shared memory that one program may have, by compute capability (CUDA programming guide, table of limits)
 SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}
 KERNELS = {
-    "absorb", "act_quant", "add_norm", "add_up", "advance", "causal_attention", "decode_attention", "draw", "join_draw",
-    "join_heads", "join_latents", "join_survey", "narrow_gemm", "rope_heads", "route", "split_latents", "survey",
-    "swiglu", "weight_dequant", "weight_quant", "wide_gemm",
+    "absorb", "act_quant", "add_norm", "add_up", "advance", "causal_attention", "decode_attention", "draw",
+    "expand_latents", "join_draw", "join_heads", "join_parts", "join_survey", "narrow_gemm", "rope_heads", "route",
+    "split_latents", "survey", "swiglu", "weight_dequant", "weight_quant", "wide_gemm",
 }  # fmt: skip
 
 

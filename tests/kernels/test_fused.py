@@ -5,7 +5,7 @@ import torch
 from compare import assert_bits_equal, assert_close
 
 import kernels
-from kernels import Form, Formed, Routing, attention, moe, norm, prefill, reference, rope
+from kernels import Form, Formed, Keep, Routing, attention, moe, norm, prefill, reference, rope
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FORMS = {"plain": Form(True, False), "fp8": Form(False, True), "both, powers of two": Form(True, True, True)}
@@ -111,18 +111,26 @@ def test_split_latents_kernel_equals_its_twin(form, query):
     q_norm, kv_norm, slots = torch.rand(256) if query else None, torch.rand(latent), torch.tensor([1, 5, 2])
     kv = torch.full((6, latent + rotary), 7.0)
     got_kv = kv.to(DEVICE, copy=True)
-    ref = reference.split_latents(parts, kv_at, q_norm, kv_norm, 1e-6, angles, slots, kv, form)
-    moved = to(DEVICE, q_norm, kv_norm)
-    got = rope.split_latents(*to(DEVICE, parts), kv_at, *moved, 1e-6, *to(DEVICE, angles, slots), got_kv, form)
+    ref = reference.split_latents(parts, q_norm, angles, Keep(kv_at, kv_norm, 1e-6, slots, kv), form)
+    keep = Keep(kv_at, kv_norm.to(DEVICE), 1e-6, slots.to(DEVICE), got_kv)
+    got = rope.split_latents(*to(DEVICE, parts, q_norm, angles), keep, form)
     assert_close(got_kv, kv, "float32")
     assert (got is None) == (ref is None) and (got is None or assert_formed(got, ref) is None)
 
 
-def test_absorb_queries_kernel_equals_its_twin():
+@pytest.mark.parametrize("kept", [True, False], ids=["keeps the latent", "queries only"])
+def test_absorb_queries_kernel_equals_its_twin(kept):
     torch.manual_seed(4)
-    parts, absorb, angles = torch.randn(2, 3, 4 * 48 + 10), torch.randn(4, 96, 32), torch.rand(3, 2, 8)
-    ref = reference.absorb_queries(parts, absorb, angles, torch.float32)
-    assert_close(rope.absorb_queries(*to(DEVICE, parts, absorb, angles), torch.float32), ref, "float32")
+    parts, absorb, angles = torch.randn(2, 3, 4 * 48 + 96 + 16), torch.randn(4, 96, 32), torch.rand(3, 2, 8)
+    norm, slots = torch.rand(96), torch.tensor([1, 5, 2])
+    caches = torch.full((6, 112), 7.0), torch.full((6, 112), 7.0, device=DEVICE)
+    ours, theirs = (
+        Keep(4 * 48, norm.to(kv.device), 1e-6, slots.to(kv.device), kv) if kept else None for kv in caches[::-1]
+    )
+    ref = reference.absorb_queries(parts, absorb, angles, torch.float32, theirs)
+    got = rope.absorb_queries(*to(DEVICE, parts, absorb, angles), torch.float32, ours)
+    assert_close(got, ref, "float32")
+    assert_close(caches[1], caches[0], "float32")
 
 
 LENGTHS = [1, 16, 37, 16 * 40 + 3]  # the last has more pages than there are spans
