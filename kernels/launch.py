@@ -68,6 +68,11 @@ def has_tma(tensor: torch.Tensor) -> bool:
     return tensor.is_cuda and _capability(tensor.get_device())[0] >= 9
 
 
+def is_hopper(tensor: torch.Tensor) -> bool:
+    """Whether the card has `wgmma`, products of whole tiles in shared memory, which no other generation has."""
+    return tensor.is_cuda and _capability(tensor.get_device())[0] == 9
+
+
 @cache
 def _shared_memory(index: int) -> int:
     return torch.cuda.get_device_properties(index).shared_memory_per_block_optin

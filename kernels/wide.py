@@ -9,9 +9,12 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels.launch import has_tma, let_next_start, overlap, shared_memory, wait_for_previous
+from kernels.launch import has_tma, is_hopper, let_next_start, overlap, shared_memory, wait_for_previous
 from kernels.moe import Schedule, schedule
 from kernels.quant import decode_e4m3, operands
+from kernels.specialized import specialized_product, tiles_of
+
+SPLIT_ROWS = 256  # up to this many, K is cut to have enough programs
 
 
 @triton.jit
@@ -106,9 +109,9 @@ class Tile(NamedTuple):
 
 
 def tma_tile(rows: int, n: int, k_blocks: int) -> Tile:
-    """Three programs of 64x128 share a multiprocessor: while one scales what it has summed, the others multiply. A
-    prompt of up to 256 tokens has too few such tiles to go round: smaller ones, and K in up to four pieces."""
-    if rows > 256:
+    """Three programs of 64x128 share a multiprocessor: while one scales what it has summed, the others multiply. Few
+    rows have too few such tiles to go round: smaller ones, and K in up to four pieces."""
+    if rows > SPLIT_ROWS:
         return Tile(64, 128, 1, 3)
     tiles, splits = triton.cdiv(rows, 64) * triton.cdiv(n, 64), 1
     while splits < 4 and tiles * splits < 256 and k_blocks >= 4 * splits:
@@ -136,7 +139,8 @@ def wide(a, b, a_s, b_s, out_dtype, experts=None, weights=None, decode: bool | N
     like, (rows, k), n = a, a.shape, b.shape[-2]
     a, b, flags = operands(a, b, a_s, decode)
     if experts is None and a_s is not None and has_tma(like) and not flags["DECODE"]:
-        return tma_product(a, b, a_s, b_s, out_dtype)
+        many = is_hopper(like) and rows > SPLIT_ROWS and tiles_of(rows, n) >= 128  # as many as multiprocessors, about
+        return (specialized_product if many else tma_product)(a, b, a_s, b_s, out_dtype)
     block_k = 128 if a_s is not None else 64 if a.element_size() == 2 else 32
     out_rows = rows if experts is None else experts.numel()
     c = torch.empty(1, out_rows, n, dtype=out_dtype, device=like.device)

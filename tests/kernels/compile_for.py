@@ -31,6 +31,7 @@ from kernels import (
     prefill,
     quant,
     rope,
+    specialized,
     surveying,
     wide,
 )
@@ -64,6 +65,8 @@ def pretend(capability: int, shared: int) -> None:
     JITFunction.run = compile_only
     quant.has_fp8_units = lambda device: capability >= 89
     wide.has_tma = lambda tensor: capability >= 90
+    wide.is_hopper = lambda tensor: capability == 90
+    specialized._multiprocessors = lambda index: 132
     for room in (prefill, wide):
         room.shared_memory = lambda tensor: shared
     options = {"PDL": True, "launch_pdl": True} if capability >= 90 else {"PDL": False}
@@ -132,7 +135,7 @@ if __name__ == "__main__":
     pretend(int(sys.argv[1]), int(sys.argv[2]))
     quant.weight_quant(torch.zeros(256, 256), 128, "ue8m0")
     quant.weight_dequant(fp8(256, 256), torch.ones(2, 2), 128, torch.bfloat16)
-    for rows in (1, 32, 300):  # tiles of products follow the rows
+    for rows in (1, 32, 100, 300):  # tiles of products follow the rows
         products(rows)
     attentions(70)
     draws(32)

@@ -3,7 +3,7 @@ import torch
 from compare import assert_bits_equal, assert_close
 
 import kernels
-from kernels import gemm, reference, wide
+from kernels import gemm, reference, specialized, wide
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"  # cpu: Triton's interpreter, hence tiny shapes there
@@ -43,6 +43,20 @@ def test_a_product_of_copied_tiles_multiplies_its_dequantised_operands(m, n, k, 
     parts = wide.tma_product(a, b, a_s, b_s, torch.float32, tile)
     assert len(parts) == tile.splits
     assert_close(gemm.add_up(parts, torch.float32), exact_product(*ops), "fp8 unit" if CUDA else "float32")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("m", "n", "k"), [(257, 130, 128), (300, 1000, 384), (1000, 64, 4096), (513, 576, 7168)])
+@pytest.mark.parametrize("programs", [None, 3], ids=["each its tile", "several tiles in turn"])
+def test_a_product_of_warps_with_roles_multiplies_its_dequantised_operands(m, n, k, programs):
+    """Gluon has no interpreter: this kernel is shown to compile without a card, and to be right only on one."""
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("only cards of sm_90 have these instructions")
+    ops = operands(m, n, k)
+    a, a_s, b, b_s = ops
+    for dtype, kind in ((torch.float32, "fp8 unit"), (torch.bfloat16, "bfloat16")):
+        out = specialized.specialized_product(a, b, a_s, b_s, dtype, programs)[0]
+        assert_close(out, exact_product(*ops), kind)
 
 
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 64, 128), (63, 576, 512), (129, 1000, 4096)])
