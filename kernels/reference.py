@@ -135,9 +135,10 @@ def fp8_gemm(
 def plain_gemm(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
     """Few rows go one by one: a BLAS picks its summation order by the number of rows, and a running row's result
     must not depend on how many others share its step."""
+    a, b = a.float(), b.float()
     if 1 < len(a) <= INVARIANT_ROWS:
-        return torch.cat([plain_gemm(row, b, out_dtype) for row in a.split(1)])
-    return F.linear(a.float(), b.float()).to(out_dtype)
+        return torch.cat([F.linear(row, b) for row in a.split(1)]).to(out_dtype)
+    return F.linear(a, b).to(out_dtype)
 
 
 def gemm_parts(a, b, a_s, b_s, out_dtype: torch.dtype) -> torch.Tensor:
@@ -151,9 +152,10 @@ def expert_gemm(a, b, a_s, b_s, experts, weights, out_dtype: torch.dtype) -> tor
         scales = (None, None) if a_s is None else (a_s[rows], b_s[expert])
         return gemm_parts(a[rows], b[expert], *scales, out_dtype)[0]
 
-    if len(experts) <= INVARIANT_ROWS:  # a row at a time anyhow: nothing to gather
-        places = [number // share for number in range(len(chosen))]
-        out = torch.cat([product(slice(at, at + 1), e) for at, e in zip(places, chosen.tolist(), strict=True)])
+    if len(experts) <= INVARIANT_ROWS and a_s is None:  # a row at a time anyhow: nothing to gather
+        rows = a.float().split(1)
+        products = (F.linear(rows[number // share], b[e].float()) for number, e in enumerate(chosen.tolist()))
+        out = torch.cat(list(products)).to(out_dtype)
     else:
         out = torch.empty(len(chosen), b.shape[1], dtype=out_dtype, device=a.device)
         for expert in chosen.unique().tolist():
@@ -321,7 +323,10 @@ def gqa_decode(q, cache, pages, lengths, scale: float, kv_heads: int, form: Form
 
 @lru_cache(maxsize=1)
 def _noise_at(seeds: tuple[int, ...], positions: tuple[int, ...], vocab: int) -> torch.Tensor:
-    return gumbel_noise(torch.tensor(seeds), torch.tensor(positions), vocab)
+    places = list(zip(seeds, positions, strict=True))
+    each = list(dict.fromkeys(places))  # columns that share their noise share an address
+    noise = gumbel_noise(*torch.tensor(each).unbind(1), vocab)
+    return noise if len(each) == len(places) else noise[[each.index(place) for place in places]]
 
 
 def _noise(seeds: torch.Tensor, positions: torch.Tensor, vocab: int) -> torch.Tensor:
