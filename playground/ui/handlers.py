@@ -19,6 +19,7 @@ from playground.ui.components import BranchTree, Heatmap, TextView
 from playground.ui.painting import Pane, paints
 from playground.ui.runs import RunBook
 from playground.ui.session import Session, refuse_during_a_run, run_of, stop, told
+from playground.ui.words import defaults_note, in_words, title
 
 ABSORBED = "Absorbed at decode: this projection is folded into the query and the output, no activation meets it."
 
@@ -286,34 +287,3 @@ class Handlers:
 def asked_for(event: gr.EventData) -> dict:
     """What a view's script sent along; a hostile one may send anything."""
     return event._data if isinstance(event._data, dict) else {}
-
-
-def in_words(found: dict) -> str:
-    """What `RunBook.replay` found."""
-    note = "" if found["same_checkpoint"] else f" The receipt is of another checkpoint, {found['recorded_model']}."
-    if found["identical"]:
-        return f"Identical: all {found['checked']} tokens.{note}"
-    lines = [f"First differs at token {found['at'] + 1}, after {found['checked']} equal ones.{note}"]
-    for name, side in (("Recorded", found["recorded"]), ("Now", found["now"])):
-        if side:
-            top = ", ".join(f"{best['text']!r} {best['probability']:.2%}" for best in side["top"])
-            lines.append(f"{name}: {side['text']!r}; likeliest were {top}")
-        else:
-            lines.append(f"{name}: the text had ended.")
-    return "\n".join(lines)
-
-
-def title(playground: Playground) -> str:
-    """The page's first lines."""
-    config = playground.config
-    form = "FP8 E4M3 in 128x128 tiles" if config.quantization else "unquantised"
-    where = f"{config.num_hidden_layers} layers, {form}; {playground.path}."
-    return f"# FP8 Playground\nModel **{playground.name}**, {where}"
-
-
-def defaults_note(playground: Playground) -> str:
-    """Where the sampling settings come from, if the checkpoint says."""
-    d = playground.defaults
-    if d.source is None:
-        return ""
-    return f"From the checkpoint's `{d.source}`: temperature {d.temperature:g}, top-k {d.top_k}, top-p {d.top_p:g}."

@@ -15,9 +15,10 @@ from playground.ui.compare import compare_tab, connect_compare
 from playground.ui.components import BranchTree, Heatmap, StatsBar, TextView
 from playground.ui.controls import Number, Radio, Slider
 from playground.ui.endpoints import add_endpoints
-from playground.ui.handlers import LINKED, Handlers, defaults_note, title
+from playground.ui.handlers import LINKED, Handlers
 from playground.ui.lab import connect_lab, lab_tab
 from playground.ui.session import Session, stop
+from playground.ui.words import defaults_note, title
 
 CSS = components.CSS + (Path(__file__).parent / "page.css").read_text()
 THEME = gr.themes.Default(
