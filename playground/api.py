@@ -188,9 +188,17 @@ class Playground:
             if self.model is None:
                 raise RequestError("This model is no longer loaded; run again.")
             if self._other is None:
-                self._other = load(self.folder, self.device.type, form, self.context)
+                try:
+                    self._other = load(self.folder, self.device.type, form, self.context)
+                except CheckpointError as error:
+                    raise CheckpointError(f"FP8 and BF16 weights can't be loaded side by side: {error}") from None
                 self._other.name = self.name
             return self._other
+
+    @property
+    def loaded_forms(self) -> set[str]:
+        """Forms of the weights that `in_form` has at hand."""
+        return {one.form for one in (self, self._other) if one}
 
     def writer_of(self, stream: Stream) -> Playground:
         """The one of the checkpoint's forms that wrote a stream. Raises `RequestError` where another model did."""

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from playground import SamplingParams
+from playground import SamplingParams, load
+from playground.inspect.columns import NAMES, PLAIN
+from playground.ui.compare import CompareHandlers
 from playground.ui.handlers import Handlers
 from playground.ui.session import Session, run_of, stop
 
@@ -71,3 +73,15 @@ def test_continue_does_not_write_on_behind_an_end_of_text(handlers, storyteller)
         list(handlers.go_on(*settings, False, session))
     *_, more = handlers.go_on(*settings, True, session)
     assert more[1]["new_tokens"] == 5
+
+
+def test_a_comparison_says_that_it_loads_the_other_form_of_the_weights_and_does_so_once():
+    settings = [PLAIN | {"weights": form} for form in ("fp8", "bf16")] + [PLAIN] * 2
+    values = [setting[name] for setting in settings for name in NAMES]
+    with load(device="cpu") as playground:
+        comparing = CompareHandlers(Handlers(SimpleNamespace(current=playground)))
+        for first in (True, False):
+            shown = comparing.compare("A", 3, False, 2, True, *values, Session())
+            notes = [fork and fork.get("note", "") for _, fork, *_ in shown]
+            assert (notes[0] == "Loading the BF16 weights; they stay at hand.") == first
+            assert not any("Loading" in (note or "") for note in notes[1:])
