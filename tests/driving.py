@@ -1,8 +1,27 @@
-"""How the browser tests read and work the page."""
+"""How the browser tests open, read and work the page."""
 
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
+
+
+@contextmanager
+def open_page(browser, url: str, width: int = 1440, height: int = 900, ready: str = "#run"):
+    """A page of the one context that all tests share: what it loads comes from the browser's cache. Ends with an
+    assertion that nothing went wrong in it and that it asked nobody but its server."""
+    page, problems = browser.new_page(), []
+    page.set_viewport_size({"width": width, "height": height})
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    own = (url.split("/?")[0], "data:", "blob:")
+    page.on("request", lambda request: request.url.startswith(own) or problems.append(request.url))
+    try:
+        page.goto(url)
+        page.wait_for_selector(ready)
+        yield page
+    finally:
+        page.close()
+    assert problems == [], "script errors, or requests that leave the machine"
 
 
 def text_of(page, name="output") -> str:

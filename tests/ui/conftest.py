@@ -48,10 +48,11 @@ def choice(chatty):
 
 @pytest.fixture(scope="session")
 def browser():
+    """Chromium with one context: see `driving.open_page`."""
     from playwright.sync_api import sync_playwright
 
     arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=arguments)
-        yield chromium
+        yield chromium.new_context()
         chromium.close()

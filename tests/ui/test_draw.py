@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from driving import figures, finished, run, set_number, text_of, wait_until
+from driving import figures, finished, open_page, run, set_number, text_of, wait_until
 
 pytestmark = pytest.mark.browser
 
@@ -14,14 +14,8 @@ pytestmark = pytest.mark.browser
 @pytest.fixture(params=[("light", 1440), ("dark", 390)], ids=["light, wide", "dark, phone"])
 def page(browser, server, request):
     theme, width = request.param
-    page = browser.new_page(viewport={"width": width, "height": 900}, accept_downloads=True)
-    page.problems = []
-    page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.goto(f"{server}/?__theme={theme}")
-    page.wait_for_selector("#run")
-    yield page
-    page.close()
-    assert page.problems == []
+    with open_page(browser, f"{server}/?__theme={theme}", width) as page:
+        yield page
 
 
 def write(page, tokens: int = 30) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from driving import figures, finished, run, set_number, text_of, wait_until
+from driving import figures, finished, open_page, run, set_number, text_of, wait_until
 from gradio_client import Client
 from serving import serve
 
@@ -14,14 +14,8 @@ PAUSE = 800  # milliseconds between the end of a run and a person's next click: 
 @pytest.fixture
 def page(browser, choice):
     url, _ = choice
-    page = browser.new_page(viewport={"width": 1440, "height": 900})
-    page.problems = []
-    page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.goto(url)
-    page.wait_for_selector("#run")
-    yield page
-    page.close()
-    assert page.problems == []
+    with open_page(browser, url) as page:
+        yield page
 
 
 def choose(page, model: str) -> None:
@@ -155,15 +149,10 @@ def test_thoughts_are_folded_and_everything_is_text(browser):
         view = ChatView(elem_id="talk")
         view.value = {"turns": [{"role": role, "content": content} for role, content in turns]}
     _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
-    page = browser.new_page()
-    try:
-        page.goto(url)
-        page.wait_for_selector(".cv-turn")
+    with open_page(browser, url, ready=".cv-turn") as page:
         assert talk(page) == [hostile, "Yes.", ""]
         folded = page.locator("#talk details:not([hidden])")
         assert folded.locator("summary").all_inner_texts() == ["Thought", "Thinking"]
         assert folded.locator("div").all_text_contents() == [f"hm {hostile}", "so far"]
         assert page.evaluate("window.hit === undefined && !document.querySelector('#talk img, #talk script')")
-    finally:
-        page.close()
-        blocks.close()
+    blocks.close()

@@ -6,22 +6,15 @@ import re
 import time
 
 import pytest
-from driving import figures, finished, run, set_number, text_of, wait_until
+from driving import figures, finished, open_page, run, set_number, text_of, wait_until
 
 pytestmark = pytest.mark.browser
 
 
 @pytest.fixture
 def page(browser, server):
-    page = browser.new_page(viewport={"width": 1440, "height": 900})
-    page.problems = []
-    page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.on("request", lambda r: r.url.startswith((server, "data:", "blob:")) or page.problems.append(r.url))
-    page.goto(server)
-    page.wait_for_selector("#run")
-    yield page
-    page.close()
-    assert page.problems == [], "script errors, or requests that leave the machine"
+    with open_page(browser, server) as page:
+        yield page
 
 
 @pytest.mark.parametrize("sampler", ["Greedy", "Multinomial", "Gumbel-max"])
@@ -144,9 +137,6 @@ def test_an_empty_prompt_is_one_sentence_on_the_page(page):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1440])
 def test_nothing_is_wider_than_the_page(browser, server, theme, width):
-    page = browser.new_page(viewport={"width": width, "height": 844})
-    page.goto(f"{server}/?__theme={theme}")
-    page.wait_for_selector("#run")
-    time.sleep(0.5)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    page.close()
+    with open_page(browser, f"{server}/?__theme={theme}", width, 844) as page:
+        time.sleep(0.5)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
