@@ -60,9 +60,10 @@ def test_columns_that_can_not_all_begin_leave_none_running(storyteller):
     assert storyteller.service.call(lambda engine: [len(engine.running), len(engine.waiting)]) == [0, 0]
 
 
-def test_weights_that_do_not_exist_are_refused():
+@pytest.mark.parametrize("weights", ["int4", 8, True, ["fp8"], {"fp8": 1}, "FP8", "x" * 10_000])
+def test_weights_that_do_not_exist_are_refused(weights):
     with pytest.raises(RequestError, match="choose fp8 or bf16"):
-        read_columns([{"weights": "int4"}, {}], True)
+        read_columns([{"weights": weights}, {}], True)
 
 
 def test_the_second_form_is_loaded_once_and_closed_with_the_first():

@@ -29,7 +29,7 @@ def read_columns(settings: list[dict], shared_noise: bool) -> tuple[list[Samplin
     whole = {"top_k": "Top-k", "seed": "Seed"}
     given = [PLAIN | s | {n: whole_number(label, (PLAIN | s)[n]) for n, label in whole.items()} for s in settings]
     forms = [s.pop("weights") or "" for s in given]
-    if wrong := [form for form in forms if form not in FORMS]:
+    if wrong := [form for form in forms if form not in list(FORMS)]:  # JSON may bring what can't be hashed
         raise RequestError(f"Weights is {repr(wrong[0])[:80]}; choose fp8 or bf16, or leave it out.")
     params = [SamplingParams(**s) for s in given]
     if shared_noise:

@@ -21,6 +21,11 @@ class Written(NamedTuple):
     insight: Insight | None
     forced: bool = False
 
+    @property
+    def rank(self) -> int:
+        """How many tokens were likelier, whether it was drawn or forced: only what is shown can be forced."""
+        return [i for i, _ in self.insight.raw].index(self.id) if self.forced else self.insight.rank
+
 
 @dataclass(eq=False)
 class Run:
@@ -59,9 +64,7 @@ class Run:
         self.tokens.append(token)
         self.text += token.text
         units, i = len(token.text.encode("utf-16-le", "surrogatepass")) // 2, token.insight
-        entropy, rank = (f"{i.entropy:.4g}", i.rank) if i else ("", "")
-        if i and token.forced:  # the insight is of the draw that it replaced
-            rank = [other for other, _ in i.raw].index(token.id)
+        entropy, rank = (f"{i.entropy:.4g}", token.rank) if i else ("", "")
         self.marks += f"{units},{token.logprob:.5g},{entropy},{rank},{'f' if token.forced else ''};"
 
     def add(self, event: TokenEvent | FinishEvent) -> None:

@@ -21,7 +21,7 @@ def explain(run: Run, index: int) -> dict:
     rows = alternatives(run, i, None if token.forced else token.id)
     seen = (math.fsum(row[part] or 0.0 for row in rows) for part in ("raw", "processed"))
     return base | {
-        "rank": rank(token),
+        "rank": token.rank,
         "entropy": i.entropy,
         "processed_entropy": i.processed_entropy,
         "alternatives": rows,
@@ -30,13 +30,6 @@ def explain(run: Run, index: int) -> dict:
         "settings": settings(run),
         "why": {"kind": "forced"} if token.forced else why(run, token),
     }
-
-
-def rank(token: Written) -> int:
-    """How many tokens are likelier, whether it was drawn or forced."""
-    if not token.forced:
-        return token.insight.rank
-    return [i for i, _ in token.insight.raw].index(token.id)  # only what is shown can be forced
 
 
 def alternatives(run: Run, i: Insight, drawn: int | None) -> list[dict]:

@@ -83,10 +83,9 @@ class CompareHandlers:
             dict(zip(NAMES, values[c * len(NAMES) : (c + 1) * len(NAMES)], strict=True)) for c in range(MOST)
         ]  # fmt: skip
         with told():
-            missing = {s["weights"] or self.handlers.playground.form for s in settings[:count]}
-            missing -= self.handlers.playground.loaded_forms
-        if names := [FORMS[form] for form in missing if form in FORMS]:
-            yield None, {"note": f"Loading the {names[0]} weights; they stay at hand."}, *[None] * (2 * MOST)
+            ready, asked = {"", *self.handlers.playground.loaded_forms}, [s["weights"] for s in settings[:count]]
+        if missing := [name for form, name in FORMS.items() if form in asked and form not in ready]:
+            yield None, {"note": f"Loading the {missing[0]} weights; they stay at hand."}, *[None] * (2 * MOST)
         for found, panes in self.write(prompt, settings[:count], shared_noise, max_new_tokens, past_end, session):
             common, own, fork = aligned(found)
             columns = [value for view, pane in zip(own, panes, strict=True) for value in (view, pane.stats)]

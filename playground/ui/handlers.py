@@ -11,7 +11,7 @@ import gradio as gr
 from playground import CheckpointError, Playground, RequestError, SamplingParams
 from playground.chat import Message
 from playground.engine.request import MAX_SEED, Sampler, whole_number
-from playground.inspect.receipt import read_receipts
+from playground.inspect.receipt import Receipt, read_receipts
 from playground.inspect.run import Run
 from playground.inspect.scales import ScaleGrid, projections, weight_scales
 from playground.shelf import Shelf
@@ -92,23 +92,25 @@ class Handlers:
     ) -> Iterator[tuple]:  # fmt: skip
         """Goes on from a token of the text with another one in its place, or draws again from there."""
         with run_of(session):
-            asked = asked_for(event)
-            source, at, token = self.book.get(asked.get("run")), asked.get("index"), asked.get("token")
-            at, token = whole_number("Index", at), None if token is None else whole_number("Token", token)
             settings = (sampler, temperature, seed, top_k, top_p, min_p)
-            yield from self._branch(session, source, at, token, max_new_tokens, past_end, settings)
+            run = self._branch(session, *self._chosen(event), max_new_tokens, past_end, settings)
+            yield from self.write(session, run)
 
     def branch_column(self, event: gr.EventData, max_new_tokens, past_end, session: Session) -> Iterator[tuple]:
         """Goes on from a token of a compared column, under the column's own settings: a tree of its own."""
         with run_of(session):
-            asked = asked_for(event)
-            source, at, token = self.book.get(asked.get("run")), asked.get("index"), asked.get("token")
-            at, token = whole_number("Index", at), None if token is None else whole_number("Token", token)
+            source, at, token = self._chosen(event)
             p = source.params
-            seed = p.seed if token is not None else -1
-            settings = (p.sampler.value, p.temperature, seed, p.top_k, p.top_p, p.min_p)
+            settings = (p.sampler.value, p.temperature, -1, p.top_k, p.top_p, p.min_p)
+            run = self._branch(session, source, at, token, max_new_tokens, past_end, settings)
             session.tree = [source]
-            yield from self._branch(session, source, at, token, max_new_tokens, past_end, settings)
+            yield from self.write(session, run)
+
+    def _chosen(self, event: gr.EventData) -> tuple[Run, int, int | None]:
+        """The run, the place in it and the token there, None to draw again, that a view's script names."""
+        asked = asked_for(event)
+        run, token = self.book.get(asked.get("run")), asked.get("token")
+        return run, whole_number("Index", asked.get("index")), None if token is None else whole_number("Token", token)
 
     def go_on(
         self, sampler, temperature, max_new_tokens, seed, top_k, top_p, min_p, past_end, session: Session
@@ -122,19 +124,16 @@ class Handlers:
             if ended and not past_end:
                 raise RequestError("The text has come to its end; tick “Write past the end” to continue it.")
             at, settings = len(source.tokens), (sampler, temperature, seed, top_k, top_p, min_p)
-            yield from self._branch(session, source, at, None, max_new_tokens, past_end, settings)
+            yield from self.write(session, self._branch(session, source, at, None, max_new_tokens, past_end, settings))
 
-    def _branch(
-        self, session: Session, source: Run, at: int, token: int | None, limit, past_end, settings
-    ) -> Iterator[tuple]:
+    def _branch(self, session: Session, source: Run, at: int, token: int | None, limit, past_end, settings) -> Run:
         sampler, temperature, seed, *filters = settings
         if token is not None or at == len(source.tokens):  # the same luck, unless a seed is asked for
             seed = source.params.seed if whole_number("Seed", seed) < 0 else seed
         params = self.params(sampler, temperature, seed, *filters)
         session.seed = params.seed
         limit = whole_number("Max new tokens", limit)
-        run = self.book.branch(self.playground, source, at, token, params, limit, bool(past_end))
-        yield from self.write(session, run)
+        return self.book.branch(self.playground, source, at, token, params, limit, bool(past_end))
 
     def write(self, session: Session, run: Run) -> Iterator[tuple]:
         """Shows a run of the page's tree while it writes."""
@@ -173,15 +172,18 @@ class Handlers:
         """Runs an uploaded receipt, or those of a comparison, again; says in words how it went."""
         try:
             with run_of(session):
-                receipts = read_receipts((file or b"").decode(errors="replace"))
-                found = [self.book.replay(self.playground, one, session.streams.append) for one in receipts]
+                found = self._replayed(read_receipts((file or b"").decode(errors="replace")), session)
         except gr.Error as error:
             return error.message
-        finally:
-            stop(session)
         if len(found) == 1:
             return in_words(found[0])
         return "\n".join(f"Column {n}: {in_words(one)}" for n, one in enumerate(found, 1))
+
+    def _replayed(self, receipts: list[Receipt], session: Session) -> list[dict]:
+        try:
+            return [self.book.replay(self.playground, one, session.streams.append) for one in receipts]
+        finally:
+            stop(session)
 
     def paint(self, session: Session, runs: list[Run]) -> Iterator[list[Pane]]:
         """Yields the panes at every paint; a closed generator cancels the rows."""

@@ -61,6 +61,15 @@ def test_stop_ends_a_replay_and_the_next_one_runs(handlers, storyteller):
     assert handlers.replay(short, session) == "Identical: all 20 tokens."
 
 
+def test_a_replay_that_is_refused_leaves_the_run_under_way_alone(handlers, storyteller):
+    session = Session()
+    writing = handlers.generate("Once upon a time", "gumbel", 0.8, 60, 3, 0, 1.0, 0.0, True, session)
+    next(writing)
+    assert "already writing" in handlers.replay(b"{}", session)
+    *_, last = writing
+    assert last[1]["finish_reason"] == "length" and last[1]["new_tokens"] == 60
+
+
 def test_continue_does_not_write_on_behind_an_end_of_text(handlers, storyteller):
     session = Session()
     for seed in range(40):
