@@ -15,12 +15,25 @@ import importlib
 import torch
 
 from kernels import reference
-from kernels.reference import FP8_MAX, INVARIANT_ROWS, SCORED, SHOWN, Form, Formed, Keep, Routing, Survey, has_fp8_units
+from kernels.forms import (
+    FP8_MAX,
+    INVARIANT_ROWS,
+    KV,
+    SCORED,
+    SHOWN,
+    Form,
+    Formed,
+    Keep,
+    Routing,
+    Survey,
+)  # fmt: skip
+from kernels.reference import has_fp8_units
 from kernels.sampling import draw_multinomial, gumbel_noise, process_logits, uniform_noise
 
 __all__ = [
     "FP8_MAX",
     "INVARIANT_ROWS",
+    "KV",
     "SCORED",
     "SHOWN",
     "Form",
@@ -40,6 +53,7 @@ __all__ = [
     "expert_gemm",
     "formed",
     "fp8_gemm",
+    "gather_kv",
     "gemm_parts",
     "gqa_decode",
     "gumbel_noise",
@@ -257,25 +271,38 @@ def rope_heads(
     norms: tuple[torch.Tensor, torch.Tensor] | None,
     rope: torch.Tensor,
     slots: torch.Tensor,
-    kv: torch.Tensor,
+    kv: KV,
     *,
     heads: int,
     eps: float,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """From partial sums `[P, T, W]` in which all queries, keys and values begin at columns `starts`: RMSNorm on every
-    query and key head where `norms` gives the two weights `[D]`, then rotary embedding of halves by `rope [T, 2, D/2]`.
-    Returns the queries `[T, heads, D]` and writes keys and values to `kv[slots[t]]`, `kv [places, 2 * kv_heads * D]`.
-    """
-    return _implementation("rope", parts).rope_heads(parts, starts, norms, rope, slots, kv, heads, eps)
+    query and key head where `norms` gives the two weights `[D]`, then rotary embedding of halves by `rope [T, 2, D/2]`,
+    each rounded to `dtype`. Returns the queries `[T, heads, D]` and writes all keys, then all values of a token to
+    `slots [T]` of `kv`, as they are or in E4M3."""
+    return _implementation("rope", parts).rope_heads(parts, starts, norms, rope, slots, kv, heads, eps, dtype)
+
+
+def gather_kv(kv: KV, places: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
+    """What the cache holds at `places [S]`, restored: `[S, width]` in `dtype`, which without scales is that of the
+    cache. Torch on every device: only a piece of a prompt asks for it."""
+    return reference.gather_kv(kv, places, dtype)
 
 
 def split_latents(
-    parts: torch.Tensor, q_norm: torch.Tensor | None, rope: torch.Tensor, keep: Keep, form: Form | None
+    parts: torch.Tensor,
+    q_norm: torch.Tensor | None,
+    rope: torch.Tensor,
+    keep: Keep,
+    form: Form | None,
+    *,
+    dtype: torch.dtype,
 ) -> Formed | None:
     """MLA's first products apart, from partial sums `[P, T, W]`: the query latent (the first `len(q_norm)` columns) is
     normed and returned in `form`; the KV latent is normed and the rotary key behind it turned by `rope [T, 2, R/2]`,
-    and both go where `keep` says. Without `q_norm` returns None."""
-    return _implementation("rope", parts).split_latents(parts, q_norm, rope, keep, form)
+    and both, rounded to `dtype`, go where `keep` says. Without `q_norm` returns None."""
+    return _implementation("rope", parts).split_latents(parts, q_norm, rope, keep, form, dtype)
 
 
 def absorb_queries(
@@ -294,7 +321,7 @@ def absorb_queries(
 
 def mla_decode(
     q: torch.Tensor,
-    cache: torch.Tensor,
+    cache: KV,
     pages: torch.Tensor,
     lengths: torch.Tensor,
     expand: torch.Tensor,
@@ -304,14 +331,14 @@ def mla_decode(
 ) -> Formed:
     """One decode step of absorbed multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1).
 
-    `q [R, H, latent + rope]` holds each head's query against the latent, then its rotary part; `cache [pages,
-    page_size, latent + rope]` the latents and rotary keys; `pages [R, P]` int32 each row's pages in order;
+    `q [R, H, latent + rope]` holds each head's query against the latent, then its rotary part; `cache` the latents
+    and rotary keys, in the dtype of `q` or in E4M3; `pages [R, P]` int32 each row's pages in order;
     `lengths [R]` int32 >= 1 how many tokens each row sees; `expand [H, V, latent]` turns a head's result into values.
     Returns `[R, H * V]` in `form`. A row's result depends on that row alone.
     """
     _check_decode(q, cache, pages, lengths)
-    if q.shape[-1] != cache.shape[-1] or expand.shape[0] != q.shape[1]:
-        raise ValueError(f"q {tuple(q.shape)} does not fit {tuple(cache.shape)} and {tuple(expand.shape)}")
+    if q.shape[-1] != cache.width or expand.shape[0] != q.shape[1]:
+        raise ValueError(f"q {tuple(q.shape)} does not fit {tuple(cache.values.shape)} and {tuple(expand.shape)}")
     return _implementation("attention", q).mla_decode(q, cache, pages, lengths, scale, expand, form)
 
 
@@ -326,16 +353,17 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale
     return _implementation("prefill", q).causal_attention(q, k, v, scale)
 
 
-def _check_decode(q: torch.Tensor, cache: torch.Tensor, pages: torch.Tensor, lengths: torch.Tensor) -> None:
-    if not (q.ndim == 3 and q.dtype == cache.dtype):
-        raise ValueError(f"q {tuple(q.shape)} and cache must share a dtype, not {q.dtype} and {cache.dtype}")
+def _check_decode(q: torch.Tensor, cache: KV, pages: torch.Tensor, lengths: torch.Tensor) -> None:
+    held = cache.values.dtype
+    if not (q.ndim == 3 and held == (q.dtype if cache.scales is None else torch.float8_e4m3fn)):
+        raise ValueError(f"q {tuple(q.shape)} and cache must share a dtype, not {q.dtype} and {held}")
     if not (pages.shape[0] == lengths.shape[0] == q.shape[0]):
         raise ValueError("pages, lengths and q must have the same rows")
 
 
 def gqa_decode(
     q: torch.Tensor,
-    cache: torch.Tensor,
+    cache: KV,
     pages: torch.Tensor,
     lengths: torch.Tensor,
     form: Form,
@@ -345,13 +373,13 @@ def gqa_decode(
 ) -> Formed:
     """One decode step of grouped-query attention (Ainslie et al., 2023, arXiv:2305.13245).
 
-    `q [R, H, D]`; `cache [pages, page_size, 2 * kv_heads * D]` holds all key heads of a token, then all value heads;
+    `q [R, H, D]`; `cache` holds all key heads of a token, then all value heads, in the dtype of `q` or in E4M3;
     `pages [R, P]` int32 and `lengths [R]` int32 as in `mla_decode`. Head h reads key-value head `h // (H / kv_heads)`.
     Returns `[R, H * D]` in `form`. A row's result depends on that row alone.
     """
     _check_decode(q, cache, pages, lengths)
-    if not (q.shape[1] % kv_heads == 0 and cache.shape[-1] == 2 * kv_heads * q.shape[-1]):
-        raise ValueError(f"q {tuple(q.shape)} with {kv_heads} key-value heads does not fit {tuple(cache.shape)}")
+    if not (q.shape[1] % kv_heads == 0 and cache.width == 2 * kv_heads * q.shape[-1]):
+        raise ValueError(f"q {tuple(q.shape)} with {kv_heads} key-value heads does not fit {tuple(cache.values.shape)}")
     return _implementation("attention", q).gqa_decode(q, cache, pages, lengths, scale, kv_heads, form)
 
 

@@ -12,10 +12,11 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.forms import KV, Form, Formed
 from kernels.launch import let_next_start, overlap, prefetch, wait_for_previous
 from kernels.norm import add_parts
-from kernels.quant import allocate, emit, emitted
-from kernels.reference import Form, Formed
+from kernels.quant import allocate, decode_e4m3, emit, emitted
+from kernels.reference import has_fp8_units
 
 HEADS_PER_PROGRAM = 16  # the smallest M that a tensor core takes
 SPLITS = 32
@@ -28,14 +29,26 @@ def span_of(length, PAGE: tl.constexpr, SPLITS: tl.constexpr):
 
 
 @triton.jit
+def load_cached(pointers, mask, SCALED: tl.constexpr, DECODE: tl.constexpr, MULTIPLY: tl.constexpr):
+    """Keys or values as they are multiplied; 0 where not in the mask."""
+    x = tl.load(pointers, mask=mask, other=0.0)
+    if DECODE:
+        x = decode_e4m3(x)
+    if SCALED:
+        x = x.to(MULTIPLY)
+    return x
+
+
+@triton.jit
 def decode_attention_kernel(
-    q_ptr, cache_ptr, pages_ptr, lengths_ptr, acc_ptr, top_ptr, total_ptr, scale, heads, per_group, pages_row,
-    cache_row, values_at,
+    q_ptr, cache_ptr, scales_ptr, pages_ptr, lengths_ptr, acc_ptr, top_ptr, total_ptr, scale, heads, per_group,
+    pages_row, cache_row, values_at, vectors,
     DIM: tl.constexpr, ROPE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr,
-    PAGE: tl.constexpr, SPLITS: tl.constexpr, PDL: tl.constexpr,
+    PAGE: tl.constexpr, SPLITS: tl.constexpr, SCALED: tl.constexpr, DECODE: tl.constexpr, MULTIPLY: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """One span of a row, for up to BLOCK_H heads that share keys. ROPE > 0 is MLA: keys are DIM of latent and ROPE of
-    rotary key, values the latent again."""
+    rotary key, values the latent again. SCALED: the cache holds E4M3, which is multiplied as MULTIPLY, exactly."""
     row, split = tl.program_id(0), tl.program_id(2)
     blocks = tl.cdiv(per_group, BLOCK_H)
     group = tl.program_id(1) // blocks
@@ -61,6 +74,10 @@ def decode_attention_kernel(
     q = tl.load(q_row + d[None, :], mask=inside & (d < DIM)[None, :], other=0.0)
     if ROPE:
         q_r = tl.load(q_row + DIM + r[None, :], mask=inside & (r < ROPE)[None, :], other=0.0)
+    if SCALED:
+        q = q.to(MULTIPLY)
+        if ROPE:
+            q_r = q_r.to(MULTIPLY)
     top = tl.full((BLOCK_H,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((BLOCK_H,), dtype=tl.float32)
     acc = tl.zeros((BLOCK_H, BLOCK_D), dtype=tl.float32)
@@ -70,20 +87,35 @@ def decode_attention_kernel(
         seen = start + t < length
         mask = seen[:, None] & (d < DIM)[None, :]
         keys = cache_ptr + (page * PAGE + t)[:, None] * cache_row + group * DIM
-        k = tl.load(keys + d[None, :], mask=mask, other=0.0)
+        k = load_cached(keys + d[None, :], mask, SCALED, DECODE, MULTIPLY)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        if SCALED:
+            page_scales = scales_ptr + (page * vectors + group) * PAGE + t
+            k_scale = tl.load(page_scales, mask=seen, other=0.0)
+            scores *= k_scale[None, :]
         if ROPE:
-            k_r = tl.load(keys + DIM + r[None, :], mask=seen[:, None] & (r < ROPE)[None, :], other=0.0)
-            scores += tl.dot(q_r, tl.trans(k_r), input_precision="ieee")
+            k_r = load_cached(keys + DIM + r[None, :], seen[:, None] & (r < ROPE)[None, :], SCALED, DECODE, MULTIPLY)
+            turned = tl.dot(q_r, tl.trans(k_r), input_precision="ieee")
+            if SCALED:
+                turned *= tl.load(page_scales + PAGE, mask=seen, other=0.0)[None, :]
+            scores += turned
             v = k
         else:
-            v = tl.load(keys + values_at + d[None, :], mask=mask, other=0.0)
+            v = load_cached(keys + values_at + d[None, :], mask, SCALED, DECODE, MULTIPLY)
         scores = tl.where(seen[None, :], scores * scale, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, axis=1))
         p = tl.exp(scores - new_top[:, None])
         shrink = tl.exp(top - new_top)
         total = total * shrink + tl.sum(p, axis=1)
-        acc = acc * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+        if SCALED:  # weights take the scales of their values, over the page's largest: 16 bits hold them then
+            v_scale = k_scale
+            if ROPE == 0:
+                v_scale = tl.load(page_scales + vectors // 2 * PAGE, mask=seen, other=0.0)
+            largest = tl.max(v_scale, axis=0)
+            p *= (v_scale / largest)[None, :]
+            acc = acc * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee") * largest
+        else:
+            acc = acc * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
         top, page = new_top, next_page
     place = whole * SPLITS + split
     tl.store(top_ptr + place, top, mask=member < per_group)
@@ -191,45 +223,52 @@ def join_parts_kernel(
     emit_block(y, row, block, width, plain_ptr, q_ptr, s_ptr, PLAIN, FP8, UE8M0)
 
 
-def _spans(q, cache, pages, lengths, scale: float, kv_heads: int, dim: int, rope: int):
+def _spans(q, cache: KV, pages, lengths, scale: float, kv_heads: int, dim: int, rope: int, decode: bool | None):
     """Each span's unscaled output, largest score and sum of weights: `[R, H, SPLITS, dim]` and `[R, H, SPLITS]`."""
     rows, heads, _ = q.shape
     acc = torch.empty(rows, heads, SPLITS, dim, dtype=torch.float32, device=q.device)
     top, total = torch.empty(2, rows, heads, SPLITS, dtype=torch.float32, device=q.device)
-    per_group = heads // kv_heads
+    per_group, scaled = heads // kv_heads, cache.scales is not None
+    if decode is None:
+        decode = scaled and not has_fp8_units(q.device)
     decode_attention_kernel[(rows, kv_heads * triton.cdiv(per_group, HEADS_PER_PROGRAM), SPLITS)](
-        q, cache, pages, lengths, acc, top, total, scale, heads, per_group, pages.stride(0),
-        cache.shape[2], kv_heads * dim,
+        q, cache.values.view(torch.uint8) if decode else cache.values, cache.scales if scaled else q, pages, lengths,
+        acc, top, total, scale, heads, per_group, pages.stride(0), cache.width, kv_heads * dim, len(cache.widths),
         DIM=dim, ROPE=rope, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_R=max(16, triton.next_power_of_2(rope)),
-        BLOCK_H=HEADS_PER_PROGRAM, PAGE=cache.shape[1], SPLITS=SPLITS, num_stages=2,
-        num_warps=8 if dim > 256 else 4, **overlap(q),
+        BLOCK_H=HEADS_PER_PROGRAM, PAGE=cache.page_size, SPLITS=SPLITS, SCALED=scaled, DECODE=decode,
+        MULTIPLY=tl.float32 if q.dtype == torch.float32 else tl.float16, num_stages=2, num_warps=8 if dim > 256 else 4,
+        **overlap(q),
     )  # fmt: skip
     return acc, top, total
 
 
-def gqa_decode(q, cache, pages, lengths, scale: float, kv_heads: int, form: Form) -> Formed:
+def gqa_decode(
+    q, cache: KV, pages, lengths, scale: float, kv_heads: int, form: Form, decode: bool | None = None
+) -> Formed:
     rows, heads, dim = q.shape
-    spans = _spans(q.contiguous(), cache, pages, lengths, scale, kv_heads, dim, 0)
+    spans = _spans(q.contiguous(), cache, pages, lengths, scale, kv_heads, dim, 0, decode)
     out = allocate(form, rows, heads * dim, q)
     pointers, flags = emitted(form, out, q)
     join_heads_kernel[(rows, triton.cdiv(heads * dim, 128))](
-        *spans, lengths, *pointers, heads, q, DIM=dim, PAGE=cache.shape[1], SPLITS=SPLITS, **flags,
+        *spans, lengths, *pointers, heads, q, DIM=dim, PAGE=cache.page_size, SPLITS=SPLITS, **flags,
         num_warps=4, **overlap(q),
     )  # fmt: skip
     return out
 
 
-def mla_decode(q, cache, pages, lengths, scale: float, expand: torch.Tensor, form: Form) -> Formed:
+def mla_decode(
+    q, cache: KV, pages, lengths, scale: float, expand: torch.Tensor, form: Form, decode: bool | None = None
+) -> Formed:
     rows, heads, width = q.shape
     _, value, latent = expand.shape
-    spans = _spans(q.contiguous(), cache, pages, lengths, scale, 1, latent, width - latent)
+    spans = _spans(q.contiguous(), cache, pages, lengths, scale, 1, latent, width - latent, decode)
     out = allocate(form, rows, heads * value, q)
     pointers, flags = emitted(form, out, q)
     block_l = min(64, triton.next_power_of_2(latent))
     parts = torch.empty(triton.cdiv(latent, block_l), rows, heads * value, dtype=torch.float32, device=q.device)
     expand_latents_kernel[(rows, heads, len(parts))](
         *spans, lengths, expand, parts, heads, q, LATENT=latent, VALUE=value, BLOCK_L=block_l,
-        BLOCK_V=triton.next_power_of_2(value), PAGE=cache.shape[1], SPLITS=SPLITS, num_warps=4, **overlap(q),
+        BLOCK_V=triton.next_power_of_2(value), PAGE=cache.page_size, SPLITS=SPLITS, num_warps=4, **overlap(q),
     )  # fmt: skip
     join_parts_kernel[(rows, triton.cdiv(heads * value, 128))](
         parts, *pointers, heads * value, parts.stride(0), q, PARTS=len(parts), **flags, num_warps=1, **overlap(q)

@@ -10,9 +10,9 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.forms import INVARIANT_ROWS
 from kernels.launch import let_next_start, overlap, wait_for_previous
 from kernels.narrow import narrow
-from kernels.reference import INVARIANT_ROWS
 from kernels.wide import wide
 
 

@@ -10,9 +10,9 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.forms import Form, Formed
 from kernels.launch import let_next_start, overlap, wait_for_previous
 from kernels.quant import allocate, emit, emitted
-from kernels.reference import Form, Formed
 
 
 @triton.jit

@@ -11,8 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.forms import AMAX_FLOOR, FP8_MAX, Form, Formed
 from kernels.launch import let_next_start, overlap, wait_for_previous
-from kernels.reference import AMAX_FLOOR, FP8_MAX, Form, Formed, has_fp8_units
+from kernels.reference import has_fp8_units
 
 _FP8_MAX = tl.constexpr(FP8_MAX)
 _AMAX_FLOOR = tl.constexpr(AMAX_FLOOR)

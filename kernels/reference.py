@@ -8,74 +8,24 @@ Shapes, dtypes and errors are stated once, at the public functions in `kernels/_
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from kernels.forms import (
+    AMAX_FLOOR,
+    FP8_MAX,
+    INVARIANT_ROWS,
+    KV,
+    SCORED,
+    SHOWN,
+    Form,
+    Formed,
+    Keep,
+    Routing,
+    Survey,
+)
 from kernels.sampling import gumbel_noise
-
-FP8_MAX = 448.0
-AMAX_FLOOR = 1e-4  # keeps the scale of an all-zero block away from zero
-INVARIANT_ROWS = 32  # up to this many rows, a product's row depends on that row alone (see `plain_gemm`)
-
-
-class Form(NamedTuple):
-    """In which form an op leaves what products will read: in the model's dtype, block-quantised, or both."""
-
-    plain: bool
-    fp8: bool
-    ue8m0: bool = False  # scales are powers of two
-
-
-class Routing(NamedTuple):
-    """How a gate chooses experts (DeepSeek-V3, arXiv:2412.19437, section 2.1.2)."""
-
-    top_k: int
-    groups: int  # of equal size; 1: no groups
-    kept_groups: int
-    sigmoid: bool  # scores; otherwise softmax
-    normalised: bool  # weights of the chosen sum to 1 before scaling
-    scaling: float
-    shared: int = 0  # experts that every row goes to, with weight 1: numbered after the others
-
-
-class Formed(NamedTuple):
-    """Activations `[T, K]` in the form that was asked for; None for what was not."""
-
-    plain: torch.Tensor | None
-    q: torch.Tensor | None  # float8_e4m3fn
-    s: torch.Tensor | None  # [T, K/128] float32
-
-
-class Keep(NamedTuple):
-    """What MLA's cache keeps of each token: KV latent and rotary key, from column `at` of partial sums."""
-
-    at: int
-    norm: torch.Tensor  # [latent]
-    eps: float
-    slots: torch.Tensor  # [T] int64
-    kv: torch.Tensor  # [places, latent + R]
-
-
-SHOWN, SCORED = 10, 6  # of a survey: likeliest tokens, and best candidates of a Gumbel-max draw
-
-
-class Survey(NamedTuple):
-    """What stood behind a draw, R rows, float64. Where the vocabulary is smaller than what is shown, ids are 0 and
-    their values -inf."""
-
-    logsumexp: torch.Tensor  # [R] of the logits
-    entropy: torch.Tensor  # [R] nats, at T=1
-    heated_logsumexp: torch.Tensor  # [R] of the logits over the row's temperature (0 counts as 1)
-    heated_entropy: torch.Tensor  # [R]
-    rank: torch.Tensor  # [R] how many logits are larger than that of the token drawn
-    logit: torch.Tensor  # [R] of the token drawn
-    top: torch.Tensor  # [R, SHOWN] int64, the largest logits' ids, best first
-    top_logits: torch.Tensor
-    scored: torch.Tensor  # [R, SCORED] int64, ids of the largest logit / temperature + noise, best first
-    heated: torch.Tensor  # [R, SCORED] their logit / temperature
-    noise: torch.Tensor  # [R, SCORED] their Gumbel noise
 
 
 def has_fp8_units(device: torch.device) -> bool:
@@ -239,25 +189,53 @@ def _rotate_heads(x: torch.Tensor, rope: torch.Tensor, interleaved: bool) -> tor
     return rotate(x, rope[:, None, 0], rope[:, None, 1], interleaved)
 
 
-def rope_heads(parts, starts, norms, rope, slots, kv, heads: int, eps: float) -> torch.Tensor:
-    whole = add_up(parts, kv.dtype)
-    dim, keys = rope.shape[-1] * 2, kv.shape[-1] // 2
+def _keep(kv: KV, slots: torch.Tensor, blocks: list[torch.Tensor]) -> None:
+    """Writes what tokens leave in the cache, in order: `blocks [T, vectors, width]`."""
+    rows = kv.values.view(-1, kv.width)
+    if kv.scales is None:
+        rows[slots] = torch.cat([block.flatten(1) for block in blocks], dim=-1)
+        return
+    wide = [block.float() for block in blocks]
+    scales = [_scale_of(block.abs().amax(-1, keepdim=True), None) for block in wide]
+    codes = [(block / scale).to(kv.values.dtype).flatten(1) for block, scale in zip(wide, scales, strict=True)]
+    rows.view(torch.uint8)[slots] = torch.cat([code.view(torch.uint8) for code in codes], dim=-1)
+    kv.scales[slots // kv.page_size, :, slots % kv.page_size] = torch.cat(scales, dim=1)[..., 0]
+
+
+def _restored(kv: KV, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """`codes [T, width]` by `scales [T, vectors]`, in float32."""
+    each = zip(scales.split(1, dim=-1), kv.widths, strict=True)
+    return codes.float().mul_(torch.cat([scale.expand(-1, width) for scale, width in each], dim=-1))
+
+
+def gather_kv(kv: KV, places: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    rows = kv.values.view(-1, kv.width)
+    if kv.scales is None:
+        return rows[places]
+    codes = rows.view(torch.uint8)[places].view(kv.values.dtype)
+    return _restored(kv, codes, kv.scales[places // kv.page_size, :, places % kv.page_size]).to(dtype)
+
+
+def rope_heads(parts, starts, norms, rope, slots, kv: KV, heads: int, eps: float, dtype: torch.dtype) -> torch.Tensor:
+    whole = add_up(parts, dtype)
+    dim, keys = rope.shape[-1] * 2, kv.width // 2
     ends = (heads * dim, starts[1] + keys, starts[2] + keys)
     q, k, v = (whole[:, a:b].unflatten(-1, (-1, dim)) for a, b in zip(starts, ends, strict=True))
     if norms:
         q, k = rms_norm(q, norms[0], eps), rms_norm(k, norms[1], eps)
-    kv[slots] = torch.cat([_rotate_heads(k, rope, False), v], dim=1).flatten(1)
+    _keep(kv, slots, [_rotate_heads(k, rope, False), v])
     return _rotate_heads(q, rope, False)
 
 
 def _keep_latent(both: torch.Tensor, rope: torch.Tensor, keep: Keep) -> None:
-    latent, k_rope = both[:, keep.at : keep.at + keep.kv.shape[-1]].tensor_split([len(keep.norm)], dim=-1)
-    k_rope = _rotate_heads(k_rope[:, None], rope, True)[:, 0]
-    keep.kv[keep.slots] = torch.cat([rms_norm(latent, keep.norm, keep.eps), k_rope], dim=-1)
+    latent, k_rope = both[:, None, keep.at : keep.at + keep.kv.width].tensor_split([len(keep.norm)], dim=-1)
+    _keep(keep.kv, keep.slots, [rms_norm(latent, keep.norm, keep.eps), _rotate_heads(k_rope, rope, True)])
 
 
-def split_latents(parts, q_norm, rope: torch.Tensor, keep: Keep, form: Form | None) -> Formed | None:
-    both = add_up(parts, keep.kv.dtype)
+def split_latents(
+    parts, q_norm, rope: torch.Tensor, keep: Keep, form: Form | None, dtype: torch.dtype
+) -> Formed | None:
+    both = add_up(parts, dtype)
     _keep_latent(both, rope, keep)
     return None if q_norm is None else formed(rms_norm(both[:, : len(q_norm)], q_norm, keep.eps), form)
 
@@ -281,12 +259,16 @@ def _per_head(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.bmm(row.float()[:, None], weight).mT for row in x]).view(*x.shape[:2], -1).to(x.dtype)
 
 
-def _seen(cache: torch.Tensor, pages: list[int], length: int) -> torch.Tensor:
+def _seen(cache: KV, pages: list[int], length: int) -> torch.Tensor:
     """What the cache holds of a row, `[length, width]` float32; where its pages follow each other, without a copy."""
-    first, count = pages[0], -(-length // cache.shape[1])
-    if pages[:count] == list(range(first, first + count)):
-        return cache[first : first + count].flatten(0, 1)[:length].float()
-    return cache[torch.tensor(pages[:count], device=cache.device)].flatten(0, 1)[:length].float()
+    first, count = pages[0], -(-length // cache.page_size)
+    at: slice | torch.Tensor = slice(first, first + count)
+    if pages[:count] != list(range(first, first + count)):
+        at = torch.tensor(pages[:count], device=cache.values.device)
+    if cache.scales is None:
+        return cache.values[at].flatten(0, 1)[:length].float()
+    codes = cache.values.view(torch.uint8)[at].view(cache.values.dtype).flatten(0, 1)[:length]
+    return _restored(cache, codes, cache.scales[at].mT.flatten(0, 1)[:length])
 
 
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:

@@ -6,18 +6,31 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.forms import KV, Form, Formed, Keep
 from kernels.launch import let_next_start, overlap, wait_for_previous
-from kernels.norm import add_parts
-from kernels.quant import allocate, emit, emitted
-from kernels.reference import Form, Formed, Keep
+from kernels.norm import TRITON_DTYPE, add_parts
+from kernels.quant import allocate, block_scale, emit, emitted, encode_e4m3
+
+
+@triton.jit
+def scale_place(slot, vector, vectors, PAGE: tl.constexpr):
+    """Where the scale of a token's vector stands: those of a page's tokens lie side by side."""
+    return (slot // PAGE * vectors + vector) * PAGE + slot % PAGE
+
+
+def stored(kv: KV) -> tuple[tuple, dict]:
+    """Pointers and flags of a cache that a kernel writes to."""
+    scaled = kv.scales is not None
+    pointers = (kv.values.view(torch.uint8), kv.scales) if scaled else (kv.values, kv.values)
+    return pointers, {"SCALED": scaled, "PAGE": kv.page_size}
 
 
 @triton.jit
 def rope_heads_kernel(
-    parts_ptr, q_norm_ptr, k_norm_ptr, rope_ptr, slots_ptr, q_ptr, kv_ptr, rows, parts_part, parts_row, keys_at,
-    values_at, heads, kv_heads, eps,
+    parts_ptr, q_norm_ptr, k_norm_ptr, rope_ptr, slots_ptr, q_ptr, kv_ptr, scales_ptr, rows, parts_part, parts_row,
+    keys_at, values_at, heads, kv_heads, eps,
     PARTS: tl.constexpr, NORM: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
-    PDL: tl.constexpr,
+    SCALED: tl.constexpr, PAGE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One head of TOKENS tokens: a query, a key or a value, which is neither normed nor turned."""
     row, head = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)[:, None], tl.program_id(1)
@@ -51,26 +64,39 @@ def rope_heads_kernel(
         a = tl.where(is_value, a, (a * scale * weight_a).to(dtype).to(tl.float32))
         b = tl.where(is_value, b, (b * scale * weight_b).to(dtype).to(tl.float32))
     x, y = (a * cos - b * sin).to(dtype), (a * sin + b * cos).to(dtype)
-    if is_query:
-        out = q_ptr + (row * heads + head) * DIM + i
+    q_at, kv_at = (row * heads + head) * DIM + i, (slot * 2 * kv_heads + head - heads) * DIM + i
+    if SCALED:
+        if is_query:
+            tl.store(q_ptr + q_at, x, mask=inside)
+            tl.store(q_ptr + q_at + half, y, mask=inside)
+        else:
+            a, b = x.to(tl.float32), y.to(tl.float32)
+            scale = block_scale(tl.maximum(tl.max(tl.abs(a), axis=1), tl.max(tl.abs(b), axis=1))[:, None], False)
+            tl.store(scales_ptr + scale_place(slot, head - heads, 2 * kv_heads, PAGE), scale, mask=row < rows)
+            whole = tl.broadcast_to(scale, a.shape)
+            tl.store(kv_ptr + kv_at, encode_e4m3(tl.div_rn(a, whole)), mask=inside)
+            tl.store(kv_ptr + kv_at + half, encode_e4m3(tl.div_rn(b, whole)), mask=inside)
     else:
-        out = kv_ptr + (slot * 2 * kv_heads + head - heads) * DIM + i
-    tl.store(out, x, mask=inside)
-    tl.store(out + half, y, mask=inside)
+        out = kv_ptr + kv_at
+        if is_query:
+            out = q_ptr + q_at
+        tl.store(out, x, mask=inside)
+        tl.store(out + half, y, mask=inside)
 
 
-def rope_heads(parts, starts, norms, rope, slots, kv, heads: int, eps: float) -> torch.Tensor:
+def rope_heads(parts, starts, norms, rope, slots, kv: KV, heads: int, eps: float, dtype: torch.dtype) -> torch.Tensor:
     (count, rows, _), dim = parts.shape, rope.shape[-1] * 2
-    kv_heads = kv.shape[-1] // 2 // dim
-    q = torch.empty(rows, heads, dim, dtype=kv.dtype, device=kv.device)
+    kv_heads = kv.width // 2 // dim
+    q = torch.empty(rows, heads, dim, dtype=dtype, device=parts.device)
     q_norm, k_norm = norms or (q, q)
+    cache, flags = stored(kv)
     tokens = 1 if rows <= 64 else 8
     if rows:
         rope_heads_kernel[(triton.cdiv(rows, tokens), heads + 2 * kv_heads)](
-            parts, q_norm, k_norm, rope, slots, q, kv, rows, *parts.stride()[:2], starts[1], starts[2], heads,
+            parts, q_norm, k_norm, rope, slots, q, *cache, rows, *parts.stride()[:2], starts[1], starts[2], heads,
             kv_heads, eps,
             PARTS=count, NORM=norms is not None, DIM=dim, BLOCK=triton.next_power_of_2(dim // 2), TOKENS=tokens,
-            num_warps=1 if tokens == 1 else 4, **overlap(parts),
+            **flags, num_warps=1 if tokens == 1 else 4, **overlap(parts),
         )  # fmt: skip
     return q
 
@@ -90,30 +116,40 @@ def rotate_pairs(
 
 @triton.jit
 def keep_latent(
-    parts_ptr, at, part, kv_norm_ptr, rope_ptr, out_ptr, eps,
+    parts_ptr, at, part, kv_norm_ptr, rope_ptr, slot, kv_ptr, scales_ptr, eps,
     PARTS: tl.constexpr, LATENT: tl.constexpr, ROPE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_R: tl.constexpr,
+    ROUND: tl.constexpr, SCALED: tl.constexpr, PAGE: tl.constexpr,
 ):  # fmt: skip
     """A token's KV latent, normed, and its rotary key, turned, into the cache."""
     d, i = tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_R)
-    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    out_ptr = kv_ptr + slot * (LATENT + ROPE)
     zero = tl.zeros((BLOCK_L,), dtype=tl.float32)
-    x = add_parts(zero, parts_ptr, at + d, part, d < LATENT, PARTS).to(dtype).to(tl.float32)
+    x = add_parts(zero, parts_ptr, at + d, part, d < LATENT, PARTS).to(ROUND).to(tl.float32)
     w = tl.load(kv_norm_ptr + d, mask=d < LATENT, other=0.0).to(tl.float32)
-    x = x * tl.rsqrt(tl.sum(x * x, axis=0) / LATENT + eps) * w
-    tl.store(out_ptr + d, x.to(dtype), mask=d < LATENT)
+    x = (x * tl.rsqrt(tl.sum(x * x, axis=0) / LATENT + eps) * w).to(ROUND)
     turn = i < ROPE // 2
-    a, b = rotate_pairs(parts_ptr, at + LATENT, part, rope_ptr, i, turn, PARTS, ROPE, dtype)
+    a, b = rotate_pairs(parts_ptr, at + LATENT, part, rope_ptr, i, turn, PARTS, ROPE, ROUND)
+    if SCALED:
+        x, a, b = x.to(tl.float32), a.to(tl.float32), b.to(tl.float32)
+        scale = block_scale(tl.max(tl.abs(x), axis=0), False)
+        turned = block_scale(tl.maximum(tl.max(tl.abs(a), axis=0), tl.max(tl.abs(b), axis=0)), False)
+        tl.store(scales_ptr + scale_place(slot, 0, 2, PAGE), scale)
+        tl.store(scales_ptr + scale_place(slot, 1, 2, PAGE), turned)
+        x = encode_e4m3(tl.div_rn(x, tl.broadcast_to(scale, x.shape)))
+        turned = tl.broadcast_to(turned, a.shape)
+        a, b = encode_e4m3(tl.div_rn(a, turned)), encode_e4m3(tl.div_rn(b, turned))
+    tl.store(out_ptr + d, x, mask=d < LATENT)
     tl.store(out_ptr + LATENT + 2 * i, a, mask=turn)
     tl.store(out_ptr + LATENT + 2 * i + 1, b, mask=turn)
 
 
 @triton.jit
 def split_latents_kernel(
-    parts_ptr, q_norm_ptr, kv_norm_ptr, rope_ptr, slots_ptr, kv_ptr, plain_ptr, q_ptr, s_ptr, parts_part, parts_row,
-    kv_at, eps,
+    parts_ptr, q_norm_ptr, kv_norm_ptr, rope_ptr, slots_ptr, kv_ptr, scales_ptr, plain_ptr, q_ptr, s_ptr, parts_part,
+    parts_row, kv_at, eps,
     PARTS: tl.constexpr, Q_DIM: tl.constexpr, LATENT: tl.constexpr, ROPE: tl.constexpr, Q_BLOCKS: tl.constexpr,
-    BLOCK_L: tl.constexpr, BLOCK_R: tl.constexpr, PLAIN: tl.constexpr, FP8: tl.constexpr, UE8M0: tl.constexpr,
-    PDL: tl.constexpr,
+    BLOCK_L: tl.constexpr, BLOCK_R: tl.constexpr, ROUND: tl.constexpr, SCALED: tl.constexpr, PAGE: tl.constexpr,
+    PLAIN: tl.constexpr, FP8: tl.constexpr, UE8M0: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program 0 of a token: what the cache keeps of it. Program 1: its query latent."""
     row = tl.program_id(0).to(tl.int64)
@@ -123,18 +159,17 @@ def split_latents_kernel(
     start = row * parts_row
     if tl.program_id(1) == 0:
         keep_latent(
-            parts_ptr, start + kv_at, parts_part, kv_norm_ptr, rope_ptr + row * ROPE, kv_ptr + slot * (LATENT + ROPE),
-            eps, PARTS, LATENT, ROPE, BLOCK_L, BLOCK_R,
+            parts_ptr, start + kv_at, parts_part, kv_norm_ptr, rope_ptr + row * ROPE, slot, kv_ptr, scales_ptr, eps,
+            PARTS, LATENT, ROPE, BLOCK_L, BLOCK_R, ROUND, SCALED, PAGE,
         )  # fmt: skip
     elif Q_DIM > 0:
-        dtype: tl.constexpr = kv_ptr.dtype.element_ty
         block = tl.arange(0, Q_BLOCKS)
         cols = block[:, None] * 128 + tl.arange(0, 128)[None, :]
         inside = cols < Q_DIM
         zeros = tl.zeros((Q_BLOCKS, 128), dtype=tl.float32)
-        y = add_parts(zeros, parts_ptr, start + cols, parts_part, inside, PARTS).to(dtype).to(tl.float32)
+        y = add_parts(zeros, parts_ptr, start + cols, parts_part, inside, PARTS).to(ROUND).to(tl.float32)
         weight = tl.load(q_norm_ptr + cols, mask=inside, other=0.0).to(tl.float32)
-        y = (y * tl.rsqrt(tl.sum(tl.sum(y * y, axis=1), axis=0) / Q_DIM + eps) * weight).to(dtype).to(tl.float32)
+        y = (y * tl.rsqrt(tl.sum(tl.sum(y * y, axis=1), axis=0) / Q_DIM + eps) * weight).to(ROUND).to(tl.float32)
         blocks = Q_DIM // 128
         emit(
             y, row * Q_DIM + cols, inside, row * blocks + block, block < blocks,
@@ -142,27 +177,32 @@ def split_latents_kernel(
         )  # fmt: skip
 
 
-def split_latents(parts, q_norm, rope, keep: Keep, form: Form | None) -> Formed | None:
-    (count, rows, _), kv = parts.shape, keep.kv
+def split_latents(parts, q_norm, rope, keep: Keep, form: Form | None, dtype: torch.dtype) -> Formed | None:
+    count, rows, _ = parts.shape
     latent, q_dim = len(keep.norm), 0 if q_norm is None else len(q_norm)
-    out = allocate(form, rows, q_dim, kv) if q_dim else None
-    pointers, flags = emitted(form if q_dim else Form(False, False), out, kv)
+    rotary = keep.kv.width - latent
+    out = allocate(form, rows, q_dim, parts.new_empty(0, dtype=dtype)) if q_dim else None
+    pointers, flags = emitted(form if q_dim else Form(False, False), out, parts)
+    cache, cache_flags = stored(keep.kv)
     if rows:
         split_latents_kernel[(rows, 2 if q_dim else 1)](
-            parts, kv if q_norm is None else q_norm, keep.norm, rope, keep.slots, kv, *pointers, *parts.stride()[:2],
-            keep.at, keep.eps,
-            PARTS=count, Q_DIM=q_dim, LATENT=latent, ROPE=kv.shape[-1] - latent,
+            parts, parts if q_norm is None else q_norm, keep.norm, rope, keep.slots, *cache, *pointers,
+            *parts.stride()[:2], keep.at, keep.eps,
+            PARTS=count, Q_DIM=q_dim, LATENT=latent, ROPE=rotary,
             Q_BLOCKS=triton.next_power_of_2(max(triton.cdiv(q_dim, 128), 1)), BLOCK_L=triton.next_power_of_2(latent),
-            BLOCK_R=triton.next_power_of_2((kv.shape[-1] - latent) // 2), **flags, num_warps=4, **overlap(parts),
+            BLOCK_R=triton.next_power_of_2(rotary // 2), ROUND=TRITON_DTYPE[dtype], **cache_flags, **flags, num_warps=4,
+            **overlap(parts),
         )  # fmt: skip
     return out
 
 
 @triton.jit
 def absorb_kernel(
-    parts_ptr, absorb_ptr, rope_ptr, q_ptr, kv_norm_ptr, slots_ptr, kv_ptr, parts_part, parts_row, heads, kv_at, eps,
+    parts_ptr, absorb_ptr, rope_ptr, q_ptr, kv_norm_ptr, slots_ptr, kv_ptr, scales_ptr, parts_part, parts_row, heads,
+    kv_at, eps,
     PARTS: tl.constexpr, NOPE: tl.constexpr, ROPE: tl.constexpr, LATENT: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_L: tl.constexpr, ALL_L: tl.constexpr, KEEP: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_L: tl.constexpr, ALL_L: tl.constexpr, KEEP: tl.constexpr, SCALED: tl.constexpr,
+    PAGE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_L values of a head's query against the latent; the first program also turns the head's rotary part. KEEP: a
     program behind the last head sees to what the cache keeps."""
@@ -179,8 +219,8 @@ def absorb_kernel(
         if KEEP:  # noqa: SIM102  known when compiled: what is inside must not be, without it
             if tl.program_id(2) == 0:
                 keep_latent(
-                    parts_ptr, row * parts_row + kv_at, parts_part, kv_norm_ptr, rope_ptr + row * ROPE,
-                    kv_ptr + slot * (LATENT + ROPE), eps, PARTS, LATENT, ROPE, ALL_L, BLOCK_R,
+                    parts_ptr, row * parts_row + kv_at, parts_part, kv_norm_ptr, rope_ptr + row * ROPE, slot, kv_ptr,
+                    scales_ptr, eps, PARTS, LATENT, ROPE, ALL_L, BLOCK_R, dtype, SCALED, PAGE,
                 )  # fmt: skip
     else:
         at = row * parts_row + head * (NOPE + ROPE)
@@ -201,12 +241,13 @@ def absorb_queries(parts, absorb, rope, dtype: torch.dtype, keep: Keep | None) -
     rotary = rope.shape[-1] * 2
     q = torch.empty(rows, heads, latent + rotary, dtype=dtype, device=parts.device)
     block = min(64, triton.next_power_of_2(latent))
-    kept = keep or Keep(0, q, 0.0, q, q)
+    kept = keep or Keep(0, q, 0.0, q, KV(q))
+    cache, flags = stored(kept.kv)
     if rows:
         absorb_kernel[(rows, heads + (keep is not None), triton.cdiv(latent, block))](
-            parts, absorb, rope, q, kept.norm, kept.slots, kept.kv, *parts.stride()[:2], heads, kept.at, kept.eps,
+            parts, absorb, rope, q, kept.norm, kept.slots, *cache, *parts.stride()[:2], heads, kept.at, kept.eps,
             PARTS=count, NOPE=nope, ROPE=rotary, LATENT=latent, BLOCK_N=triton.next_power_of_2(nope),
             BLOCK_R=triton.next_power_of_2(rotary // 2), BLOCK_L=block, ALL_L=triton.next_power_of_2(latent),
-            KEEP=keep is not None, num_warps=4, **overlap(parts),
+            KEEP=keep is not None, **flags, num_warps=4, **overlap(parts),
         )  # fmt: skip
     return q

@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 
 from kernels.drawing import philox_word
+from kernels.forms import SCORED, SHOWN, Survey
 from kernels.launch import let_next_start, overlap, wait_for_previous
-from kernels.reference import SCORED, SHOWN, Survey
 
 TILE = 1024
 LOWEST = tl.constexpr(-(2**63))

@@ -36,6 +36,12 @@ def add_model_arguments(parser: argparse.ArgumentParser, several: bool = False) 
         help="longest prompt and continuation of a row; less needs less memory "
         "(default: $PLAYGROUND_CONTEXT, else what the model can)",
     )
+    parser.add_argument(
+        "--cache-dtype",
+        default=os.environ.get("PLAYGROUND_CACHE_DTYPE", "plain"),
+        help="plain keeps the KV cache unquantised; fp8 keeps it in E4M3 with a scale for each key and value: half of "
+        "the room and of the reading, for a small error (default: $PLAYGROUND_CACHE_DTYPE, else plain)",
+    )
 
 
 def _models_of_environment() -> list[str]:
@@ -51,4 +57,4 @@ def shelf_options(args: argparse.Namespace) -> dict:
 
 def model_options(args: argparse.Namespace) -> dict:
     """What `playground.load` takes, from the options above."""
-    return {"model": args.model, "device": args.device, "dtype": args.dtype, "context": args.context}
+    return {name: getattr(args, name) for name in ("model", "device", "dtype", "context", "cache_dtype")}

@@ -17,9 +17,10 @@ import time
 import torch
 
 import kernels
-from playground.api import EMBEDDED, choose_device, load_model, plain_dtype
+from playground.api import EMBEDDED, choose_cache, choose_device, load_model, plain_dtype
 from playground.arguments import add_model_arguments
 from playground.config import CheckpointError
+from playground.engine.cache import token_bytes
 from playground.engine.engine import Engine
 from playground.engine.request import Request, SamplingParams
 from playground.engine.service import Service
@@ -92,7 +93,7 @@ def gate(model: Transformer, engine: Engine) -> list[str]:
     return wrong
 
 
-def step_bytes(model: Transformer, rows: int, length: int) -> float:
+def step_bytes(model: Transformer, rows: int, length: int, cache_dtype: torch.dtype) -> float:
     """The fewest bytes that a step reads: every weight that it uses, once, and the cache of each row."""
     c, total = model.config, model.lm_head.weight.nbytes
     prefill = {id(part.expand_latent) for part in model.modules() if isinstance(part, LatentAttention)}
@@ -110,8 +111,7 @@ def step_bytes(model: Transformer, rows: int, length: int) -> float:
                 missed = (1 - c.moe.num_experts_per_tok / c.moe.n_routed_experts) ** rows
                 size *= (c.moe.n_routed_experts * (1 - missed) + part.spare) / len(part.weight)
             total += size
-    cache = c.num_hidden_layers * c.attention.cache_width * model.dtype.itemsize
-    return total + rows * length * cache
+    return total + rows * length * token_bytes(c, cache_dtype)
 
 
 def copy_rate(device: torch.device) -> float:
@@ -159,7 +159,7 @@ def measure(engine: Engine, rows: int, prompt: int, tokens: int, rate: float, in
         r.first_token - r.submitted for _ in range(FIRST_TOKENS) for r in write(engine, 1, prompt, 1, inspect)
     )
     speed = statistics.median(rates)
-    floor = rows * rate / step_bytes(engine.model, rows, prompt + tokens // 2)
+    floor = rows * rate / step_bytes(engine.model, rows, prompt + tokens // 2, engine.cache.dtype)
     return {
         "rows": rows,
         "prompt": prompt,
@@ -172,11 +172,11 @@ def measure(engine: Engine, rows: int, prompt: int, tokens: int, rate: float, in
     }
 
 
-def kernel_times(model: Transformer, prompt: int) -> list[dict]:
+def kernel_times(model: Transformer, prompt: int, cache_dtype: torch.dtype) -> list[dict]:
     """Microseconds of every kernel in a decode step of one row, largest first."""
     steps = 10
     with kernels.one_after_another():
-        engine = Engine(model, None, 1, cache_tokens=prompt + 128, context=prompt + 128)
+        engine = Engine(model, None, 1, prompt + 128, prompt + 128, cache_dtype=cache_dtype)
         engine.add([Request(prompt_ids(model, prompt, 0), SamplingParams("gumbel", seed=0), 64, ignore_eos=True)])
         for _ in range(4):
             engine.step()
@@ -192,12 +192,12 @@ def kernel_times(model: Transformer, prompt: int) -> list[dict]:
     return sorted(rows, key=lambda row: -row["us"])
 
 
-def bench(name: str, model: Transformer, args: argparse.Namespace) -> bool:
+def bench(name: str, model: Transformer, args: argparse.Namespace, cache_dtype: torch.dtype) -> bool:
     """Prints a model's table, or JSON lines; False where the gate is red."""
     limit, context = model.config.max_position_embeddings, max(args.prompt + args.tokens, 128)
     if context > limit:
         raise CheckpointError(f"--prompt and --tokens make {context} tokens, and the context of {name} holds {limit}.")
-    engine = Engine(model, None, max(*args.rows, 5), context=context)
+    engine = Engine(model, None, max(*args.rows, 5), context=context, cache_dtype=cache_dtype)
     if wrong := gate(model, engine):
         print(f"{name}: the gate is red, no figures. {'; '.join(wrong)}", file=sys.stderr)
         return False
@@ -209,7 +209,7 @@ def bench(name: str, model: Transformer, args: argparse.Namespace) -> bool:
     for rows in args.rows:
         case = measure(engine, rows, args.prompt, args.tokens, rate, args.inspect)
         if args.json:
-            print(json.dumps({"shape": name, "device": device, **case}), flush=True)
+            print(json.dumps({"shape": name, "device": device, "cache": str(cache_dtype)[6:], **case}), flush=True)
             continue
         ttft, share = case["ttft_ms"], case["share_of_floor"]
         print(
@@ -220,18 +220,18 @@ def bench(name: str, model: Transformer, args: argparse.Namespace) -> bool:
     if model.device.type == "cuda":
         print(f"memory, at most: {torch.cuda.max_memory_allocated(model.device) / 1e9:.2f} GB", file=sys.stderr)
     if args.kernels:
-        for row in kernel_times(model, args.prompt):
+        for row in kernel_times(model, args.prompt, cache_dtype):
             print(
                 json.dumps(row) if args.json else f"{row['us']:>9.1f} us  {row['calls']:>6.1f} calls  {row['kernel']}"
             )
     return True
 
 
-def curve(model: Transformer, args: argparse.Namespace) -> bool:
+def curve(model: Transformer, args: argparse.Namespace, cache_dtype: torch.dtype) -> bool:
     limit = model.config.max_position_embeddings - 8
     tokens = min(args.tokens, limit)
     tokens = max(tokens, 64)
-    service = Service(Engine(model, None, 1, context=tokens + 4))
+    service = Service(Engine(model, None, 1, context=tokens + 4, cache_dtype=cache_dtype))
     rows = list(cache_curve(service, [model.config.bos_token_id or 0, 5, 6, 7], tokens))
     service.close()
     if args.json:
@@ -274,11 +274,11 @@ def main() -> int:
             if shape:
                 model = random_model(shape, device, plain_dtype(device))
             else:
-                model, _ = load_model(
-                    find(args.model) if args.model else EMBEDDED, device, None, args.dtype, args.context
-                )
+                folder = find(args.model) if args.model else EMBEDDED
+                model, _ = load_model(folder, device, None, args.dtype, args.context, args.cache_dtype)
+            name, cache_dtype = shape or args.model or "storyteller", choose_cache(args.cache_dtype, model.dtype)
             with torch.inference_mode():
-                green &= curve(model, args) if args.curve else bench(shape or args.model or "storyteller", model, args)
+                green &= curve(model, args, cache_dtype) if args.curve else bench(name, model, args, cache_dtype)
             del model
         return 0 if green else 1
     except CheckpointError as error:

@@ -87,9 +87,9 @@ class MlaConfig:
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
     @property
-    def cache_width(self) -> int:
-        """Values that the cache holds per token and layer: the compressed KV latent, then the shared rotary key."""
-        return self.kv_lora_rank + self.qk_rope_head_dim
+    def cache_widths(self) -> tuple[int, ...]:
+        """Of the vectors that the cache holds per token and layer: the compressed KV latent, the shared rotary key."""
+        return (self.kv_lora_rank, self.qk_rope_head_dim)
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,9 @@ class GqaConfig:
         return self.head_dim**-0.5
 
     @property
-    def cache_width(self) -> int:
+    def cache_widths(self) -> tuple[int, ...]:
         """All key heads of a token, then all value heads."""
-        return 2 * self.kv_heads * self.head_dim
+        return (self.head_dim,) * (2 * self.kv_heads)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 The file holds documents separated by `<|endoftext|>` lines. Each document is scored by itself, from the token that
 begins a text; the bits of all its tokens are divided by its UTF-8 bytes. A document longer than the context is scored
-in windows that overlap by half, each token with at least half a context before it.
+in windows that overlap by half, each token with at least half a context before it. With `--cache-dtype fp8` every
+token reads the keys and values before it, and its own, from such a cache.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+import kernels
 from playground.api import EMBEDDED, choose_device, load_model
 from playground.arguments import add_model_arguments
 from playground.config import CheckpointError
 from playground.corpus import read_documents
+from playground.engine.cache import PagedCache
 from playground.hub import find
 from playground.model.step import Step
 from playground.model.transformer import Transformer
@@ -27,13 +30,14 @@ from playground.tokenizer import Tokenizer
 
 
 @torch.inference_mode()
-def document_nats(model: Transformer, ids: list[int]) -> float:
-    """Negative log-likelihood, in nats, of `ids[1:]` given what stands before each."""
+def document_nats(model: Transformer, ids: list[int], cache: kernels.KV | None = None) -> float:
+    """Negative log-likelihood, in nats, of `ids[1:]` given what stands before each. `cache` has room for a context."""
     context, done, nats = model.config.max_position_embeddings, 1, 0.0
     while done < len(ids):
         start = 0 if done == 1 else done - context // 2
         window = torch.tensor(ids[start : start + context], device=model.device)
-        hidden = model(window, Step(torch.arange(len(window), device=model.device), slots=None))
+        places = torch.arange(len(window), device=model.device)
+        hidden = model(window, Step(places, None if cache is None else places), cache)
         scored = slice(done - start - 1, len(window) - 1)
         logprobs = model.logits(hidden[scored]).log_softmax(-1)
         targets = window[done - start :]
@@ -42,10 +46,13 @@ def document_nats(model: Transformer, ids: list[int]) -> float:
     return nats
 
 
-def bits_per_byte(model: Transformer, tokenizer: Tokenizer, documents: list[str]) -> float:
+def bits_per_byte(
+    model: Transformer, tokenizer: Tokenizer, documents: list[str], cache: kernels.KV | None = None
+) -> float:
+    """`cache` as in `document_nats`."""
     nats = size = 0.0
     for document in tqdm(documents, unit="doc", disable=not sys.stderr.isatty()):
-        nats += document_nats(model, tokenizer.encode(document))
+        nats += document_nats(model, tokenizer.encode(document), cache)
         size += len(document.encode())
     return nats / math.log(2) / size
 
@@ -62,8 +69,10 @@ def main() -> int:
         if not documents:
             raise CheckpointError(f"{args.file} holds no text; give a file with at least one document.")
         folder, device = find(args.model) if args.model else EMBEDDED, choose_device(args.device)
-        model, _ = load_model(folder, device, form=args.dtype, context=args.context)
-        value = bits_per_byte(model, Tokenizer(folder, model.config.vocab_size), documents)
+        model, room = load_model(folder, device, None, args.dtype, args.context, args.cache_dtype)
+        kept = room.cache_dtype != model.dtype  # else a forward's own keys and values are the same
+        cache = PagedCache(model.config, room.context, device, room.cache_dtype).kv if kept else None
+        value = bits_per_byte(model, Tokenizer(folder, model.config.vocab_size), documents, cache)
     except (CheckpointError, OSError, UnicodeDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

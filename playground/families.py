@@ -325,7 +325,7 @@ def weight_count(c: ModelConfig) -> int:
     if isinstance(a, MlaConfig):
         query = a.heads * a.qk_head_dim
         attention = d * query if a.q_lora_rank is None else a.q_lora_rank * (d + query)
-        attention += d * a.cache_width + a.kv_lora_rank * a.heads * (a.qk_nope_head_dim + a.v_head_dim)
+        attention += d * sum(a.cache_widths) + a.kv_lora_rank * a.heads * (a.qk_nope_head_dim + a.v_head_dim)
         attention += a.heads * a.v_head_dim * d
     else:
         attention = 2 * d * a.head_dim * (a.heads + a.kv_heads)

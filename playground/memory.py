@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from playground.config import CheckpointError, MlaConfig, ModelConfig
-from playground.engine.cache import PAGE_SIZE
+from playground.engine.cache import PAGE_SIZE, token_bytes
 from playground.engine.engine import PREFILL_CHUNK
 from playground.engine.prefill import RECORDED
 from playground.model.layers import Linear, Product
@@ -29,6 +29,7 @@ class Plan:
     free: int
     context: int
     cache_tokens: int
+    cache_dtype: torch.dtype
 
     @property
     def total(self) -> int:
@@ -87,10 +88,18 @@ def free_bytes(device: torch.device) -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 40
 
 
-def plan(model: nn.Module, device: torch.device, dtype: torch.dtype, rows: int, context: int | None, free: int) -> Plan:
-    """The largest cache up to `rows` whole contexts. Raises `CheckpointError` with the sum, and the largest context
-    that would fit, where not even one row has room."""
-    c = model.config
+def plan(
+    model: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    rows: int,
+    context: int | None,
+    free: int,
+    cache_dtype: torch.dtype | None = None,
+) -> Plan:
+    """The largest cache up to `rows` whole contexts; `cache_dtype` defaults to `dtype`. Raises `CheckpointError` with
+    the sum, and the largest context that would fit, where not even one row has room."""
+    c, cache_dtype = model.config, cache_dtype or dtype
     limit = c.max_position_embeddings
     if context is not None and not 1 <= context <= limit:
         raise CheckpointError(f"--context must be from 1 to {limit} for this model, not {context}.")
@@ -98,7 +107,7 @@ def plan(model: nn.Module, device: torch.device, dtype: torch.dtype, rows: int, 
     weights = weight_bytes(model, device, dtype) + context * c.rope.dim * 4
     fixed = RESERVE + (recorded_bytes(c) if device.type == "cuda" else 0)
     workspace = workspace_bytes(c, context) + fixed
-    per_token = c.num_hidden_layers * c.attention.cache_width * dtype.itemsize
+    per_token = token_bytes(c, cache_dtype)
     room = max(free - weights - workspace, 0) // (per_token * PAGE_SIZE) * PAGE_SIZE
     one_row = -(-context // PAGE_SIZE) * PAGE_SIZE
     if room < one_row:
@@ -109,7 +118,7 @@ def plan(model: nn.Module, device: torch.device, dtype: torch.dtype, rows: int, 
             f"{_gib(weights)} of weights, {_gib(one_row * per_token)} of KV cache for {context} tokens and "
             f"{_gib(workspace)} of working space make {_gib(need)}, but {_gib(free)} is free on {device}{hint}."
         )
-    return Plan(weights, workspace, per_token, free, context, min(room, rows * one_row))
+    return Plan(weights, workspace, per_token, free, context, min(room, rows * one_row), cache_dtype)
 
 
 def _largest_context(c: ModelConfig, room: int, per_token: int, below: int) -> int:

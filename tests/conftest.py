@@ -13,6 +13,7 @@ if not torch.cuda.is_available():
 
 from playground import load
 from playground.config import ModelConfig
+from playground.engine.cache import PAGE_SIZE
 from playground.families import parse_config
 from playground.model.transformer import Transformer
 from playground.pretrain import CONFIG
@@ -57,6 +58,20 @@ def random_tensors(config: ModelConfig, seed: int = 0):
             yield name + "_scale_inv", s
         else:
             yield name, torch.randn(slot.shape, generator=generator) * 0.05
+
+
+def empty_cache(config: ModelConfig, pages: int, dtype: torch.dtype = torch.float32):
+    """In which every number that nobody wrote is NaN."""
+    import kernels
+
+    shape = (config.num_hidden_layers, pages, PAGE_SIZE)
+    cache = kernels.KV.zeros(*shape, widths=config.attention.cache_widths, dtype=dtype, device="cpu")
+    if cache.scales is None:
+        cache.values.fill_(float("nan"))
+    else:
+        cache.values.view(torch.uint8).fill_(0x7F)
+        cache.scales.fill_(float("nan"))
+    return cache
 
 
 def small_model(device: str = "cpu", dtype: torch.dtype = torch.float32, fp8: bool = True, **changes) -> Transformer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import transformers
+from conftest import empty_cache
 
 from playground.engine.cache import PAGE_SIZE
 from playground.model.step import Step
@@ -83,11 +84,11 @@ def tokens(count: int) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def prefill(model, ids: torch.Tensor, pieces: int = 1) -> torch.Tensor:
+def prefill(model, ids: torch.Tensor, pieces: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Logits of every token, the prompt fed in equal pieces through the cache."""
     c, slots = model.config, torch.arange(len(ids))
     pages = -(-len(ids) // PAGE_SIZE)
-    cache = torch.full((c.num_hidden_layers, pages, PAGE_SIZE, c.attention.cache_width), float("nan"))
+    cache = empty_cache(c, pages, dtype)
     out, size = [], -(-len(ids) // pieces)
     for start in range(0, len(ids), size):
         piece = slots[start : start + size]

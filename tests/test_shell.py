@@ -60,6 +60,7 @@ def test_the_command_line_streams_json_that_replays_in_python(storyteller):
         (["Once", "--top-p", "0"], "above 0"),
         (["Once", "--model", "/nowhere"], "neither a folder"),
         (["Once", "--device", "tpu"], "choose auto, cuda or cpu"),
+        (["Once", "--cache-dtype", "int4"], "choose plain or fp8"),
         (["Once \udc80 upon"], "surrogate"),
     ],
 )

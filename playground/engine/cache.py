@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import torch
 
+import kernels
 from playground.config import ModelConfig
 
 PAGE_SIZE = 64
 
 
 class PagedCache:
-    """`data [layers, pages + 1, PAGE_SIZE, cache_width]`, a free list, and how many rows hold each page. The last page
-    is `scratch`: nobody's, for what a step of fixed size computes beyond its rows."""
+    """`kv` of all layers and one page more than are handed out, a free list, and how many rows hold each page. The last
+    page is `scratch`: nobody's, for what a step of fixed size computes beyond its rows. `dtype` is the model's, or
+    float8_e4m3fn."""
 
     def __init__(self, config: ModelConfig, tokens: int, device: torch.device, dtype: torch.dtype):
         pages = -(-tokens // PAGE_SIZE)
-        self.scratch = pages
-        shape = (config.num_hidden_layers, pages + 1, PAGE_SIZE, config.attention.cache_width)
-        self.data = torch.zeros(shape, device=device, dtype=dtype)
+        self.scratch, self.dtype = pages, dtype
+        shape, widths = (config.num_hidden_layers, pages + 1, PAGE_SIZE), config.attention.cache_widths
+        self.kv = kernels.KV.zeros(*shape, widths=widths, dtype=dtype, device=device)
         self.holders = [0] * pages
         self.free = list(range(pages))[::-1]  # lowest page first: a lone row stays in the same memory
 
@@ -50,7 +52,16 @@ class PagedCache:
                 self.free.append(page)
 
     def copy(self, source: int, target: int) -> None:
-        self.data[:, target] = self.data[:, source]
+        for tensor in (self.kv.values, self.kv.scales):
+            if tensor is not None:
+                tensor[:, target] = tensor[:, source]
+
+
+def token_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """What a token takes of all layers' cache."""
+    widths = config.attention.cache_widths
+    scales = len(widths) * torch.float32.itemsize if dtype == torch.float8_e4m3fn else 0
+    return config.num_hidden_layers * (sum(widths) * dtype.itemsize + scales)
 
 
 def pages_for(tokens: int) -> int:

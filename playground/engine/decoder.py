@@ -102,7 +102,7 @@ def run_step(
     """Draws the tokens that follow a state."""
     trace = ScaleTrace() if variant.traced else None
     step = Step(state.positions, state.slots, pages=state.pages, lengths=state.lengths, trace=trace)
-    logits = model.logits(model(state.tokens, step, cache.data))
+    logits = model.logits(model(state.tokens, step, cache.kv))
     # a token's place is the length before it
     return draw_output(logits, settings, state.lengths, variant, trace), trace
 

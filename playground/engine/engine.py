@@ -38,7 +38,8 @@ class Filling:
 
 
 class Engine:
-    """`max_rows` may not exceed the kernels' row invariance, or a row's text would depend on its neighbours."""
+    """`max_rows` may not exceed the kernels' row invariance, or a row's text would depend on its neighbours.
+    `cache_dtype`: that of the model, which is the default, or float8_e4m3fn."""
 
     def __init__(
         self,
@@ -48,13 +49,15 @@ class Engine:
         cache_tokens: int | None = None,
         context: int | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
+        cache_dtype: torch.dtype | None = None,
     ):
         if not 1 <= max_rows <= kernels.INVARIANT_ROWS:
             raise ValueError(f"max_rows must be from 1 to {kernels.INVARIANT_ROWS}, not {max_rows}")
         self.model, self.tokenizer, self.max_rows = model, tokenizer, max_rows
         self.context = context or model.config.max_position_embeddings
         self.prefill_chunk = prefill_chunk
-        self.cache = PagedCache(model.config, cache_tokens or max_rows * self.context, model.device, model.dtype)
+        tokens = cache_tokens or max_rows * self.context
+        self.cache = PagedCache(model.config, tokens, model.device, cache_dtype or model.dtype)
         self.cpu_threads = torch.get_num_threads()
         self.waiting: deque[list[Row]] = deque()
         self.filling: Filling | None = None
@@ -68,7 +71,7 @@ class Engine:
 
     def release(self) -> None:
         """Lets go of the weights and the cache; the engine is of no use afterwards."""
-        self.model = self.cache.data = self.prefill = self.decoder = self.pending = None
+        self.model = self.cache.kv = self.prefill = self.decoder = self.pending = None
 
     @property
     def busy(self) -> bool:

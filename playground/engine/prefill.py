@@ -40,7 +40,7 @@ class Graph:
 
         def run() -> Fed:
             trace = ScaleTrace() if traced else None
-            hidden = model(self.tokens, Step(self.positions, self.slots, trace=trace), cache.data)
+            hidden = model(self.tokens, Step(self.positions, self.slots, trace=trace), cache.kv)
             return Fed(model.logits(hidden[self.last]), trace and trace.newest(self.last))
 
         self.graph, self.fed = record(run)
@@ -73,7 +73,7 @@ class Prefill:
         positions, slots = torch.arange(start, end, device=device), slots.to(device)
         trace = ScaleTrace() if traced and ends else None
         step = Step(positions, slots[start:], slots if start else None, trace=trace)
-        hidden = self.model(torch.tensor(prompt[start:end], device=device), step, self.cache.data)
+        hidden = self.model(torch.tensor(prompt[start:end], device=device), step, self.cache.kv)
         return Fed(self.model.logits(hidden[-1:]), trace and trace.newest()) if ends else None
 
     def _graph(self, length: int, traced: bool) -> Graph | None:

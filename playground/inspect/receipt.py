@@ -42,6 +42,7 @@ class Receipt:
     ids: tuple[int, ...]
     top: tuple[tuple[tuple[int, float], ...], ...]  # per token the likeliest raw ids and log-probabilities
     weights: str  # the form that they ran in, fp8 or bf16
+    cache: str  # that of the KV cache, plain or fp8
 
 
 @lru_cache(maxsize=8)
@@ -63,7 +64,7 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def make_receipt(run: Run, model: str, folder: Path, device: torch.device) -> dict:
+def make_receipt(run: Run, model: str, folder: Path, device: torch.device, cache: str) -> dict:
     """Everything that the run depends on, and what it wrote."""
     tokens = list(run.tokens)  # the run may still be writing
     lineage, segments = run.lineage(), []
@@ -81,6 +82,7 @@ def make_receipt(run: Run, model: str, folder: Path, device: torch.device) -> di
         "prompt": run.prompt,
         "prompt_ids": list(run.prompt_ids),
         "weights": run.form,
+        "cache": cache,
         "segments": segments,
         "finish_reason": run.stats and run.stats["finish_reason"],
         "text": "".join(token.text for token in tokens),
@@ -122,6 +124,7 @@ def _receipt(raw: object) -> Receipt:
             ids=tuple(_whole(token["id"]) for token in tokens),
             top=tuple(tuple((_whole(i), _number(p)) for i, p in token["top"][:SHOWN]) for token in tokens),
             weights=_text(raw, "weights"),
+            cache=_text({"cache": "plain"} | raw, "cache"),  # what there was before receipts said so
         )
     except RequestError:
         raise
@@ -133,6 +136,8 @@ def _receipt(raw: object) -> Receipt:
         )
     if receipt.weights not in ("fp8", "bf16"):
         raise RequestError("This receipt is damaged: its weights are neither fp8 nor bf16.")
+    if receipt.cache not in ("plain", "fp8"):
+        raise RequestError("This receipt is damaged: its cache is neither plain nor fp8.")
     if not receipt.ids or not receipt.prompt:
         raise RequestError("This receipt is of a run that wrote nothing.")
     forced = sum(part.forced is not None for part in receipt.segments)

@@ -18,18 +18,21 @@ from playground.model.step import Step
 LATENT_EPS = 1e-6  # DeepSeek's own code leaves these two norms at their default, whatever `rms_norm_eps` says
 
 
-def places(cache: torch.Tensor | None, step: Step, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where a step's tokens leave what attention keeps of them: the cache as `[places, width]`, or, where nothing is
-    kept, a buffer for this forward; and the place of each token in it."""
+def places(
+    cache: kernels.KV | None, step: Step, widths: tuple[int, ...], dtype: torch.dtype
+) -> tuple[kernels.KV, torch.Tensor]:
+    """Where a step's tokens leave what attention keeps of them: the cache, or, where nothing is kept, a buffer for this
+    forward; and the place of each token in it."""
     if cache is not None:
-        return cache.view(-1, width), step.slots
+        return cache, step.slots
     count, device = len(step.positions), step.positions.device
-    return torch.empty(count, width, dtype=dtype, device=device), torch.arange(count, device=device)
+    return kernels.KV.zeros(1, count, widths=widths, dtype=dtype, device=device), torch.arange(count, device=device)
 
 
-def seen_by_prefill(kv: torch.Tensor, slots: torch.Tensor, step: Step) -> torch.Tensor:
-    """What the cache holds of all tokens that a prefill sees, `[S, width]`."""
-    return kv[slots if step.context is None else step.context]
+def seen_by_prefill(kv: kernels.KV, slots: torch.Tensor, step: Step, dtype: torch.dtype) -> torch.Tensor:
+    """What the cache holds of all tokens that a prefill sees, `[S, width]`: in E4M3, what it holds of the piece itself
+    as well, so that a token is read as the same numbers by whoever comes after it."""
+    return kernels.gather_kv(kv, slots if step.context is None else step.context, dtype=dtype)
 
 
 class LatentAttention(nn.Module):
@@ -48,7 +51,7 @@ class LatentAttention(nn.Module):
             self.expand_query = Product((self.q_b_proj,))
             self.feed_query = Feed(c, f"{name}.q_b_proj")
             first = self.q_a_proj
-        self.kv_a_proj_with_mqa = Linear(c.hidden_size, a.cache_width, c, f"{name}.kv_a_proj_with_mqa")
+        self.kv_a_proj_with_mqa = Linear(c.hidden_size, sum(a.cache_widths), c, f"{name}.kv_a_proj_with_mqa")
         self.kv_a_layernorm = RMSNorm(a.kv_lora_rank, LATENT_EPS)
         expanded = a.heads * (a.qk_nope_head_dim + a.v_head_dim)
         self.kv_b_proj = Linear(a.kv_lora_rank, expanded, c, f"{name}.kv_b_proj")
@@ -65,25 +68,27 @@ class LatentAttention(nn.Module):
         keys, values = expand.split([a.qk_nope_head_dim, a.v_head_dim], dim=1)
         self.absorb_keys, self.absorb_values = keys.mT.contiguous(), values.contiguous()
 
-    def forward(self, x: kernels.Formed, rope: torch.Tensor, cache: torch.Tensor | None, step: Step) -> torch.Tensor:
-        """`x [T, D]` in the form of `feed`, `rope [T, 2, R/2]`, `cache [pages, page_size, cache_width]` of this layer;
-        returns partial sums `[P, T, D]`."""
+    def forward(self, x: kernels.Formed, rope: torch.Tensor, cache: kernels.KV | None, step: Step) -> torch.Tensor:
+        """`x [T, D]` in the form of `feed`, `rope [T, 2, R/2]`, this layer's `cache`; returns partial sums
+        `[P, T, D]`."""
+        dtype = self.output.dtype
         # before the product: the kernel after it reads the places without waiting for what came right before
-        kv, slots = places(cache, step, self.config.cache_width, self.output.dtype)
+        kv, slots = places(cache, step, self.config.cache_widths, dtype)
         parts = self.inputs(self.feed(x, step))
         keep = kernels.Keep(self.inputs.starts[1], self.kv_a_layernorm.weight, LATENT_EPS, slots, kv)
         if self.config.q_lora_rank is not None:
-            query = kernels.split_latents(parts, self.q_a_layernorm.weight, rope, keep, self.feed_query.form)
+            norm, wanted = self.q_a_layernorm.weight, self.feed_query.form
+            query = kernels.split_latents(parts, norm, rope, keep, wanted, dtype=dtype)
             parts, keep = self.expand_query(self.feed_query(query, step)), None
         form = self.feed_output.form
         if step.is_decode:
-            q = kernels.absorb_queries(parts, self.absorb_keys, rope, keep, dtype=kv.dtype)
+            q = kernels.absorb_queries(parts, self.absorb_keys, rope, keep, dtype=dtype)
             scale = self.config.softmax_scale
             out = kernels.mla_decode(q, cache, step.pages, step.lengths, self.absorb_values, form, scale=scale)
         else:
             if keep:
-                kernels.split_latents(parts, None, rope, keep, None)
-            out = kernels.formed(self._prefill(parts, rope, seen_by_prefill(kv, slots, step), step), form)
+                kernels.split_latents(parts, None, rope, keep, None, dtype=dtype)
+            out = kernels.formed(self._prefill(parts, rope, seen_by_prefill(kv, slots, step, dtype), step), form)
         return self.output(self.feed_output(out, step))
 
     def _prefill(self, parts: torch.Tensor, rope: torch.Tensor, seen: torch.Tensor, step: Step) -> torch.Tensor:

@@ -28,19 +28,20 @@ class GroupedQueryAttention(nn.Module):
         self.feed = Feed(c, *(f"{name}.{part}_proj" for part in "qkv"))
         self.feed_output = Feed(c, f"{name}.o_proj")
 
-    def forward(self, x: kernels.Formed, rope: torch.Tensor, cache: torch.Tensor | None, step: Step) -> torch.Tensor:
-        """`x [T, D]` in the form of `feed`, `rope [T, 2, head_dim/2]`, `cache [pages, page_size, cache_width]` of this
-        layer; returns partial sums `[P, T, D]`."""
-        a = self.config
+    def forward(self, x: kernels.Formed, rope: torch.Tensor, cache: kernels.KV | None, step: Step) -> torch.Tensor:
+        """`x [T, D]` in the form of `feed`, `rope [T, 2, head_dim/2]`, this layer's `cache`; returns partial sums
+        `[P, T, D]`."""
+        a, dtype = self.config, self.output.dtype
         # before the product: the kernel after it reads the places without waiting for what came right before
-        kv, slots = places(cache, step, a.cache_width, self.output.dtype)
+        kv, slots = places(cache, step, a.cache_widths, dtype)
         parts = self.inputs(self.feed(x, step))
         norms = (self.q_norm.weight, self.k_norm.weight) if a.qk_norm else None
-        q = kernels.rope_heads(parts, self.inputs.starts, norms, rope, slots, kv, heads=a.heads, eps=self.eps)
+        starts = self.inputs.starts
+        q = kernels.rope_heads(parts, starts, norms, rope, slots, kv, heads=a.heads, eps=self.eps, dtype=dtype)
         scale, form = a.softmax_scale, self.feed_output.form
         if step.is_decode:
             out = kernels.gqa_decode(q, cache, step.pages, step.lengths, form, scale=scale, kv_heads=a.kv_heads)
         else:
-            k, v = seen_by_prefill(kv, slots, step).unflatten(-1, (2, a.kv_heads, a.head_dim)).unbind(1)
+            k, v = seen_by_prefill(kv, slots, step, dtype).unflatten(-1, (2, a.kv_heads, a.head_dim)).unbind(1)
             out = kernels.formed(kernels.causal_attention(q, k, v, scale=scale).flatten(1), form)
         return self.output(self.feed_output(out, step))

@@ -41,7 +41,7 @@ class Attention(nn.Module):
             self.q_a_proj = _linear(dim, c.q_lora_rank)
             self.q_a_layernorm = RMSNorm(c.q_lora_rank, eps)
             self.q_b_proj = _linear(c.q_lora_rank, heads * c.qk_head_dim)
-        self.kv_a_proj_with_mqa = _linear(dim, c.cache_width)
+        self.kv_a_proj_with_mqa = _linear(dim, sum(c.cache_widths))
         self.kv_a_layernorm = RMSNorm(c.kv_lora_rank, eps)
         self.kv_b_proj = _linear(c.kv_lora_rank, heads * (c.qk_nope_head_dim + c.v_head_dim))
         self.o_proj = _linear(heads * c.v_head_dim, dim)

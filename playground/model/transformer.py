@@ -39,7 +39,7 @@ class Layer(nn.Module):
         x: torch.Tensor,
         parts: list[torch.Tensor],
         rope: torch.Tensor,
-        cache: torch.Tensor | None,
+        cache: kernels.KV | None,
         step: Step,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The residual stream `x [T, D]` and what the layer before adds to it, to the same two of this layer: adding
@@ -95,13 +95,13 @@ class Transformer(nn.Module):
         self.rope = rope_table(c.rope, c.max_position_embeddings, device)
         return self.eval()
 
-    def forward(self, tokens: torch.Tensor, step: Step, cache: torch.Tensor | None = None) -> torch.Tensor:
-        """`tokens [T]` int64 to normalised hidden states `[T, D]`; `cache [layers, pages, page_size, cache_width]`."""
+    def forward(self, tokens: torch.Tensor, step: Step, cache: kernels.KV | None = None) -> torch.Tensor:
+        """`tokens [T]` int64 to normalised hidden states `[T, D]`; `cache` of all layers."""
         x = F.embedding(tokens, self.model.embed_tokens.weight)
         rope = self.rope[step.positions]
         parts: list[torch.Tensor] = []
         for index, layer in enumerate(self.model.layers):
-            x, parts = layer(x, parts, rope, None if cache is None else cache[index], step)
+            x, parts = layer(x, parts, rope, None if cache is None else cache.layer(index), step)
         return self.model.norm(x, parts, kernels.Form(plain=True, fp8=False))[1].plain
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

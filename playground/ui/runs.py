@@ -112,7 +112,7 @@ class RunBook:
         receipts = []
         for run in runs:
             writer = playground.writer_of(run.stream)
-            receipts.append(make_receipt(run, writer.name, writer.folder, writer.device))
+            receipts.append(make_receipt(run, writer.name, writer.folder, writer.device, writer.cache_form))
         return json.dumps(receipts if len(receipts) > 1 else receipts[0])
 
     def replay(
@@ -120,6 +120,11 @@ class RunBook:
     ) -> dict:
         """Runs a receipt again; `started` is told of each stream, which may be closed to stop it. Raises `RequestError`
         and `CheckpointError`."""
+        if receipt.cache != playground.cache_form:
+            raise RequestError(
+                f"This run's KV cache was {receipt.cache}, and here it is {playground.cache_form}: its tokens can't be "
+                f"checked. Start the playground with --cache-dtype {receipt.cache}."
+            )
         writer = playground.in_form(receipt.weights)
 
         def start(ids, params, limit, ignore_eos, parent):

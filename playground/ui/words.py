@@ -24,7 +24,8 @@ def title(playground: Playground) -> str:
     """The page's first lines."""
     config = playground.config
     form = "FP8 E4M3 in 128x128 tiles" if config.quantization else "unquantised"
-    where = f"{config.num_hidden_layers} layers, {form}; {playground.path}."
+    kept = "; KV cache in E4M3, a scale for each vector" if playground.cache_form == "fp8" else ""
+    where = f"{config.num_hidden_layers} layers, {form}{kept}; {playground.path}."
     return f"# FP8 Playground\nModel **{playground.name}**, {where}"
 
 

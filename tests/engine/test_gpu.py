@@ -62,8 +62,8 @@ def greedy_on_cpu(on_cpu, requests):
     return write(on_cpu, requests)
 
 
-def write(model, requests, decoder=None) -> list[list[int]]:
-    engine = Engine(model, None)
+def write(model, requests, decoder=None, cache_dtype=None) -> list[list[int]]:
+    engine = Engine(model, None, cache_dtype=cache_dtype)
     if decoder:
         engine.decoder = decoder(model, engine.cache)
     rows = [engine.add([r])[0] for r in requests]
@@ -98,8 +98,8 @@ def test_a_recorded_prefill_leaves_the_same_bits_as_an_eager_one(on_gpu, length)
     found = []
     for prefill_ in (Prefill(on_gpu, engine.cache, None), engine.prefill, engine.prefill):
         fed = prefill_.feed(prompt, 0, length, list(range(8)), True)
-        found.append((fed.logits.clone(), fed.trace.flat().clone(), engine.cache.data[:, :5].clone()))
-        engine.cache.data.zero_()
+        found.append((fed.logits.clone(), fed.trace.flat().clone(), engine.cache.kv.values[:, :5].clone()))
+        engine.cache.kv.values.zero_()
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             assert_bits_equal(a, b)
@@ -228,32 +228,45 @@ def test_draws_of_seeded_rows_agree_between_cpu_and_gpu():
         assert (ids[0] != ids[1]).sum() <= 1
 
 
-def ragged_rows(rows: int, width: int):
+def ragged_rows(rows: int, *widths: int, fp8: bool):
     torch.manual_seed(0)
     lengths = torch.randint(1, 5000, (rows,), dtype=torch.int32)
     pages = torch.randperm(rows * 79).view(rows, 79).int()
-    return torch.randn(rows * 79, 64, width), pages, lengths
+    values = torch.randn(rows * 79, 64, sum(widths))
+    if not fp8:
+        return kernels.KV(values), pages, lengths
+    scales = torch.rand(rows * 79, len(widths), 64) * 0.04 + 1e-4
+    return kernels.KV((values * 50).clamp(-448, 448).to(torch.float8_e4m3fn), scales, widths), pages, lengths
 
 
+def on_card(cache: kernels.KV, dtype: torch.dtype) -> kernels.KV:
+    if cache.scales is None:
+        return kernels.KV(cache.values.to("cuda", dtype))
+    return kernels.KV(cache.values.cuda(), cache.scales.cuda(), cache.widths)
+
+
+@pytest.mark.parametrize("fp8", [False, True], ids=["plain cache", "FP8 cache"])
 @pytest.mark.parametrize("rows", [1, 3, 32])
-def test_mla_decode_at_deepseek_size_equals_its_twin_and_is_row_invariant(rows):
-    cache, pages, lengths = ragged_rows(rows, 576)
+def test_mla_decode_at_deepseek_size_equals_its_twin_and_is_row_invariant(rows, fp8):
+    cache, pages, lengths = ragged_rows(rows, 512, 64, fp8=fp8)
     q, expand = torch.randn(rows, 128, 576), torch.randn(128, 128, 512)
-    gpu, form = [t.cuda() for t in (q, cache, pages, lengths, expand)], kernels.Form(plain=True, fp8=False)
+    form = kernels.Form(plain=True, fp8=False)
     ref = kernels.mla_decode(q, cache, pages, lengths, expand, form, scale=0.1).plain
+    gpu = [q.cuda(), on_card(cache, torch.float32), *(t.cuda() for t in (pages, lengths, expand))]
     assert_close(kernels.mla_decode(*gpu, form, scale=0.1).plain, ref, "float32")
-    half = [t.bfloat16() if t.is_floating_point() else t for t in gpu]
+    half = [gpu[0].bfloat16(), on_card(cache, torch.bfloat16), *gpu[2:4], gpu[4].bfloat16()]
     together = kernels.mla_decode(*half, form, scale=0.1).plain
     assert_close(together, ref, "bfloat16 inputs")
     one = kernels.mla_decode(half[0][-1:], half[1], half[2][-1:], half[3][-1:], half[4], form, scale=0.1).plain
     assert_bits_equal(one[0], together[-1])
 
 
+@pytest.mark.parametrize("fp8", [False, True], ids=["plain cache", "FP8 cache"])
 @pytest.mark.parametrize("rows", [1, 3, 32])
-def test_gqa_decode_at_qwen_size_equals_its_twin_and_is_row_invariant(rows):
-    cache, pages, lengths = ragged_rows(rows, 2 * 8 * 128)
+def test_gqa_decode_at_qwen_size_equals_its_twin_and_is_row_invariant(rows, fp8):
+    cache, pages, lengths = ragged_rows(rows, *[128] * 16, fp8=fp8)
     q, form = torch.randn(rows, 32, 128).bfloat16(), kernels.Form(plain=True, fp8=True)
-    gpu = [t.cuda() for t in (q, cache.bfloat16(), pages, lengths)]
+    gpu = [q.cuda(), on_card(cache, torch.bfloat16), pages.cuda(), lengths.cuda()]
     ref = kernels.gqa_decode(q.float(), cache, pages, lengths, form, scale=0.09, kv_heads=8)
     together = kernels.gqa_decode(*gpu, form, scale=0.09, kv_heads=8)
     assert_close(together.plain, ref.plain, "bfloat16 inputs")
@@ -301,6 +314,17 @@ def test_a_recorded_step_writes_what_single_operations_write(on_gpu, tokenizer):
     ]
     for group in (requests[:2], requests):
         assert write(on_gpu, group) == write(on_gpu, group, EagerDecoder)
+
+
+def test_through_an_fp8_cache_a_row_writes_the_same_alone_in_company_and_eagerly(on_gpu, tokenizer):
+    requests = [
+        Request(tuple(tokenizer.encode(p)), SamplingParams("gumbel", 1.0, seed=i), 70, ignore_eos=True)
+        for i, p in enumerate(PROMPTS[:5])
+    ]
+    together = write(on_gpu, requests, cache_dtype=torch.float8_e4m3fn)
+    assert together == write(on_gpu, requests, EagerDecoder, torch.float8_e4m3fn)
+    assert together == [write(on_gpu, [one], cache_dtype=torch.float8_e4m3fn)[0] for one in requests]
+    assert together != write(on_gpu, requests)
 
 
 def test_a_prompt_fits_a_context_that_is_shorter_than_its_recording():

@@ -34,13 +34,13 @@ def test_a_recorded_prompt_leaves_what_an_eager_one_leaves_and_nothing_behind_it
     prompt = torch.randint(3, 90, (length,), generator=torch.Generator().manual_seed(length)).tolist()
     pages, recorder = [0, 1], StandIn()
     eager = Prefill(model, engine.cache, None).feed(prompt, 0, length, pages, True)
-    cache = engine.cache.data[:, :-1].clone()
-    engine.cache.data.zero_()
+    cache = engine.cache.kv.values[:, :-1].clone()
+    engine.cache.kv.values.zero_()
     recorded = Prefill(model, engine.cache, recorder)
     for _ in range(2):
         fed = recorded.feed(prompt, 0, length, pages, True)
         assert torch.allclose(fed.logits, eager.logits, atol=1e-4)
-        assert torch.allclose(engine.cache.data[:, :-1], cache, atol=1e-4)  # the last page is nobody's
+        assert torch.allclose(engine.cache.kv.values[:, :-1], cache, atol=1e-4)  # the last page is nobody's
     assert recorder.recorded == 1
 
 

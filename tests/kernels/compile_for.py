@@ -19,6 +19,7 @@ from triton.runtime.jit import JITFunction
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from kernels import (
+    KV,
     Form,
     Keep,
     Routing,
@@ -63,7 +64,8 @@ def pretend(capability: int, shared: int) -> None:
         return compiled
 
     JITFunction.run = compile_only
-    quant.has_fp8_units = lambda device: capability >= 89
+    for room in (attention, quant):
+        room.has_fp8_units = lambda device: capability >= 89
     wide.has_tma = lambda tensor: capability >= 90
     wide.is_hopper = lambda tensor: capability == 90
     specialized._multiprocessors = lambda index: 132
@@ -96,23 +98,26 @@ def products(rows: int) -> None:
     quant.act_quant(x, 128, None)
 
 
-def attentions(rows: int) -> None:
-    """Of Qwen3-8B, and MLA as in DeepSeek-V3."""
+def cached(rows: int, dtype: torch.dtype) -> None:
+    """What writes and reads the KV cache: of Qwen3-8B, and MLA as in DeepSeek-V3."""
     bf16, form, lengths = torch.bfloat16, Form(True, True), torch.ones(rows, dtype=torch.int32)
     pages, slots = torch.zeros(rows, 4, dtype=torch.int32), torch.zeros(rows, dtype=torch.int64)
-    norms, kv = (torch.ones(128), torch.ones(128)), torch.zeros(512, 2048, dtype=bf16)
-    angles = torch.zeros(rows, 2, 64)
-    rope.rope_heads(torch.zeros(4, rows, 6144), (0, 4096, 5120), norms, angles, slots, kv, 32, 1e-6)
-    q, cache = torch.zeros(rows, 32, 128, dtype=bf16), torch.zeros(8, 64, 2048, dtype=bf16)
-    attention.gqa_decode(q, cache, pages, lengths, 0.1, 8, form)
-    angles, latents = torch.zeros(rows, 2, 32), torch.zeros(512, 576, dtype=bf16)
-    parts = torch.zeros(4, rows, 1536 + 576)
+    norms, kv = (torch.ones(128), torch.ones(128)), KV.zeros(8, 64, widths=(128,) * 16, dtype=dtype, device="cpu")
+    angles, q = torch.zeros(rows, 2, 64), torch.zeros(rows, 32, 128, dtype=bf16)
+    rope.rope_heads(torch.zeros(4, rows, 6144), (0, 4096, 5120), norms, angles, slots, kv, 32, 1e-6, bf16)
+    attention.gqa_decode(q, kv, pages, lengths, 0.1, 8, form)
+    angles, latents = torch.zeros(rows, 2, 32), KV.zeros(8, 64, widths=(512, 64), dtype=dtype, device="cpu")
+    parts, absorb = torch.zeros(4, rows, 1536 + 576), torch.zeros(16, 512, 128, dtype=bf16)
     keep = Keep(1536, torch.ones(512), 1e-6, slots, latents)
-    rope.split_latents(parts, torch.ones(1536), angles, keep, form)
-    rope.absorb_queries(torch.zeros(2, rows, 16 * 192), torch.zeros(16, 512, 128, dtype=bf16), angles, bf16, None)
-    rope.absorb_queries(torch.zeros(2, rows, 16 * 192), torch.zeros(16, 512, 128, dtype=bf16), angles, bf16, keep)
+    rope.split_latents(parts, torch.ones(1536), angles, keep, form, bf16)
+    rope.absorb_queries(torch.zeros(2, rows, 16 * 192), absorb, angles, bf16, None)
+    rope.absorb_queries(torch.zeros(2, rows, 16 * 192), absorb, angles, bf16, keep)
     q, expand = torch.zeros(rows, 16, 576, dtype=bf16), torch.zeros(16, 128, 512, dtype=bf16)
-    attention.mla_decode(q, latents.view(8, 64, 576), pages, lengths, 0.1, expand, form)
+    attention.mla_decode(q, latents, pages, lengths, 0.1, expand, form)
+
+
+def prompts() -> None:
+    bf16 = torch.bfloat16
     for tokens in (100, 600):
         keys, queries = torch.zeros(600, 16, 192, dtype=bf16), torch.zeros(tokens, 16, 192, dtype=bf16)
         prefill.causal_attention(queries, keys, keys[..., :128], 0.1)
@@ -138,5 +143,7 @@ if __name__ == "__main__":
     hopper = wide.is_hopper(None)
     for rows in (1, 32, 300, *([100] if hopper else [])):  # tiles of products follow the rows
         products(rows)
-    attentions(70)
+    for dtype in (torch.bfloat16, torch.float8_e4m3fn):
+        cached(70, dtype)
+    prompts()
     draws(32)

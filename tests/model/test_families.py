@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from compare import assert_close
+from conftest import empty_cache
 from families import COMMON, FAMILIES, GQA, prefill, theirs, tokens
 from safetensors.torch import save_file
 
@@ -37,7 +38,7 @@ def pair(request, tmp_path_factory):
 def decode(model, ids: torch.Tensor, start: int) -> torch.Tensor:
     """Logits of the tokens from `start`, one step each after a prefill of what stands before."""
     c, pages = model.config, torch.arange(-(-len(ids) // PAGE_SIZE), dtype=torch.int32)[None]
-    cache = torch.full((c.num_hidden_layers, pages.shape[1], PAGE_SIZE, c.attention.cache_width), float("nan"))
+    cache = empty_cache(c, pages.shape[1])
     before, out = torch.arange(start), []
     model(ids[:start], Step(before, before), cache)
     for at in range(start, len(ids)):

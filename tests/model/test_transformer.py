@@ -3,8 +3,9 @@ import json
 import pytest
 import torch
 from compare import assert_bits_equal, assert_close
-from conftest import random_tensors
+from conftest import empty_cache, random_tensors
 
+import kernels
 from kernels import reference as twins
 from playground.config import CheckpointError
 from playground.engine.cache import PAGE_SIZE
@@ -28,10 +29,10 @@ def prefill(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
         return model.logits(model(tokens, Step(torch.arange(len(tokens)), slots=None)))
 
 
-def decode_all(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
+def decode_all(model: Transformer, tokens: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Feeds one token at a time through the latent cache: absorbed attention all the way."""
     c, pages = model.config, torch.arange(-(-len(tokens) // PAGE_SIZE), dtype=torch.int32)[None]
-    cache = torch.full((c.num_hidden_layers, pages.shape[1], PAGE_SIZE, c.attention.cache_width), float("nan"))
+    cache = empty_cache(c, pages.shape[1], dtype)
     out = []
     with torch.inference_mode():
         for at, token in enumerate(tokens):
@@ -88,7 +89,7 @@ def test_a_row_of_a_decode_step_has_the_same_bits_alone_and_in_company(small, se
     torch.manual_seed(seed)
     model, rows = small(), 5
     c = model.config
-    cache = torch.randn(c.num_hidden_layers, rows, PAGE_SIZE, c.attention.cache_width)
+    cache = torch.randn(c.num_hidden_layers, rows, PAGE_SIZE, sum(c.attention.cache_widths))
     lengths = torch.tensor([1, 7, 20, 33, 64])
     tokens, pages = torch.tensor([3, 5, 3, 8, 9]), torch.arange(rows, dtype=torch.int32)[:, None]
 
@@ -96,7 +97,7 @@ def test_a_row_of_a_decode_step_has_the_same_bits_alone_and_in_company(small, se
         at, page = lengths[index] - 1, pages[index]
         s = Step(at, page[:, 0].long() * PAGE_SIZE + at, pages=page, lengths=lengths[index].int())
         with torch.inference_mode():
-            return model.logits(model(tokens[index], s, cache.clone()))
+            return model.logits(model(tokens[index], s, kernels.KV(cache.clone())))
 
     together = step([0, 1, 2, 3, 4])
     for row in range(rows):

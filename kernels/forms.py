@@ -1,0 +1,101 @@
+"""The words that ops share: in which form tensors are handed on, what a gate and a cache are, what a survey tells."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+FP8_MAX = 448.0
+AMAX_FLOOR = 1e-4  # keeps the scale of an all-zero block away from zero
+INVARIANT_ROWS = 32  # up to this many rows, a product's row depends on that row alone (see `plain_gemm`)
+
+
+class Form(NamedTuple):
+    """In which form an op leaves what products will read: in the model's dtype, block-quantised, or both."""
+
+    plain: bool
+    fp8: bool
+    ue8m0: bool = False  # scales are powers of two
+
+
+class Routing(NamedTuple):
+    """How a gate chooses experts (DeepSeek-V3, arXiv:2412.19437, section 2.1.2)."""
+
+    top_k: int
+    groups: int  # of equal size; 1: no groups
+    kept_groups: int
+    sigmoid: bool  # scores; otherwise softmax
+    normalised: bool  # weights of the chosen sum to 1 before scaling
+    scaling: float
+    shared: int = 0  # experts that every row goes to, with weight 1: numbered after the others
+
+
+class Formed(NamedTuple):
+    """Activations `[T, K]` in the form that was asked for; None for what was not."""
+
+    plain: torch.Tensor | None
+    q: torch.Tensor | None  # float8_e4m3fn
+    s: torch.Tensor | None  # [T, K/128] float32
+
+
+class KV(NamedTuple):
+    """What attention keeps of each token, in pages: a layer's cache, or all layers' with a dimension before the pages.
+
+    Plain, or E4M3 with a scale for each vector of a token: a key head, a value head, or with MLA the latent and the
+    rotary key. E4M3 keeps three bits of mantissa over a range of 2^15, so that a scale has only to bring a vector into
+    it; and with one scale for a whole vector, attention restores scores and weights instead of keys and values."""
+
+    values: torch.Tensor  # [pages, page_size, width] in the model's dtype, or float8_e4m3fn
+    scales: torch.Tensor | None = None  # [pages, vectors, page_size] float32, restored by value * scale
+    widths: tuple[int, ...] = ()  # of a token's vectors, in order: their sum is the width; asked for with scales only
+
+    @classmethod
+    def zeros(cls, *shape: int, widths: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> KV:
+        """`shape` ends with pages and page size. `dtype` float8_e4m3fn brings scales with it."""
+        values = torch.zeros(*shape, sum(widths), dtype=dtype, device=device)
+        *pages, page_size = shape
+        scaled = dtype == torch.float8_e4m3fn
+        scales = torch.zeros(*pages, len(widths), page_size, device=device) if scaled else None
+        return cls(values, scales, widths)
+
+    @property
+    def page_size(self) -> int:
+        return self.values.shape[-2]
+
+    @property
+    def width(self) -> int:
+        return self.values.shape[-1]
+
+    def layer(self, index: int) -> KV:
+        return KV(self.values[index], None if self.scales is None else self.scales[index], self.widths)
+
+
+class Keep(NamedTuple):
+    """What MLA's cache keeps of each token: KV latent and rotary key, from column `at` of partial sums."""
+
+    at: int
+    norm: torch.Tensor  # [latent]
+    eps: float
+    slots: torch.Tensor  # [T] int64: page * page_size and the token's number in the page
+    kv: KV
+
+
+SHOWN, SCORED = 10, 6  # of a survey: likeliest tokens, and best candidates of a Gumbel-max draw
+
+
+class Survey(NamedTuple):
+    """What stood behind a draw, R rows, float64. Where the vocabulary is smaller than what is shown, ids are 0 and
+    their values -inf."""
+
+    logsumexp: torch.Tensor  # [R] of the logits
+    entropy: torch.Tensor  # [R] nats, at T=1
+    heated_logsumexp: torch.Tensor  # [R] of the logits over the row's temperature (0 counts as 1)
+    heated_entropy: torch.Tensor  # [R]
+    rank: torch.Tensor  # [R] how many logits are larger than that of the token drawn
+    logit: torch.Tensor  # [R] of the token drawn
+    top: torch.Tensor  # [R, SHOWN] int64, the largest logits' ids, best first
+    top_logits: torch.Tensor
+    scored: torch.Tensor  # [R, SCORED] int64, ids of the largest logit / temperature + noise, best first
+    heated: torch.Tensor  # [R, SCORED] their logit / temperature
+    noise: torch.Tensor  # [R, SCORED] their Gumbel noise
