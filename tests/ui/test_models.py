@@ -89,6 +89,7 @@ def test_a_conversation_goes_on_is_retried_edited_and_begun_anew(page, choice):
     wait_until(lambda: finished(page, "stats-chat") and len(talk(page)) == 4, 30, "a second answer")
     assert talk(page)[:2] == first and "<script>alert(1)</script>" in talk(page)[2]
     assert int(figures(page, "stats-chat")["KV cache"].split()[0]) > 50
+    settle(page)  # or what the end paints above moves the line away from under the pointer
     page.get_by_text("The newest answer, token by token").click()
     page.locator("#output-chat .tk").nth(3).click()
     wait_until(lambda: "= score" in page.locator("#output-chat .tv-pop").inner_text(), 5, "the draw of a token")

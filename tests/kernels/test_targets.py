@@ -1,0 +1,23 @@
+"""Cards that are not at hand: every kernel compiles for them and fits their shared memory."""
+
+import json
+
+import pytest
+
+KERNELS = {
+    "absorb", "act_quant", "add_norm", "add_up", "advance", "causal_attention", "decode_attention", "draw",
+    "expand_latents", "join_draw", "join_heads", "join_parts", "join_survey", "narrow_gemm", "rope_heads", "route",
+    "split_latents", "survey", "swiglu", "weight_dequant", "weight_quant", "wide_gemm",
+}  # fmt: skip
+NEWER = {90: {"tma_gemm", "specialized_gemm"}, 120: {"tma_gemm"}}
+
+
+@pytest.mark.parametrize("capability", [80, 89, 90, 120])
+def test_every_kernel_compiles_and_fits_the_shared_memory_of(capability, compiling):
+    process, shared = compiling[capability]
+    out, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors[-2000:]
+    compiled = [json.loads(line) for line in out.splitlines()]
+    assert {line["kernel"].removesuffix("_kernel") for line in compiled} == KERNELS | NEWER.get(capability, set())
+    largest = max(compiled, key=lambda line: line["shared"])
+    assert largest["shared"] <= shared, largest
