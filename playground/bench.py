@@ -197,7 +197,7 @@ def bench(name: str, model: Transformer, args: argparse.Namespace, cache_dtype: 
     limit, context = model.config.max_position_embeddings, max(args.prompt + args.tokens, 128)
     if context > limit:
         raise CheckpointError(f"--prompt and --tokens make {context} tokens, and the context of {name} holds {limit}.")
-    engine = Engine(model, None, max(*args.rows, 5), context=context, cache_dtype=cache_dtype)
+    engine = Engine(model, None, max(*args.rows, 5), context=context, cache_dtype=cache_dtype, share_prefixes=False)
     if wrong := gate(model, engine):
         print(f"{name}: the gate is red, no figures. {'; '.join(wrong)}", file=sys.stderr)
         return False

@@ -18,6 +18,7 @@ from playground.engine.cache import PAGE_SIZE, PagedCache, pages_for
 from playground.engine.decoder import Drawn, Variant, draw_output, make_decoder
 from playground.engine.graph import Recorder
 from playground.engine.prefill import Fed, Prefill
+from playground.engine.prefixes import Prefix, Prefixes
 from playground.engine.request import Event, FinishEvent, Request, RequestError, TokenEvent
 from playground.engine.row import Row
 from playground.engine.sampler import Settings
@@ -39,7 +40,8 @@ class Filling:
 
 class Engine:
     """`max_rows` may not exceed the kernels' row invariance, or a row's text would depend on its neighbours.
-    `cache_dtype`: that of the model, which is the default, or float8_e4m3fn."""
+    `cache_dtype`: that of the model, which is the default, or float8_e4m3fn. `share_prefixes`: whole pieces of a prompt
+    stay in the cache, as long as there is room, for prompts that begin alike."""
 
     def __init__(
         self,
@@ -50,6 +52,7 @@ class Engine:
         context: int | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
         cache_dtype: torch.dtype | None = None,
+        share_prefixes: bool = True,
     ):
         if not 1 <= max_rows <= kernels.INVARIANT_ROWS:
             raise ValueError(f"max_rows must be from 1 to {kernels.INVARIANT_ROWS}, not {max_rows}")
@@ -62,7 +65,9 @@ class Engine:
         self.waiting: deque[list[Row]] = deque()
         self.filling: Filling | None = None
         self.running: list[Row] = []
-        self.kept: dict[Row, None] = {}  # ended rows whose pages wait for a branch, oldest first
+        # whose pages wait for a branch, or for a prompt that begins alike: those that go first come first
+        self.kept: dict[Row | Prefix, None] = {}
+        self.prefixes = Prefixes(prefill_chunk if share_prefixes else 0)
         self.decode_next = False
         recorder = Recorder(model.device) if model.device.type == "cuda" else None
         self.prefill = Prefill(model, self.cache, recorder)
@@ -91,7 +96,7 @@ class Engine:
             begun = request.prompt[len(request.prompt) - request.begun :]
             text = TextStream(self.tokenizer, request.stop, begun) if self.tokenizer else None
             rows.append(Row(request, limit, text, now, parent))
-        if self._pages_needed(rows, None) > len(self.cache.holders):
+        if self._pages_needed(rows) > len(self.cache.holders):
             raise RequestError(f"The KV cache holds {self.cache.total_tokens} tokens in all; ask for fewer or shorten.")
         self.waiting.append(rows)
         return rows
@@ -151,12 +156,12 @@ class Engine:
         if self.model.device.type == "cpu" and torch.get_num_threads() != count:
             torch.set_num_threads(count)
 
-    def _pages_needed(self, group: list[Row], cached: int | None) -> int:
+    def _pages_needed(self, group: list[Row], cached: int = 0, shared: int | None = None) -> int:
         """All pages that the group may ever take, so that a row that was started can always finish. `cached`: full
-        pages that a parent has already, None without one."""
+        pages at hand; `shared`: those that its rows have in common, by default all full ones of the prompt."""
         prompt = len(group[0].request.prompt)
-        shared = prompt // PAGE_SIZE if cached is None else cached
-        return shared - (cached or 0) + sum(pages_for(prompt + row.limit) - shared for row in group)
+        shared = prompt // PAGE_SIZE if shared is None else shared
+        return shared - cached + sum(pages_for(prompt + row.limit) - shared for row in group)
 
     def _parent(self, group: list[Row]) -> Row | None:
         """The row whose cache a group can start from."""
@@ -164,25 +169,26 @@ class Engine:
         return parent if parent and parent.holds(prompt) else None
 
     def _make_room(self, group: list[Row]) -> bool:
-        """Whether a group can begin; kept pages give way to it, the oldest first and its own parent's last, but none of
-        them in vain."""
+        """Whether a group can begin; kept pages give way to it, the oldest first and those that it could begin with
+        last, but none of them in vain."""
         if len(self.running) + len(group) > self.max_rows:
             return False
-        parent = self._parent(group)
-        cached = (len(group[0].request.prompt) - 1) // PAGE_SIZE if parent else None
-        others = [row for row in self.kept if row is not parent]
-        going = self._enough(others, self._pages_needed(group, cached))
-        if going is None and parent in self.kept:
-            going = self._enough([*others, parent], self._pages_needed(group, None))
+        parent, prompt = self._parent(group), group[0].request.prompt
+        begun: list[Row | Prefix] = [parent] if parent else self.prefixes.found(prompt)
+        cached = (len(prompt) - 1) // PAGE_SIZE if parent else sum(len(one.pages) for one in begun)
+        others = [one for one in self.kept if one not in begun]
+        going = self._enough(others, self._pages_needed(group, cached, cached if parent else None))
+        if going is None and (own := [one for one in self.kept if one in begun]):
+            going = self._enough([*others, *own], self._pages_needed(group))
             if going is not None:
                 for row in group:
                     row.parent = None
-        for row in going or ():
-            self._drop(row)
+        for one in going or ():
+            self._drop(one)
         return going is not None
 
-    def _enough(self, kept: list[Row], pages: int) -> list[Row] | None:
-        """As few of these rows, the first ones first, as free so many pages when they go; None if all do not."""
+    def _enough(self, kept: list[Row | Prefix], pages: int) -> list[Row | Prefix] | None:
+        """As few of these, the first ones first, as free so many pages when they go; None if all do not."""
         free, let_go = len(self.cache.free), Counter()
         for count, row in enumerate(kept):
             if free >= pages:
@@ -191,25 +197,34 @@ class Engine:
             free += sum(let_go[page] == self.cache.holders[page] for page in row.pages)
         return kept if free >= pages else None
 
-    def _drop(self, row: Row) -> None:
-        """Gives up the pages that an ended row kept."""
-        if row in self.kept:
-            del self.kept[row]
-            self.cache.release(row.pages)
-            row.pages = []
+    def _drop(self, one: Row | Prefix) -> None:
+        """Gives up the pages that an ended row, or a piece of a prompt, kept."""
+        if one in self.kept:
+            del self.kept[one]
+            self.cache.release(one.pages)
+            one.pages = []
+            if isinstance(one, Prefix):
+                self.prefixes.forget(one)
 
     def _begin(self, group: list[Row]) -> None:
         if parent := self._parent(group):
             for row in group:
-                row.length, row.branched, row.parent = len(row.request.prompt) - 1, True, None
+                row.length = row.cached = len(row.request.prompt) - 1
+                row.branched, row.parent = True, None
                 self._fork(parent, row, row.length)
             self.running += group
             return
         for row in group:
             row.parent = None  # a chain of branches would hold on to all of its rows
         rows = sorted(group, key=lambda row: -row.limit)
-        pages = self.cache.take(pages_for(len(rows[0].request.prompt) + rows[0].limit))
-        self.filling = Filling(rows, pages)
+        prompt = rows[0].request.prompt
+        begun = self.prefixes.found(prompt)
+        self._freshen(begun)
+        found = [page for one in begun for page in one.pages]
+        pages = self.cache.share(found) + self.cache.take(pages_for(len(prompt) + rows[0].limit) - len(found))
+        for row in rows:
+            row.cached = len(found) * PAGE_SIZE
+        self.filling = Filling(rows, pages, rows[0].cached)
 
     def _fill(self, filling: Filling) -> list[tuple[Row, Event]]:
         """Feeds one piece of the prompt; after the last, draws every row's first token."""
@@ -220,6 +235,7 @@ class Engine:
         # on its way to the device before it has work to do
         draw = self._first_draw(filling.rows) if end == len(prompt) else None
         fed = self.prefill.feed(prompt, start, end, filling.pages, traced)
+        self._keep_prefix(prompt, start, end, filling.pages)
         if fed is None:
             if self.model.device.type == "cuda":
                 torch.cuda.synchronize(self.model.device)  # or the piece's time would be that of launching it
@@ -232,6 +248,18 @@ class Engine:
         for row in rows:
             row.prefill_seconds = filling.seconds + time.perf_counter() - began
         return self._advance(rows, drawn)
+
+    def _keep_prefix(self, prompt: Sequence[int], start: int, end: int, pages: list[int]) -> None:
+        """Keeps a whole piece that has just been fed."""
+        if piece := self.prefixes.add(prompt[:end], pages[start // PAGE_SIZE : end // PAGE_SIZE]):
+            self.cache.share(piece.pages)
+            self._freshen([*self.prefixes.found(prompt[:end]), piece])
+
+    def _freshen(self, pieces: list[Prefix]) -> None:
+        """Others go before these, and of these the last goes first: nobody finds one whose forerunner is gone."""
+        for one in reversed(pieces):
+            self.kept.pop(one, None)
+            self.kept[one] = None
 
     def _first_draw(self, rows: list[Row]) -> Callable[[Fed], Drawn]:
         """The draw of every row's first token, from what the end of their prompt leaves."""

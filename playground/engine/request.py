@@ -135,6 +135,7 @@ class Stats:
 
     finish_reason: str  # "eos", "stop", "length" or "cancelled"
     prompt_tokens: int
+    cached_tokens: int  # of the prompt, those that were found in the cache
     new_tokens: int
     seed: int
     ttft: float

@@ -16,6 +16,7 @@ class Row:
     submitted: float
     parent: Row | None = None  # whose cache it starts from, if that still holds all but the last token of its prompt
     branched: bool = False  # it did start from its parent's cache
+    cached: int = 0  # tokens of its prompt that stood in the cache before it came
     pages: list[int] = field(default_factory=list)
     length: int = 0  # tokens that stand in the cache
     new_ids: list[int] = field(default_factory=list)
@@ -41,10 +42,11 @@ class Row:
         stats = Stats(
             finish_reason=reason,
             prompt_tokens=prompt,
+            cached_tokens=self.cached,
             new_tokens=len(self.new_ids),
             seed=self.request.params.seed,
             ttft=max(self.first_token - self.submitted, 0.0),
-            prefill_rate=prompt / self.prefill_seconds if self.prefill_seconds else 0.0,
+            prefill_rate=(prompt - self.cached) / self.prefill_seconds if self.prefill_seconds else 0.0,
             decode_rate=(len(self.new_ids) - 1) / seconds if seconds > 0 else 0.0,
             cache_used=self.length,
             cache_total=cache_total,

@@ -24,6 +24,7 @@ class Pane:
             "run": run.id,
             "finish_reason": None,
             "prompt_tokens": self.stream.prompt_tokens,
+            "cached_tokens": 0,
             "new_tokens": 0,
             "seed": None if run.params.is_greedy else run.params.seed,
             "ttft": None,
@@ -54,8 +55,9 @@ class Pane:
             self.scales = event.scales
         if event.index == 0:
             self.first, stats["ttft"] = now, now - self.started
-            if event.prefill_seconds:  # a branch finds its prompt in the cache
-                stats["prefill_rate"] = stats["prompt_tokens"] / event.prefill_seconds
+            stats["cached_tokens"] = self.stream.row.cached
+            if event.prefill_seconds:  # a branch finds all of its prompt in the cache
+                stats["prefill_rate"] = (stats["prompt_tokens"] - stats["cached_tokens"]) / event.prefill_seconds
         elif now > self.first:
             stats["decode_rate"] = event.index / (now - self.first)
         stats["new_tokens"] = event.index + 1

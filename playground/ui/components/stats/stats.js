@@ -9,6 +9,13 @@ function number(value, digits = 0) {
   return value == null ? "–" : value.toLocaleString("en", { maximumFractionDigits: digits });
 }
 
+function prefill(s) {
+  if (s.prefill_rate == null) return "–";
+  if (!s.prefill_rate) return "in the cache";
+  const cached = s.cached_tokens ? `, ${number(s.cached_tokens)} in the cache` : "";
+  return `${number(s.prefill_rate)} tokens/s${cached}`;
+}
+
 function paint() {
   const s = props.value;
   const items = s
@@ -16,7 +23,7 @@ function paint() {
         ["State", s.finish_reason ? REASONS[s.finish_reason] || s.finish_reason : s.new_tokens ? "writing" : "prefill"],
         ["Tokens", `${number(s.prompt_tokens)} + ${number(s.new_tokens)}`],
         ["First token", s.ttft == null ? "–" : `${number(s.ttft * 1000)} ms`],
-        ["Prefill", s.prefill_rate == null ? "–" : s.prefill_rate ? `${number(s.prefill_rate)} tokens/s` : "in the cache"],
+        ["Prefill", prefill(s)],
         ["Decode", s.decode_rate == null ? "–" : `${number(s.decode_rate, 1)} tokens/s`],
         ["KV cache", `${number(s.cache_used)} of ${number(s.cache_total)} tokens`],
         ["Seed", s.seed == null ? "not used" : String(s.seed)],
