@@ -92,7 +92,7 @@ def test_a_setting_changed_in_a_receipt_shows_in_the_replay(book, storyteller, t
 
 
 def test_a_branch_that_found_no_cache_says_so_and_replays_by_a_prefill_as_well(book, storyteller, tree):
-    storyteller.service.call(lambda engine: engine._drop(tree[0].stream.row))
+    storyteller.service.call(lambda engine: engine.kept.drop(tree[0].stream.row))
     late = finished(book.branch(storyteller, tree[0], 6, None, PARAMS, 8))
     receipt = book.receipt(storyteller, late)
     assert [part["branched"] for part in json.loads(receipt)["segments"]] == [False, False]

@@ -7,7 +7,7 @@ Single-threaded and passive: `add` queues, `step` does one piece of prefill or o
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,8 +17,8 @@ import kernels
 from playground.engine.cache import PAGE_SIZE, PagedCache, pages_for
 from playground.engine.decoder import Drawn, Variant, draw_output, make_decoder
 from playground.engine.graph import Recorder
+from playground.engine.kept import Kept, Prefix
 from playground.engine.prefill import Fed, Prefill
-from playground.engine.prefixes import Prefix, Prefixes
 from playground.engine.request import Event, FinishEvent, Request, RequestError, TokenEvent
 from playground.engine.row import Row
 from playground.engine.sampler import Settings
@@ -65,9 +65,7 @@ class Engine:
         self.waiting: deque[list[Row]] = deque()
         self.filling: Filling | None = None
         self.running: list[Row] = []
-        # whose pages wait for a branch, or for a prompt that begins alike: those that go first come first
-        self.kept: dict[Row | Prefix, None] = {}
-        self.prefixes = Prefixes(prefill_chunk if share_prefixes else 0)
+        self.kept = Kept(self.cache, prefill_chunk if share_prefixes else 0)
         self.decode_next = False
         recorder = Recorder(model.device) if model.device.type == "cuda" else None
         self.prefill = Prefill(model, self.cache, recorder)
@@ -104,7 +102,7 @@ class Engine:
     def cancel(self, row: Row, keep: bool = True) -> list[tuple[Row, Event]]:
         """Ends a row now. Its cache pages are free when this returns, unless its request keeps them."""
         if not keep:
-            self._drop(row)
+            self.kept.drop(row)
         if row.finished:
             return []
         for group in list(self.waiting):
@@ -124,10 +122,8 @@ class Engine:
         """`[V]` float32, what a row with this prompt draws its first token from: by the same prefill, of which nothing
         stays. Raises `RequestError` where running rows leave no room for it."""
         pages = pages_for(len(prompt))
-        if (going := self._enough(list(self.kept), pages)) is None:
+        if not self.kept.make_room(pages):
             raise RequestError("The KV cache is full; wait until the runs under way have ended.")
-        for row in going:
-            self._drop(row)
         taken, fed = self.cache.take(pages), None
         try:
             for start in range(0, len(prompt), self.prefill_chunk):
@@ -169,42 +165,20 @@ class Engine:
         return parent if parent and parent.holds(prompt) else None
 
     def _make_room(self, group: list[Row]) -> bool:
-        """Whether a group can begin; kept pages give way to it, the oldest first and those that it could begin with
-        last, but none of them in vain."""
+        """Whether a group can begin; what is kept gives way to it, what it could begin with last."""
         if len(self.running) + len(group) > self.max_rows:
             return False
         parent, prompt = self._parent(group), group[0].request.prompt
-        begun: list[Row | Prefix] = [parent] if parent else self.prefixes.found(prompt)
+        begun: list[Row | Prefix] = [parent] if parent else self.kept.prefixes.found(prompt)
         cached = (len(prompt) - 1) // PAGE_SIZE if parent else sum(len(one.pages) for one in begun)
-        others = [one for one in self.kept if one not in begun]
-        going = self._enough(others, self._pages_needed(group, cached, cached if parent else None))
-        if going is None and (own := [one for one in self.kept if one in begun]):
-            going = self._enough([*others, *own], self._pages_needed(group))
-            if going is not None:
-                for row in group:
-                    row.parent = None
-        for one in going or ():
-            self._drop(one)
-        return going is not None
-
-    def _enough(self, kept: list[Row | Prefix], pages: int) -> list[Row | Prefix] | None:
-        """As few of these, the first ones first, as free so many pages when they go; None if all do not."""
-        free, let_go = len(self.cache.free), Counter()
-        for count, row in enumerate(kept):
-            if free >= pages:
-                return kept[:count]
-            let_go.update(row.pages)
-            free += sum(let_go[page] == self.cache.holders[page] for page in row.pages)
-        return kept if free >= pages else None
-
-    def _drop(self, one: Row | Prefix) -> None:
-        """Gives up the pages that an ended row, or a piece of a prompt, kept."""
-        if one in self.kept:
-            del self.kept[one]
-            self.cache.release(one.pages)
-            one.pages = []
-            if isinstance(one, Prefix):
-                self.prefixes.forget(one)
+        if self.kept.make_room(self._pages_needed(group, cached, cached if parent else None), begun):
+            return True
+        self.kept.freshen(begun)
+        if not (begun and self.kept.make_room(self._pages_needed(group))):
+            return False
+        for row in group:
+            row.parent = None
+        return True
 
     def _begin(self, group: list[Row]) -> None:
         if parent := self._parent(group):
@@ -218,8 +192,8 @@ class Engine:
             row.parent = None  # a chain of branches would hold on to all of its rows
         rows = sorted(group, key=lambda row: -row.limit)
         prompt = rows[0].request.prompt
-        begun = self.prefixes.found(prompt)
-        self._freshen(begun)
+        begun = self.kept.prefixes.found(prompt)
+        self.kept.freshen(begun)
         found = [page for one in begun for page in one.pages]
         pages = self.cache.share(found) + self.cache.take(pages_for(len(prompt) + rows[0].limit) - len(found))
         for row in rows:
@@ -235,7 +209,7 @@ class Engine:
         # on its way to the device before it has work to do
         draw = self._first_draw(filling.rows) if end == len(prompt) else None
         fed = self.prefill.feed(prompt, start, end, filling.pages, traced)
-        self._keep_prefix(prompt, start, end, filling.pages)
+        self.kept.keep_piece(prompt, start, end, filling.pages)
         if fed is None:
             if self.model.device.type == "cuda":
                 torch.cuda.synchronize(self.model.device)  # or the piece's time would be that of launching it
@@ -248,18 +222,6 @@ class Engine:
         for row in rows:
             row.prefill_seconds = filling.seconds + time.perf_counter() - began
         return self._advance(rows, drawn)
-
-    def _keep_prefix(self, prompt: Sequence[int], start: int, end: int, pages: list[int]) -> None:
-        """Keeps a whole piece that has just been fed."""
-        if piece := self.prefixes.add(prompt[:end], pages[start // PAGE_SIZE : end // PAGE_SIZE]):
-            self.cache.share(piece.pages)
-            self._freshen([*self.prefixes.found(prompt[:end]), piece])
-
-    def _freshen(self, pieces: list[Prefix]) -> None:
-        """Others go before these, and of these the last goes first: nobody finds one whose forerunner is gone."""
-        for one in reversed(pieces):
-            self.kept.pop(one, None)
-            self.kept[one] = None
 
     def _first_draw(self, rows: list[Row]) -> Callable[[Fed], Drawn]:
         """The draw of every row's first token, from what the end of their prompt leaves."""
@@ -328,7 +290,7 @@ class Engine:
         self.cache.release(row.pages[used:])
         row.pages = row.pages[:used]
         if row.pages:
-            self.kept[row] = None
+            self.kept.keep_row(row)
         if row in self.running:
             self.running.remove(row)
         return row.finish(reason, self.cache.total_tokens)

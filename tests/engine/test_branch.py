@@ -105,7 +105,7 @@ def test_rows_that_keep_nothing_and_rows_that_failed_leave_every_page_free(small
     for _ in range(4):
         engine.step()
     engine.cancel(row, keep=False)
-    assert engine.cache.used_pages == 0 and not engine.kept
+    assert engine.cache.used_pages == 0 and not engine.kept.held
 
 
 def test_against_a_fresh_prefill_a_branch_agrees_within_the_tolerance_of_the_format(small):

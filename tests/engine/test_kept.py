@@ -38,9 +38,9 @@ class Counted(Engine):
 
 
 def all_is_back(engine: Engine) -> bool:
-    for one in list(engine.kept):
-        engine._drop(one)
-    return engine.cache.used_pages == 0 and not any(engine.cache.holders) and not engine.prefixes.known
+    for one in list(engine.kept.held):
+        engine.kept.drop(one)
+    return engine.cache.used_pages == 0 and not any(engine.cache.holders) and not engine.kept.prefixes.known
 
 
 @pytest.mark.parametrize("tail", [(7,), (7, 8, 9), tuple(range(9, 90))])
@@ -92,7 +92,7 @@ def test_pieces_give_way_to_rows_the_oldest_prompts_last_piece_first(small):
     engine.write(request((*range(180, 180 + PIECE), 5)))
     assert engine.cache.used_pages == 3
     engine.write(request(range(60, 60 + 3 * PIECE), tokens=PIECE))  # needs four of six
-    assert len(engine.prefixes.found((*DOCUMENT, 5))) == 1
+    assert len(engine.kept.prefixes.found((*DOCUMENT, 5))) == 1
     whole, _ = engine.write(request((*DOCUMENT, *range(3 * PIECE - len(DOCUMENT))), tokens=PIECE))
     assert whole == Counted(small()).write(request((*DOCUMENT, *range(3 * PIECE - len(DOCUMENT))), tokens=PIECE))[0]
     assert all_is_back(engine)
