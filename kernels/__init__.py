@@ -15,18 +15,7 @@ import importlib
 import torch
 
 from kernels import reference
-from kernels.forms import (
-    FP8_MAX,
-    INVARIANT_ROWS,
-    KV,
-    SCORED,
-    SHOWN,
-    Form,
-    Formed,
-    Keep,
-    Routing,
-    Survey,
-)  # fmt: skip
+from kernels.forms import FP8_MAX, INVARIANT_ROWS, KV, SCORED, SHOWN, Form, Formed, Keep, Routing, Survey
 from kernels.reference import has_fp8_units
 from kernels.sampling import draw_multinomial, gumbel_noise, process_logits, uniform_noise
 

@@ -12,19 +12,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-from kernels.forms import (
-    AMAX_FLOOR,
-    FP8_MAX,
-    INVARIANT_ROWS,
-    KV,
-    SCORED,
-    SHOWN,
-    Form,
-    Formed,
-    Keep,
-    Routing,
-    Survey,
-)
+from kernels.forms import AMAX_FLOOR, FP8_MAX, INVARIANT_ROWS, KV, SCORED, SHOWN, Form, Formed, Keep, Routing, Survey
 from kernels.sampling import gumbel_noise
 
 

@@ -159,7 +159,7 @@ def measure(engine: Engine, rows: int, prompt: int, tokens: int, rate: float, in
         r.first_token - r.submitted for _ in range(FIRST_TOKENS) for r in write(engine, 1, prompt, 1, inspect)
     )
     speed = statistics.median(rates)
-    floor = rows * rate / step_bytes(engine.model, rows, prompt + tokens // 2, engine.cache.dtype)
+    floor = rows * rate / step_bytes(engine.model, rows, prompt + tokens // 2, engine.cache.kv.values.dtype)
     return {
         "rows": rows,
         "prompt": prompt,

@@ -17,7 +17,7 @@ class PagedCache:
 
     def __init__(self, config: ModelConfig, tokens: int, device: torch.device, dtype: torch.dtype):
         pages = -(-tokens // PAGE_SIZE)
-        self.scratch, self.dtype = pages, dtype
+        self.scratch = pages
         shape, widths = (config.num_hidden_layers, pages + 1, PAGE_SIZE), config.attention.cache_widths
         self.kv = kernels.KV.zeros(*shape, widths=widths, dtype=dtype, device=device)
         self.holders = [0] * pages
