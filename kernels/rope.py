@@ -9,7 +9,7 @@ import triton.language as tl
 from kernels.forms import KV, Form, Formed, Keep
 from kernels.launch import let_next_start, overlap, wait_for_previous
 from kernels.norm import TRITON_DTYPE, add_parts
-from kernels.quant import allocate, block_scale, emit, emitted, encode_e4m3
+from kernels.quant import allocate, block_scale, emit, emitted, quantise
 
 
 @triton.jit
@@ -73,9 +73,8 @@ def rope_heads_kernel(
             a, b = x.to(tl.float32), y.to(tl.float32)
             scale = block_scale(tl.maximum(tl.max(tl.abs(a), axis=1), tl.max(tl.abs(b), axis=1))[:, None], False)
             tl.store(scales_ptr + scale_place(slot, head - heads, 2 * kv_heads, PAGE), scale, mask=row < rows)
-            whole = tl.broadcast_to(scale, a.shape)
-            tl.store(kv_ptr + kv_at, encode_e4m3(tl.div_rn(a, whole)), mask=inside)
-            tl.store(kv_ptr + kv_at + half, encode_e4m3(tl.div_rn(b, whole)), mask=inside)
+            tl.store(kv_ptr + kv_at, quantise(a, scale), mask=inside)
+            tl.store(kv_ptr + kv_at + half, quantise(b, scale), mask=inside)
     else:
         out = kv_ptr + kv_at
         if is_query:
@@ -135,9 +134,7 @@ def keep_latent(
         turned = block_scale(tl.maximum(tl.max(tl.abs(a), axis=0), tl.max(tl.abs(b), axis=0)), False)
         tl.store(scales_ptr + scale_place(slot, 0, 2, PAGE), scale)
         tl.store(scales_ptr + scale_place(slot, 1, 2, PAGE), turned)
-        x = encode_e4m3(tl.div_rn(x, tl.broadcast_to(scale, x.shape)))
-        turned = tl.broadcast_to(turned, a.shape)
-        a, b = encode_e4m3(tl.div_rn(a, turned)), encode_e4m3(tl.div_rn(b, turned))
+        x, a, b = quantise(x, scale), quantise(a, turned), quantise(b, turned)
     tl.store(out_ptr + d, x, mask=d < LATENT)
     tl.store(out_ptr + LATENT + 2 * i, a, mask=turn)
     tl.store(out_ptr + LATENT + 2 * i + 1, b, mask=turn)
