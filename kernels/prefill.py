@@ -3,53 +3,68 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels.launch import let_next_start, overlap, shared_memory, wait_for_previous
+from kernels.launch import has_tma, let_next_start, overlap, shared_memory, wait_for_previous
+
+
+@triton.jit
+def rows_of(
+    source, start, column, stride, tokens,
+    WIDTH: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """`[COUNT, BLOCK]`: WIDTH columns of the tokens from `start` on, 0 where there is none. `source` is a descriptor
+    of what TMA copies, or a pointer."""
+    if TMA:
+        return source.load([start, column])
+    else:
+        token, at = start + tl.arange(0, COUNT), tl.arange(0, BLOCK)
+        pointers = source + token[:, None].to(tl.int64) * stride + column + at[None, :]
+        return tl.load(pointers, mask=(token < tokens)[:, None] & (at < WIDTH)[None, :], other=0.0)
 
 
 @triton.jit
 def attend(
-    top, total, acc, q, q_rest, k_ptr, v_ptr, seen, last, tokens, scale, k_token, v_token,
+    top, total, acc, q, q_rest, k, k_rest, v, start, last, tokens, scale, k_at, k_token, v_at, v_token,
     DIM: tl.constexpr, REST: tl.constexpr, VALUE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_V: tl.constexpr, MASKED: tl.constexpr,
+    BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """Takes in the keys and values of the tokens `seen [BLOCK_N]`; `last [BLOCK_M]` is the last that a query may see,
-    asked only where MASKED. `scale` is in units of log 2. Returns the largest score, the sum and the output so far."""
-    d, r, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_V)
-    there = (seen < tokens)[:, None]
-    k_rows = k_ptr + seen[:, None].to(tl.int64) * k_token
-    keys = tl.load(k_rows + d[None, :], mask=there & (d < DIM)[None, :], other=0.0)
+    """Takes in the keys and values of BLOCK_N tokens; `last [BLOCK_M]` is the last that a query may see, asked only
+    where MASKED. `scale` is in units of log 2. Returns the largest score, the sum and the output so far."""
+    keys = rows_of(k, start, k_at, k_token, tokens, DIM, BLOCK_N, BLOCK_D, TMA)
     scores = tl.dot(q, keys.T, input_precision="ieee")
     if REST:
-        rest = tl.load(k_rows + DIM + r[None, :], mask=there & (r < REST)[None, :], other=0.0)
+        rest = rows_of(k_rest, start, k_at + DIM, k_token, tokens, REST, BLOCK_N, BLOCK_R, TMA)
         scores = tl.dot(q_rest, rest.T, scores, input_precision="ieee")
-    scores *= scale
     if MASKED:
+        seen = start + tl.arange(0, BLOCK_N)
         scores = tl.where(seen[None, :] <= last[:, None], scores, float("-inf"))
-    new_top = tl.maximum(top, tl.max(scores, axis=1))
-    p = tl.exp2(scores - new_top[:, None])
+    new_top = tl.maximum(top, tl.max(scores, axis=1) * scale)
+    p = tl.exp2(scores * scale - new_top[:, None])
     shrink = tl.exp2(top - new_top)
-    values = v_ptr + seen[:, None].to(tl.int64) * v_token + v[None, :]
-    values = tl.load(values, mask=there & (v < VALUE)[None, :], other=0.0)
+    values = rows_of(v, start, v_at, v_token, tokens, VALUE, BLOCK_N, BLOCK_V, TMA)
     acc = tl.dot(p.to(values.dtype), values, acc * shrink[:, None], input_precision="ieee")
     return new_top, total * shrink + tl.sum(p, axis=1), acc
 
 
 @triton.jit
 def causal_attention_kernel(
-    q_ptr, k_ptr, v_ptr, out_ptr, queries, tokens, scale, heads, share, q_token, q_head, k_token, k_head, v_token,
+    q_ptr, k, k_rest, v, out_ptr, queries, tokens, scale, heads, share, q_token, q_head, k_token, k_head, v_token,
     v_head,
     DIM: tl.constexpr, REST: tl.constexpr, VALUE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M queries of a head: first the keys that all of them see, then those where they differ. A head's width is
     DIM, a power of two, and REST."""
     block, head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)  # the longest rows first
-    t, n = block * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    d, r, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_V)
+    t = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    d, r, column = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_V)
     wait_for_previous(PDL)
     let_next_start(PDL)
     inside = (t < queries)[:, None]
@@ -58,8 +73,7 @@ def causal_attention_kernel(
     q_rest = q
     if REST:
         q_rest = tl.load(q_rows + DIM + r[None, :], mask=inside & (r < REST)[None, :], other=0.0)
-    k_ptr += head // share * k_head
-    v_ptr += head // share * v_head
+    k_at, v_at = head // share * k_head, head // share * v_head
     before = tokens - queries
     last = t + before
     top = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
@@ -69,36 +83,59 @@ def causal_attention_kernel(
     end = tl.minimum((block + 1) * BLOCK_M + before, tokens)
     for start in tl.range(0, common, BLOCK_N, num_stages=STAGES):
         top, total, acc = attend(
-            top, total, acc, q, q_rest, k_ptr, v_ptr, start + n, last, tokens, scale, k_token, v_token,
-            DIM, REST, VALUE, BLOCK_D, BLOCK_R, BLOCK_V, False,
+            top, total, acc, q, q_rest, k, k_rest, v, start, last, tokens, scale, k_at, k_token, v_at, v_token,
+            DIM, REST, VALUE, BLOCK_D, BLOCK_R, BLOCK_V, BLOCK_N, False, TMA,
         )  # fmt: skip
     for start in tl.range(common, end, BLOCK_N, num_stages=1):
         top, total, acc = attend(
-            top, total, acc, q, q_rest, k_ptr, v_ptr, start + n, last, tokens, scale, k_token, v_token,
-            DIM, REST, VALUE, BLOCK_D, BLOCK_R, BLOCK_V, True,
+            top, total, acc, q, q_rest, k, k_rest, v, start, last, tokens, scale, k_at, k_token, v_at, v_token,
+            DIM, REST, VALUE, BLOCK_D, BLOCK_R, BLOCK_V, BLOCK_N, True, TMA,
         )  # fmt: skip
-    out = out_ptr + (t[:, None].to(tl.int64) * heads + head) * VALUE + v[None, :]
-    tl.store(out, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=inside & (v < VALUE)[None, :])
+    out = out_ptr + (t[:, None].to(tl.int64) * heads + head) * VALUE + column[None, :]
+    tl.store(out, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=inside & (column < VALUE)[None, :])
 
 
 LOG2_E = 1.4426950408889634
+
+
+class Blocks(NamedTuple):
+    queries: int
+    keys: int
+    num_warps: int
+    num_stages: int
+
+
+def blocks_for(q: torch.Tensor, width: int) -> Blocks:
+    if q.element_size() == 4 or shared_memory(q) < 160 << 10:
+        return Blocks(32, 32, 4, 1)
+    if len(q) <= 256 or has_tma(q) and width <= 128:  # several programs to a multiprocessor: one multiplies, one weighs
+        return Blocks(64, 64, 4, 3 if has_tma(q) else 2)
+    return Blocks(128, 64, 8, 3)
+
+
+def described(x: torch.Tensor, tokens: int, columns: int) -> TensorDescriptor:
+    """What TMA copies of `x [S, G, W]` at once: `columns` of `tokens` tokens."""
+    count, groups, width = x.shape
+    return TensorDescriptor(x, [count, (groups - 1) * x.stride(1) + width], [x.stride(0), 1], [tokens, columns])
 
 
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
     (queries, heads, width), (tokens, groups, value) = q.shape, v.shape
     out = torch.empty(queries, heads, value, dtype=q.dtype, device=q.device)
     dim = 1 << (width.bit_length() - 1)
-    if q.element_size() == 4 or shared_memory(q) < 160 << 10:
-        block_m, block_n, warps, stages = 32, 32, 4, 1
-    elif queries <= 256:
-        block_m, block_n, warps, stages = 64, 64, 4, 2
-    else:
-        block_m, block_n, warps, stages = 128, 64, 8, 3
-    causal_attention_kernel[(triton.cdiv(queries, block_m), heads)](
-        q, k, v, out, queries, tokens, scale * LOG2_E, heads, heads // groups, *q.stride()[:2], *k.stride()[:2],
+    rest = width - dim
+    blocks = blocks_for(q, width)
+    powers = all(w & (w - 1) == 0 and w * q.element_size() >= 16 for w in (dim, rest or dim, value))
+    aligned = all(x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0 for x in (k, v))
+    tma = has_tma(q) and powers and aligned
+    sources = (k, k, v)
+    if tma:
+        sources = tuple(described(x, blocks.keys, w) for x, w in ((k, dim), (k, rest or dim), (v, value)))
+    causal_attention_kernel[(triton.cdiv(queries, blocks.queries), heads)](
+        q, *sources, out, queries, tokens, scale * LOG2_E, heads, heads // groups, *q.stride()[:2], *k.stride()[:2],
         *v.stride()[:2],
-        DIM=dim, REST=width - dim, VALUE=value, BLOCK_D=max(dim, 16),
-        BLOCK_R=max(16, triton.next_power_of_2(width - dim)), BLOCK_V=max(16, triton.next_power_of_2(value)),
-        BLOCK_M=block_m, BLOCK_N=block_n, STAGES=stages, num_warps=warps, num_stages=stages, **overlap(q),
+        DIM=dim, REST=rest, VALUE=value, BLOCK_D=max(dim, 16), BLOCK_R=max(16, triton.next_power_of_2(rest)),
+        BLOCK_V=max(16, triton.next_power_of_2(value)), BLOCK_M=blocks.queries, BLOCK_N=blocks.keys,
+        STAGES=blocks.num_stages, TMA=tma, num_warps=blocks.num_warps, num_stages=blocks.num_stages, **overlap(q),
     )  # fmt: skip
     return out

@@ -30,17 +30,33 @@ def rope_heads_kernel(
     parts_ptr, q_norm_ptr, k_norm_ptr, rope_ptr, slots_ptr, q_ptr, kv_ptr, scales_ptr, rows, parts_part, parts_row,
     keys_at, values_at, heads, kv_heads, eps,
     PARTS: tl.constexpr, NORM: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
-    SCALED: tl.constexpr, PAGE: tl.constexpr, PDL: tl.constexpr,
+    SCALED: tl.constexpr, PAGE: tl.constexpr, HEADS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One head of TOKENS tokens: a query, a key or a value, which is neither normed nor turned."""
-    row, head = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)[:, None], tl.program_id(1)
-    half: tl.constexpr = DIM // 2
+    """HEADS heads of TOKENS tokens, one after another with the same angles."""
+    row = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)[:, None]
     i = tl.arange(0, BLOCK)[None, :]
-    inside = (i < half) & (row < rows)
-    is_query, is_value = head < heads, head >= heads + kv_heads
-    cos = tl.where(is_value, 1.0, tl.load(rope_ptr + row * DIM + i, mask=inside, other=0.0))
-    sin = tl.where(is_value, 0.0, tl.load(rope_ptr + row * DIM + half + i, mask=inside, other=0.0))
+    inside = (i < DIM // 2) & (row < rows)
+    cos = tl.load(rope_ptr + row * DIM + i, mask=inside, other=0.0)
+    sin = tl.load(rope_ptr + row * DIM + DIM // 2 + i, mask=inside, other=0.0)
     slot = tl.load(slots_ptr + row, mask=row < rows, other=0)
+    for h in tl.static_range(HEADS):
+        rope_head(
+            tl.program_id(1) * HEADS + h, row, i, inside & (tl.program_id(1) * HEADS + h < heads + 2 * kv_heads), cos,
+            sin, slot, parts_ptr, q_norm_ptr, k_norm_ptr, q_ptr, kv_ptr, scales_ptr, rows, parts_part, parts_row,
+            keys_at, values_at, heads, kv_heads, eps, PARTS, NORM, DIM, SCALED, PAGE, PDL and h == 0,
+        )  # fmt: skip
+
+
+@triton.jit
+def rope_head(
+    head, row, i, inside, cos, sin, slot, parts_ptr, q_norm_ptr, k_norm_ptr, q_ptr, kv_ptr, scales_ptr, rows,
+    parts_part, parts_row, keys_at, values_at, heads, kv_heads, eps,
+    PARTS: tl.constexpr, NORM: tl.constexpr, DIM: tl.constexpr, SCALED: tl.constexpr, PAGE: tl.constexpr,
+    WAIT: tl.constexpr,
+):  # fmt: skip
+    """A query, a key or a value; the last is neither normed nor turned."""
+    half: tl.constexpr = DIM // 2
+    is_query, is_value = head < heads, head >= heads + kv_heads
     weight_ptr = k_norm_ptr
     if is_query:
         weight_ptr = q_norm_ptr
@@ -53,9 +69,9 @@ def rope_heads_kernel(
     elif head >= heads:
         column = keys_at + (head - heads) * DIM
     at = row * parts_row + column + i
-    wait_for_previous(PDL)
-    let_next_start(PDL)
-    zero = tl.zeros((TOKENS, BLOCK), dtype=tl.float32)
+    wait_for_previous(WAIT)
+    let_next_start(WAIT)
+    zero = tl.zeros(inside.shape, dtype=tl.float32)
     dtype = q_ptr.dtype.element_ty
     a = add_parts(zero, parts_ptr, at, parts_part, inside, PARTS).to(dtype).to(tl.float32)
     b = add_parts(zero, parts_ptr, at + half, parts_part, inside, PARTS).to(dtype).to(tl.float32)
@@ -63,7 +79,8 @@ def rope_heads_kernel(
         scale = tl.rsqrt(tl.sum(a * a + b * b, axis=1) / DIM + eps)[:, None]
         a = tl.where(is_value, a, (a * scale * weight_a).to(dtype).to(tl.float32))
         b = tl.where(is_value, b, (b * scale * weight_b).to(dtype).to(tl.float32))
-    x, y = (a * cos - b * sin).to(dtype), (a * sin + b * cos).to(dtype)
+    x = tl.where(is_value, a, a * cos - b * sin).to(dtype)
+    y = tl.where(is_value, b, a * sin + b * cos).to(dtype)
     q_at, kv_at = (row * heads + head) * DIM + i, (slot * 2 * kv_heads + head - heads) * DIM + i
     if SCALED:
         if is_query:
@@ -72,7 +89,8 @@ def rope_heads_kernel(
         else:
             a, b = x.to(tl.float32), y.to(tl.float32)
             scale = block_scale(tl.maximum(tl.max(tl.abs(a), axis=1), tl.max(tl.abs(b), axis=1))[:, None], False)
-            tl.store(scales_ptr + scale_place(slot, head - heads, 2 * kv_heads, PAGE), scale, mask=row < rows)
+            there = (row < rows) & (head < heads + 2 * kv_heads)
+            tl.store(scales_ptr + scale_place(slot, head - heads, 2 * kv_heads, PAGE), scale, mask=there)
             tl.store(kv_ptr + kv_at, quantise(a, scale), mask=inside)
             tl.store(kv_ptr + kv_at + half, quantise(b, scale), mask=inside)
     else:
@@ -89,13 +107,13 @@ def rope_heads(parts, starts, norms, rope, slots, kv: KV, heads: int, eps: float
     q = torch.empty(rows, heads, dim, dtype=dtype, device=parts.device)
     q_norm, k_norm = norms or (q, q)
     cache, flags = stored(kv)
-    tokens = 1 if rows <= 64 else 8
+    tokens, group = (1, 1) if rows <= 64 else (16, 4)
     if rows:
-        rope_heads_kernel[(triton.cdiv(rows, tokens), heads + 2 * kv_heads)](
+        rope_heads_kernel[(triton.cdiv(rows, tokens), triton.cdiv(heads + 2 * kv_heads, group))](
             parts, q_norm, k_norm, rope, slots, q, *cache, rows, *parts.stride()[:2], starts[1], starts[2], heads,
             kv_heads, eps,
             PARTS=count, NORM=norms is not None, DIM=dim, BLOCK=triton.next_power_of_2(dim // 2), TOKENS=tokens,
-            **flags, num_warps=1 if tokens == 1 else 4, **overlap(parts),
+            HEADS=group, **flags, num_warps=1 if tokens == 1 else 4, **overlap(parts),
         )  # fmt: skip
     return q
 

@@ -66,7 +66,8 @@ def pretend(capability: int, shared: int) -> None:
     JITFunction.run = compile_only
     for room in (attention, quant):
         room.has_fp8_units = lambda device: capability >= 89
-    wide.has_tma = lambda tensor: capability >= 90
+    for room in (prefill, wide):
+        room.has_tma = lambda tensor: capability >= 90
     wide.is_hopper = lambda tensor: capability == 90
     specialized._multiprocessors = lambda index: 132
     for room in (prefill, wide):
