@@ -328,7 +328,7 @@ def mla_decode(
     _check_decode(q, cache, pages, lengths)
     if q.shape[-1] != cache.width or expand.shape[0] != q.shape[1]:
         raise ValueError(f"q {tuple(q.shape)} does not fit {tuple(cache.values.shape)} and {tuple(expand.shape)}")
-    return _implementation("attention", q).mla_decode(q, cache, pages, lengths, scale, expand, form)
+    return _implementation("latent", q).mla_decode(q, cache, pages, lengths, scale, expand, form)
 
 
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float) -> torch.Tensor:

@@ -1,9 +1,8 @@
-"""Decode attention in Triton over a paged cache: MLA in its latent space, and grouped-query attention.
+"""Decode attention in Triton over a paged cache, for heads in groups that share keys (GQA), and what it has in common
+with that of MLA.
 
-Heads that read the same keys share a program, so a page is loaded once for up to 16 of them: with MLA that is every
-head (after absorption it is multi-query attention), with GQA the heads of a group. A row's pages are cut into up to
-`SPLITS` spans that run at the same time, and a second kernel joins them in order. The cuts follow the row's own length:
-nothing depends on the other rows.
+A row's pages are cut into up to `SPLITS` spans that run at the same time, and a second kernel joins them in order. The
+cuts follow the row's own length: nothing depends on the other rows.
 """
 
 from __future__ import annotations
@@ -14,12 +13,13 @@ import triton.language as tl
 
 from kernels.forms import KV, Form, Formed
 from kernels.launch import let_next_start, overlap, prefetch, wait_for_previous
-from kernels.norm import add_parts
-from kernels.quant import allocate, decode_e4m3, emit, emitted
-from kernels.reference import has_fp8_units
+from kernels.norm import TRITON_DTYPE
+from kernels.quant import allocate, decode_e4m3_words, emit, emitted
 
-HEADS_PER_PROGRAM = 16  # the smallest M that a tensor core takes
 SPLITS = 32
+HEADS_PER_PROGRAM = 16
+PLAIN_STAGES = 3
+LOG2_E = 1.4426950408889634
 
 
 @triton.jit
@@ -29,98 +29,94 @@ def span_of(length, PAGE: tl.constexpr, SPLITS: tl.constexpr):
 
 
 @triton.jit
-def load_cached(pointers, mask, SCALED: tl.constexpr, DECODE: tl.constexpr, MULTIPLY: tl.constexpr):
-    """Keys or values as they are multiplied; 0 where not in the mask."""
-    x = tl.load(pointers, mask=mask, other=0.0)
-    if DECODE:
-        x = decode_e4m3(x)
-    if SCALED:
-        x = x.to(MULTIPLY)
-    return x
+def opened(words, MULTIPLY: tl.constexpr):
+    """`[T, 4W]` numbers to multiply from `words [T, W]` of four E4M3 codes."""
+    a, b, c, d = decode_e4m3_words(words)
+    return tl.join(tl.join(a, c), tl.join(b, d)).reshape(words.shape[0], words.shape[1] * 4).to(MULTIPLY)
 
 
 @triton.jit
-def decode_attention_kernel(
+def gqa_decode_kernel(
     q_ptr, cache_ptr, scales_ptr, pages_ptr, lengths_ptr, acc_ptr, top_ptr, total_ptr, scale, heads, per_group,
-    pages_row, cache_row, values_at, vectors,
-    DIM: tl.constexpr, ROPE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr,
-    PAGE: tl.constexpr, SPLITS: tl.constexpr, SCALED: tl.constexpr, DECODE: tl.constexpr, MULTIPLY: tl.constexpr,
-    PDL: tl.constexpr,
+    pages_row, token, values_at, kv_heads,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr,
+    SCALED: tl.constexpr, MULTIPLY: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One span of a row, for up to BLOCK_H heads that share keys. ROPE > 0 is MLA: keys are DIM of latent and ROPE of
-    rotary key, values the latent again. SCALED: the cache holds E4M3, which is multiplied as MULTIPLY, exactly."""
+    """One span of a row, for up to BLOCK_H heads that share keys. `scale` is in units of log 2, and so is `top`.
+    SCALED: the cache holds E4M3, which is multiplied as MULTIPLY, exactly, and read in words of four codes, in which
+    `token` (from one to the next) and `values_at` count then; a page is in registers before the one before is through,
+    because the compiler's own pipeline would transpose values byte by byte.
+
+    Tokens are the rows of both products: they fill the tensor core, and a few heads are its narrow side ("swap AB").
+    Behind a row's end the last token is read again, and not counted."""
     row, split = tl.program_id(0), tl.program_id(2)
     blocks = tl.cdiv(per_group, BLOCK_H)
     group = tl.program_id(1) // blocks
     member = tl.program_id(1) % blocks * BLOCK_H + tl.arange(0, BLOCK_H)
-    head = group * per_group + member
-    d, r, t = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R), tl.arange(0, PAGE)
-    length = tl.load(lengths_ptr + row)
-    span = span_of(length, PAGE, SPLITS)
+    UNIT: tl.constexpr = 4 if SCALED else 1
+    d, t, word = tl.arange(0, BLOCK_D), tl.arange(0, PAGE), tl.arange(0, BLOCK_D // UNIT)[None, :]
+    some = word < DIM // UNIT
+    last = tl.load(lengths_ptr + row) - 1
+    span = span_of(last + 1, PAGE, SPLITS)
     first = split * span
-    page = tl.load(pages_ptr + row * pages_row + tl.minimum(first, length - 1) // PAGE).to(tl.int64)
+    pages_ptr += row * pages_row
+    page = tl.load(pages_ptr + tl.minimum(first, last) // PAGE).to(tl.int64)
+    cache_ptr += group * (DIM // UNIT)
+    scales_ptr += group * PAGE
+    here = tl.maximum(tl.minimum(t, last - first), 0)
     if PDL:  # the first page's lines, as far as they are not in the L2 cache yet
-        line = cache_ptr + (page * PAGE + t)[:, None] * cache_row + group * DIM
-        prefetch(line + tl.minimum(tl.arange(0, BLOCK_D // 16) * 16, DIM - 1)[None, :])
-        if ROPE == 0:
-            prefetch(line + values_at + tl.minimum(tl.arange(0, BLOCK_D // 16) * 16, DIM - 1)[None, :])
+        line = tl.minimum(tl.arange(0, BLOCK_D // 16) * (16 // UNIT), DIM // UNIT - 1)[None, :]
+        lines = cache_ptr + page * PAGE * token + here[:, None] * token + line
+        prefetch(lines)
+        prefetch(lines + values_at)
     wait_for_previous(PDL)
     let_next_start(PDL)
-    if first >= length:
+    if first > last:
         return
-    whole = (row * heads + head).to(tl.int64)
-    inside = (member < per_group)[:, None]
-    q_row = q_ptr + whole[:, None] * (DIM + ROPE)
-    q = tl.load(q_row + d[None, :], mask=inside & (d < DIM)[None, :], other=0.0)
-    if ROPE:
-        q_r = tl.load(q_row + DIM + r[None, :], mask=inside & (r < ROPE)[None, :], other=0.0)
-    if SCALED:
-        q = q.to(MULTIPLY)
-        if ROPE:
-            q_r = q_r.to(MULTIPLY)
+    whole = (row * heads + group * per_group + member).to(tl.int64)
+    inside = (member < per_group)[None, :]
+    q = tl.load(q_ptr + whole[None, :] * DIM + d[:, None], mask=inside & (d < DIM)[:, None], other=0.0).to(MULTIPLY)
     top = tl.full((BLOCK_H,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((BLOCK_H,), dtype=tl.float32)
-    acc = tl.zeros((BLOCK_H, BLOCK_D), dtype=tl.float32)
-    for start in tl.range(first, tl.minimum(first + span, length), PAGE):
-        following = tl.minimum(start + PAGE, length - 1) // PAGE
-        next_page = tl.load(pages_ptr + row * pages_row + following).to(tl.int64)  # on its way one turn early
-        seen = start + t < length
-        mask = seen[:, None] & (d < DIM)[None, :]
-        keys = cache_ptr + (page * PAGE + t)[:, None] * cache_row + group * DIM
-        k = load_cached(keys + d[None, :], mask, SCALED, DECODE, MULTIPLY)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+    acc = tl.zeros((BLOCK_D, BLOCK_H), dtype=tl.float32)
+    if SCALED:
+        at = cache_ptr + page * PAGE * token + here[:, None] * token + word
+        next_k, next_v = tl.load(at, mask=some, other=0), tl.load(at + values_at, mask=some, other=0)
+        scales = scales_ptr + page * (2 * kv_heads * PAGE) + here
+        next_k_scale, next_v_scale = tl.load(scales), tl.load(scales + kv_heads * PAGE)
+        page = tl.load(pages_ptr + tl.minimum(first + PAGE, last) // PAGE).to(tl.int64)
+    for start in tl.range(first, tl.minimum(first + span, last + 1), PAGE, num_stages=STAGES):
         if SCALED:
-            page_scales = scales_ptr + (page * vectors + group) * PAGE + t
-            k_scale = tl.load(page_scales, mask=seen, other=0.0)
-            scores *= k_scale[None, :]
-        if ROPE:
-            k_r = load_cached(keys + DIM + r[None, :], seen[:, None] & (r < ROPE)[None, :], SCALED, DECODE, MULTIPLY)
-            turned = tl.dot(q_r, tl.trans(k_r), input_precision="ieee")
-            if SCALED:
-                turned *= tl.load(page_scales + PAGE, mask=seen, other=0.0)[None, :]
-            scores += turned
-            v = k
+            k, v = opened(next_k, MULTIPLY), opened(next_v, MULTIPLY)
+            k_scale, v_scale = next_k_scale, next_v_scale
+            here = tl.maximum(tl.minimum(t, last - start - PAGE), 0)
+            at = cache_ptr + page * PAGE * token + here[:, None] * token + word
+            next_k, next_v = tl.load(at, mask=some, other=0), tl.load(at + values_at, mask=some, other=0)
+            scales = scales_ptr + page * (2 * kv_heads * PAGE) + here
+            next_k_scale, next_v_scale = tl.load(scales), tl.load(scales + kv_heads * PAGE)
+            page = tl.load(pages_ptr + tl.minimum(start + 2 * PAGE, last) // PAGE).to(tl.int64)
+            # a value's scale goes into its token's weight, and out of the sum of weights again
+            scores = tl.dot(k, q, input_precision="ieee") * (k_scale * scale)[:, None] + tl.log2(v_scale)[:, None]
         else:
-            v = load_cached(keys + values_at + d[None, :], mask, SCALED, DECODE, MULTIPLY)
-        scores = tl.where(seen[None, :], scores * scale, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, axis=1))
-        p = tl.exp(scores - new_top[:, None])
-        shrink = tl.exp(top - new_top)
-        total = total * shrink + tl.sum(p, axis=1)
-        if SCALED:  # weights take the scales of their values, over the page's largest: 16 bits hold them then
-            v_scale = k_scale
-            if ROPE == 0:
-                v_scale = tl.load(page_scales + vectors // 2 * PAGE, mask=seen, other=0.0)
-            largest = tl.max(v_scale, axis=0)
-            p *= (v_scale / largest)[None, :]
-            acc = acc * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee") * largest
-        else:
-            acc = acc * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
-        top, page = new_top, next_page
+            here = tl.minimum(t, last - start)
+            at = cache_ptr + page * PAGE * token + here[:, None] * token + word
+            k, v = tl.load(at, mask=some, other=0.0), tl.load(at + values_at, mask=some, other=0.0)
+            page = tl.load(pages_ptr + tl.minimum(start + PAGE, last) // PAGE).to(tl.int64)
+            scores = tl.dot(k, q, input_precision="ieee") * scale
+        scores = tl.where((start + t <= last)[:, None], scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, axis=0))
+        p = tl.exp2(scores - new_top[None, :])
+        shrink = tl.exp2(top - new_top)
+        weights = p
+        if SCALED:
+            weights = p * (1.0 / v_scale)[:, None]
+        total = total * shrink + tl.sum(weights, axis=0)
+        acc = tl.dot(tl.trans(v), p.to(v.dtype), acc * shrink[None, :], input_precision="ieee")
+        top = new_top
     place = whole * SPLITS + split
     tl.store(top_ptr + place, top, mask=member < per_group)
     tl.store(total_ptr + place, total, mask=member < per_group)
-    tl.store(acc_ptr + place[:, None] * DIM + d[None, :], acc, mask=inside & (d < DIM)[None, :])
+    tl.store(acc_ptr + place[None, :] * DIM + d[:, None], acc, mask=inside & (d < DIM)[:, None])
 
 
 @triton.jit
@@ -142,8 +138,8 @@ def join_spans(
         totals = tl.load(total_ptr + place, mask=there, other=0.0)
         new_top = tl.maximum(top, tl.max(tops, axis=0))
         finite = tl.where(new_top == float("-inf"), 0.0, new_top)
-        weight = tl.exp(tops - finite[None, :])
-        shrink = tl.exp(top - finite)
+        weight = tl.exp2(tops - finite[None, :])
+        shrink = tl.exp2(top - finite)
         total = total * shrink + tl.sum(weight * totals, axis=0)
         acc = acc * shrink + tl.sum(weight * pieces, axis=0)
         top = new_top
@@ -183,94 +179,34 @@ def join_heads_kernel(
     emit_block(y, row, block, width, plain_ptr, q_ptr, s_ptr, PLAIN, FP8, UE8M0)
 
 
-@triton.jit
-def expand_latents_kernel(
-    acc_ptr, top_ptr, total_ptr, lengths_ptr, expand_ptr, parts_ptr, heads, like_ptr,
-    LATENT: tl.constexpr, VALUE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_V: tl.constexpr, PAGE: tl.constexpr,
-    SPLITS: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """A head's values, as far as BLOCK_L of its latents make them: what the cut of K is to a product."""
-    row, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    v, d = tl.arange(0, BLOCK_V), part * BLOCK_L + tl.arange(0, BLOCK_L)
-    length = tl.load(lengths_ptr + row)
-    active = tl.cdiv(length, span_of(length, PAGE, SPLITS))
-    inside = (v < VALUE)[:, None] & (d < LATENT)[None, :]
-    expand = tl.load(
-        expand_ptr + (head * VALUE + v)[:, None].to(tl.int64) * LATENT + d[None, :], mask=inside, other=0.0
-    )
-    wait_for_previous(PDL)
-    let_next_start(PDL)
-    which = row * heads + head + d * 0
-    latent = join_spans(acc_ptr, top_ptr, total_ptr, which, d, active, LATENT, SPLITS, BLOCK_L, 8)
-    latent = latent.to(like_ptr.dtype.element_ty).to(tl.float32)
-    out = ((part * tl.num_programs(0) + row) * heads + head).to(tl.int64) * VALUE + v
-    tl.store(parts_ptr + out, tl.sum(expand.to(tl.float32) * latent[None, :], axis=1), mask=v < VALUE)
-
-
-@triton.jit
-def join_parts_kernel(
-    parts_ptr, plain_ptr, q_ptr, s_ptr, width, part, like_ptr,
-    PARTS: tl.constexpr, PLAIN: tl.constexpr, FP8: tl.constexpr, UE8M0: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """One block of 128 columns of all heads' outputs, from their partial sums."""
-    row, block = tl.program_id(0), tl.program_id(1)
-    cols = (block * 128 + tl.arange(0, 128))[None, :]
-    wait_for_previous(PDL)
-    let_next_start(PDL)
-    zero = tl.zeros((1, 128), dtype=tl.float32)
-    y = add_parts(zero, parts_ptr, row.to(tl.int64) * width + cols, part, cols < width, PARTS)
-    y = y.to(like_ptr.dtype.element_ty).to(tl.float32)
-    emit_block(y, row, block, width, plain_ptr, q_ptr, s_ptr, PLAIN, FP8, UE8M0)
-
-
-def _spans(q, cache: KV, pages, lengths, scale: float, kv_heads: int, dim: int, rope: int, decode: bool | None):
-    """Each span's unscaled output, largest score and sum of weights: `[R, H, SPLITS, dim]` and `[R, H, SPLITS]`."""
-    rows, heads, _ = q.shape
-    acc = torch.empty(rows, heads, SPLITS, dim, dtype=torch.float32, device=q.device)
-    top, total = torch.empty(2, rows, heads, SPLITS, dtype=torch.float32, device=q.device)
-    per_group, scaled = heads // kv_heads, cache.scales is not None
-    if decode is None:
-        decode = scaled and not has_fp8_units(q.device)
-    decode_attention_kernel[(rows, kv_heads * triton.cdiv(per_group, HEADS_PER_PROGRAM), SPLITS)](
-        q, cache.values.view(torch.uint8) if decode else cache.values, cache.scales if scaled else q, pages, lengths,
-        acc, top, total, scale, heads, per_group, pages.stride(0), cache.width, kv_heads * dim, len(cache.widths),
-        DIM=dim, ROPE=rope, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_R=max(16, triton.next_power_of_2(rope)),
-        BLOCK_H=HEADS_PER_PROGRAM, PAGE=cache.page_size, SPLITS=SPLITS, SCALED=scaled, DECODE=decode,
-        MULTIPLY=tl.float32 if q.dtype == torch.float32 else tl.float16, num_stages=2, num_warps=8 if dim > 256 else 4,
-        **overlap(q),
-    )  # fmt: skip
+def spans(q: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Room for each span's unscaled output `[R, H, SPLITS, dim]`, largest score and sum of weights `[R, H, SPLITS]`."""
+    shape = (*q.shape[:2], SPLITS)
+    acc = torch.empty(*shape, dim, dtype=torch.float32, device=q.device)
+    top, total = torch.empty(2, *shape, dtype=torch.float32, device=q.device)
     return acc, top, total
 
 
-def gqa_decode(
-    q, cache: KV, pages, lengths, scale: float, kv_heads: int, form: Form, decode: bool | None = None
-) -> Formed:
+def multiplied(q: torch.Tensor, cache: KV) -> torch.dtype:
+    """In which dtype keys and values are multiplied: float16 holds E4M3 exactly, and converting to it costs least."""
+    return torch.float16 if cache.scales is not None and q.element_size() == 2 else q.dtype
+
+
+def gqa_decode(q, cache: KV, pages, lengths, scale: float, kv_heads: int, form: Form) -> Formed:
     rows, heads, dim = q.shape
-    spans = _spans(q.contiguous(), cache, pages, lengths, scale, kv_heads, dim, 0, decode)
+    q, scaled, per_group, room = q.contiguous(), cache.scales is not None, heads // kv_heads, spans(q, dim)
+    unit, words = (4, cache.values.view(torch.int32)) if scaled else (1, cache.values)
+    gqa_decode_kernel[(rows, kv_heads * triton.cdiv(per_group, HEADS_PER_PROGRAM), SPLITS)](
+        q, words, cache.scales if scaled else q, pages, lengths, *room, scale * LOG2_E, heads, per_group,
+        pages.stride(0), cache.width // unit, kv_heads * dim // unit, kv_heads,
+        DIM=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_H=HEADS_PER_PROGRAM, PAGE=cache.page_size,
+        SPLITS=SPLITS, SCALED=scaled, MULTIPLY=TRITON_DTYPE[multiplied(q, cache)], STAGES=1 if scaled else PLAIN_STAGES,
+        num_warps=4, **overlap(q),
+    )  # fmt: skip
     out = allocate(form, rows, heads * dim, q)
     pointers, flags = emitted(form, out, q)
     join_heads_kernel[(rows, triton.cdiv(heads * dim, 128))](
-        *spans, lengths, *pointers, heads, q, DIM=dim, PAGE=cache.page_size, SPLITS=SPLITS, **flags,
+        *room, lengths, *pointers, heads, q, DIM=dim, PAGE=cache.page_size, SPLITS=SPLITS, **flags,
         num_warps=4, **overlap(q),
     )  # fmt: skip
-    return out
-
-
-def mla_decode(
-    q, cache: KV, pages, lengths, scale: float, expand: torch.Tensor, form: Form, decode: bool | None = None
-) -> Formed:
-    rows, heads, width = q.shape
-    _, value, latent = expand.shape
-    spans = _spans(q.contiguous(), cache, pages, lengths, scale, 1, latent, width - latent, decode)
-    out = allocate(form, rows, heads * value, q)
-    pointers, flags = emitted(form, out, q)
-    block_l = min(64, triton.next_power_of_2(latent))
-    parts = torch.empty(triton.cdiv(latent, block_l), rows, heads * value, dtype=torch.float32, device=q.device)
-    expand_latents_kernel[(rows, heads, len(parts))](
-        *spans, lengths, expand, parts, heads, q, LATENT=latent, VALUE=value, BLOCK_L=block_l,
-        BLOCK_V=triton.next_power_of_2(value), PAGE=cache.page_size, SPLITS=SPLITS, num_warps=4, **overlap(q),
-    )  # fmt: skip
-    join_parts_kernel[(rows, triton.cdiv(heads * value, 128))](
-        parts, *pointers, heads * value, parts.stride(0), q, PARTS=len(parts), **flags, num_warps=1, **overlap(q)
-    )
     return out

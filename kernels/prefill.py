@@ -108,7 +108,7 @@ class Blocks(NamedTuple):
 def blocks_for(q: torch.Tensor, width: int) -> Blocks:
     if q.element_size() == 4 or shared_memory(q) < 160 << 10:
         return Blocks(32, 32, 4, 1)
-    if len(q) <= 256 or has_tma(q) and width <= 128:  # several programs to a multiprocessor: one multiplies, one weighs
+    if len(q) <= 256 or (has_tma(q) and width <= 128):  # two programs to a multiprocessor: one multiplies, one weighs
         return Blocks(64, 64, 4, 3 if has_tma(q) else 2)
     return Blocks(128, 64, 8, 3)
 
@@ -125,7 +125,7 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: f
     dim = 1 << (width.bit_length() - 1)
     rest = width - dim
     blocks = blocks_for(q, width)
-    powers = all(w & (w - 1) == 0 and w * q.element_size() >= 16 for w in (dim, rest or dim, value))
+    powers = all(w & (w - 1) == 0 and w >= 16 for w in (dim, rest or dim, value))
     aligned = all(x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0 for x in (k, v))
     tma = has_tma(q) and powers and aligned
     sources = (k, k, v)

@@ -59,6 +59,31 @@ def decode_e4m3(code):
 
 
 @triton.jit
+def decode_e4m3_words(words):
+    """The four E4M3 codes of each int32 as float16, the lowest byte's first: in registers four codes to a word, where
+    the compiler would give each byte a register of its own."""
+    if has_e4m3_instructions():
+        asm: tl.constexpr = """{
+            .reg .b16 low, high;
+            .reg .b32 first, second;
+            mov.b32 {low, high}, $4;
+            cvt.rn.f16x2.e4m3x2 first, low;
+            cvt.rn.f16x2.e4m3x2 second, high;
+            mov.b32 {$0, $1}, first;
+            mov.b32 {$2, $3}, second;
+        }"""
+        four: tl.constexpr = (tl.float16, tl.float16, tl.float16, tl.float16)
+        return tl.inline_asm_elementwise(asm, "=h,=h,=h,=h,r", [words], dtype=four, is_pure=True, pack=1)
+    else:
+        return (
+            decode_e4m3((words & 0xFF).to(tl.uint8)),
+            decode_e4m3((words >> 8 & 0xFF).to(tl.uint8)),
+            decode_e4m3((words >> 16 & 0xFF).to(tl.uint8)),
+            decode_e4m3((words >> 24 & 0xFF).to(tl.uint8)),
+        )
+
+
+@triton.jit
 def block_scale(amax, UE8M0: tl.constexpr):
     """`max(amax, 1e-4) / 448`; ue8m0 rounds up to a power of two by adding one ulp short of a binade and masking."""
     scale = tl.div_rn(tl.maximum(amax, _AMAX_FLOOR), _FP8_MAX)
@@ -74,10 +99,12 @@ def quantise(x, scale):
     if has_e4m3_instructions():
         # The same quotient as IEEE division's in three instructions for each number: with the reciprocal correctly
         # rounded, one correction by the remainder rounds the quotient correctly (Markstein, IBM J. R&D 34, 1990).
-        # Where the remainder underflows, x is far below what E4M3 can tell from 0
+        # Where the remainder underflows, x is far below what E4M3 can tell from 0. Signs are turned by multiplying:
+        # subtracting from 0 would lose that of -0
         reciprocal = tl.broadcast_to(tl.div_rn(1.0, scale), x.shape)
         near = x * reciprocal
-        return encode_e4m3(tl.fma(tl.fma(-near, tl.broadcast_to(scale, x.shape), x), reciprocal, near))
+        beyond = tl.fma(near, tl.broadcast_to(scale, x.shape), x * -1.0)
+        return encode_e4m3(tl.fma(beyond * -1.0, reciprocal, near))
     else:
         return encode_e4m3(tl.div_rn(x, tl.broadcast_to(scale, x.shape)))
 

@@ -139,8 +139,9 @@ def wide(a, b, a_s, b_s, out_dtype, experts=None, weights=None, decode: bool | N
     like, (rows, k), n = a, a.shape, b.shape[-2]
     a, b, flags = operands(a, b, a_s, decode)
     if experts is None and a_s is not None and has_tma(like) and not flags["DECODE"]:
-        many = is_hopper(like) and rows > SPLIT_ROWS and tiles_of(rows, n) >= 128  # as many as multiprocessors, about
-        return (specialized_product if many else tma_product)(a, b, a_s, b_s, out_dtype)
+        many = rows > SPLIT_ROWS and tiles_of(rows, n) >= 128  # as many as multiprocessors, about
+        fits = is_hopper(like) and out_dtype.itemsize == 2 and n % 8 == 0
+        return (specialized_product if many and fits else tma_product)(a, b, a_s, b_s, out_dtype)
     block_k = 128 if a_s is not None else 64 if a.element_size() == 2 else 32
     out_rows = rows if experts is None else experts.numel()
     c = torch.empty(1, out_rows, n, dtype=out_dtype, device=like.device)

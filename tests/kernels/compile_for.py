@@ -26,6 +26,7 @@ from kernels import (
     attention,
     drawing,
     gemm,
+    latent,
     moe,
     narrow,
     norm,
@@ -64,7 +65,7 @@ def pretend(capability: int, shared: int) -> None:
         return compiled
 
     JITFunction.run = compile_only
-    for room in (attention, quant):
+    for room in (latent, quant):
         room.has_fp8_units = lambda device: capability >= 89
     for room in (prefill, wide):
         room.has_tma = lambda tensor: capability >= 90
@@ -73,7 +74,7 @@ def pretend(capability: int, shared: int) -> None:
     for room in (prefill, wide):
         room.shared_memory = lambda tensor: shared
     options = {"PDL": True, "launch_pdl": True} if capability >= 90 else {"PDL": False}
-    for room in (attention, drawing, gemm, moe, narrow, norm, prefill, quant, rope, surveying, wide):
+    for room in (attention, drawing, gemm, latent, moe, narrow, norm, prefill, quant, rope, surveying, wide):
         room.overlap = lambda tensor: options
 
 
@@ -114,7 +115,7 @@ def cached(rows: int, dtype: torch.dtype) -> None:
     rope.absorb_queries(torch.zeros(2, rows, 16 * 192), absorb, angles, bf16, None)
     rope.absorb_queries(torch.zeros(2, rows, 16 * 192), absorb, angles, bf16, keep)
     q, expand = torch.zeros(rows, 16, 576, dtype=bf16), torch.zeros(16, 128, 512, dtype=bf16)
-    attention.mla_decode(q, latents, pages, lengths, 0.1, expand, form)
+    latent.mla_decode(q, latents, pages, lengths, 0.1, expand, form)
 
 
 def prompts() -> None:

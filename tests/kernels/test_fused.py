@@ -5,7 +5,7 @@ import torch
 from compare import assert_bits_equal, assert_close
 
 import kernels
-from kernels import KV, Form, Formed, Keep, Routing, attention, moe, norm, prefill, reference, rope
+from kernels import KV, Form, Formed, Keep, Routing, attention, latent, moe, norm, prefill, reference, rope
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CACHES = {"plain": torch.float32, "fp8": torch.float8_e4m3fn}
@@ -153,7 +153,7 @@ def test_absorb_queries_kernel_equals_its_twin(held):
 LENGTHS = [1, 16, 37, 16 * 40 + 3]  # the last has more pages than there are spans
 
 
-READ = {"plain": (torch.float32, False), "fp8": (torch.float8_e4m3fn, False), "decoded": (torch.float8_e4m3fn, True)}
+HELD = {"plain": torch.float32, "fp8": torch.float8_e4m3fn, "decoded": torch.float8_e4m3fn}
 
 
 def ragged(*widths: int, dtype: torch.dtype, page: int = 16):
@@ -179,12 +179,12 @@ def there(cache: KV) -> KV:
 )
 def test_mla_decode_kernels_equal_their_twin_on_ragged_paged_rows(heads, value, form, held):
     torch.manual_seed(value)
-    dtype, decode = READ[held]
-    cache, pages, lengths = ragged(32, 16, dtype=dtype)
+    cache, pages, lengths = ragged(32, 16, dtype=HELD[held])
     q, expand = torch.randn(4, heads, 48), torch.randn(heads, value, 32)
     ref = reference.mla_decode(q, cache, pages, lengths, 0.2, expand, FORMS[form])
     where = to(DEVICE, pages, lengths)
-    out = attention.mla_decode(q.to(DEVICE), there(cache), *where, 0.2, expand.to(DEVICE), FORMS[form], decode)
+    operands = q.to(DEVICE), there(cache), *where, 0.2, expand.to(DEVICE), FORMS[form]
+    out = latent.mla_decode(*operands, decode=held == "decoded" or None)
     assert_formed(out, ref)
 
 
@@ -193,17 +193,16 @@ def test_mla_decode_kernels_equal_their_twin_on_ragged_paged_rows(heads, value, 
     [
         (8, 2, 32, "fp8", "plain"),
         (18, 1, 64, "plain", "plain"),
-        (8, 2, 32, "fp8", "decoded"),
+        (8, 2, 32, "fp8", "fp8"),
         (18, 1, 64, "plain", "fp8"),
     ],
 )
 def test_gqa_decode_kernels_equal_their_twin_on_ragged_paged_rows(heads, kv_heads, dim, form, held):
     torch.manual_seed(heads)
-    dtype, decode = READ[held]
-    cache, pages, lengths = ragged(*[dim] * 2 * kv_heads, dtype=dtype)
+    cache, pages, lengths = ragged(*[dim] * 2 * kv_heads, dtype=HELD[held])
     q, form = torch.randn(4, heads, dim), FORMS[form]
     ref = reference.gqa_decode(q, cache, pages, lengths, 0.2, kv_heads, form)
-    out = attention.gqa_decode(q.to(DEVICE), there(cache), *to(DEVICE, pages, lengths), 0.2, kv_heads, form, decode)
+    out = attention.gqa_decode(q.to(DEVICE), there(cache), *to(DEVICE, pages, lengths), 0.2, kv_heads, form)
     assert_formed(out, ref)
     if form.plain:
         places = pages[2, torch.arange(37) // 16] * 16 + torch.arange(37) % 16
