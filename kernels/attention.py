@@ -18,7 +18,6 @@ from kernels.quant import allocate, decode_e4m3_words, emit, emitted
 
 SPLITS = 32
 HEADS_PER_PROGRAM = 16
-PLAIN_STAGES = 3
 LOG2_E = 1.4426950408889634
 
 
@@ -29,31 +28,36 @@ def span_of(length, PAGE: tl.constexpr, SPLITS: tl.constexpr):
 
 
 @triton.jit
-def opened(words, MULTIPLY: tl.constexpr):
-    """`[T, 4W]` numbers to multiply from `words [T, W]` of four E4M3 codes."""
-    a, b, c, d = decode_e4m3_words(words)
-    return tl.join(tl.join(a, c), tl.join(b, d)).reshape(words.shape[0], words.shape[1] * 4).to(MULTIPLY)
+def opened(words, UNIT: tl.constexpr, MULTIPLY: tl.constexpr):
+    """`[T, UNIT * W]` numbers to multiply from `words [T, W]`: four E4M3 codes, two numbers of 16 bits, or one."""
+    if UNIT == 4:
+        a, b, c, d = decode_e4m3_words(words)
+        return tl.join(tl.join(a, c), tl.join(b, d)).reshape(words.shape[0], words.shape[1] * 4).to(MULTIPLY)
+    elif UNIT == 2:
+        two = tl.join(words.to(tl.int16), (words >> 16).to(tl.int16))
+        return two.reshape(words.shape[0], words.shape[1] * 2).to(MULTIPLY, bitcast=True)
+    else:
+        return words.to(MULTIPLY, bitcast=True)
 
 
 @triton.jit
 def gqa_decode_kernel(
-    q_ptr, cache_ptr, scales_ptr, pages_ptr, lengths_ptr, acc_ptr, top_ptr, total_ptr, scale, heads, per_group,
+    q_ptr, words_ptr, scales_ptr, pages_ptr, lengths_ptr, acc_ptr, top_ptr, total_ptr, scale, heads, per_group,
     pages_row, token, values_at, kv_heads,
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr,
-    SCALED: tl.constexpr, MULTIPLY: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+    UNIT: tl.constexpr, MULTIPLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One span of a row, for up to BLOCK_H heads that share keys. `scale` is in units of log 2, and so is `top`.
-    SCALED: the cache holds E4M3, which is multiplied as MULTIPLY, exactly, and read in words of four codes, in which
-    `token` (from one to the next) and `values_at` count then; a page is in registers before the one before is through,
-    because the compiler's own pipeline would transpose values byte by byte.
 
     Tokens are the rows of both products: they fill the tensor core, and a few heads are its narrow side ("swap AB").
-    Behind a row's end the last token is read again, and not counted."""
+    A page is brought into registers while the one before is worked on, in words of 32 bits that hold UNIT numbers
+    (`token`, from one to the next, and `values_at` count words): smaller numbers would be given a register each between
+    two turns of the loop, and by way of shared memory E4M3 would be transposed byte by byte. UNIT 4 is E4M3, which is
+    multiplied as MULTIPLY, exactly. Behind a row's end the last token is read again, and not counted."""
     row, split = tl.program_id(0), tl.program_id(2)
     blocks = tl.cdiv(per_group, BLOCK_H)
     group = tl.program_id(1) // blocks
     member = tl.program_id(1) % blocks * BLOCK_H + tl.arange(0, BLOCK_H)
-    UNIT: tl.constexpr = 4 if SCALED else 1
     d, t, word = tl.arange(0, BLOCK_D), tl.arange(0, PAGE), tl.arange(0, BLOCK_D // UNIT)[None, :]
     some = word < DIM // UNIT
     last = tl.load(lengths_ptr + row) - 1
@@ -61,12 +65,12 @@ def gqa_decode_kernel(
     first = split * span
     pages_ptr += row * pages_row
     page = tl.load(pages_ptr + tl.minimum(first, last) // PAGE).to(tl.int64)
-    cache_ptr += group * (DIM // UNIT)
+    words_ptr += group * (DIM // UNIT)
     scales_ptr += group * PAGE
     here = tl.maximum(tl.minimum(t, last - first), 0)
+    begin = words_ptr + page * PAGE * token + here[:, None] * token
     if PDL:  # the first page's lines, as far as they are not in the L2 cache yet
-        line = tl.minimum(tl.arange(0, BLOCK_D // 16) * (16 // UNIT), DIM // UNIT - 1)[None, :]
-        lines = cache_ptr + page * PAGE * token + here[:, None] * token + line
+        lines = begin + tl.minimum(tl.arange(0, BLOCK_D // 16) * (16 // UNIT), DIM // UNIT - 1)[None, :]
         prefetch(lines)
         prefetch(lines + values_at)
     wait_for_previous(PDL)
@@ -79,36 +83,33 @@ def gqa_decode_kernel(
     top = tl.full((BLOCK_H,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((BLOCK_H,), dtype=tl.float32)
     acc = tl.zeros((BLOCK_D, BLOCK_H), dtype=tl.float32)
-    if SCALED:
-        at = cache_ptr + page * PAGE * token + here[:, None] * token + word
-        next_k, next_v = tl.load(at, mask=some, other=0), tl.load(at + values_at, mask=some, other=0)
+    next_k = tl.load(begin + word, mask=some, other=0)
+    next_v = tl.load(begin + values_at + word, mask=some, other=0)
+    if UNIT == 4:
         scales = scales_ptr + page * (2 * kv_heads * PAGE) + here
         next_k_scale, next_v_scale = tl.load(scales), tl.load(scales + kv_heads * PAGE)
-        page = tl.load(pages_ptr + tl.minimum(first + PAGE, last) // PAGE).to(tl.int64)
-    for start in tl.range(first, tl.minimum(first + span, last + 1), PAGE, num_stages=STAGES):
-        if SCALED:
-            k, v = opened(next_k, MULTIPLY), opened(next_v, MULTIPLY)
+    page = tl.load(pages_ptr + tl.minimum(first + PAGE, last) // PAGE).to(tl.int64)
+    for start in tl.range(first, tl.minimum(first + span, last + 1), PAGE, num_stages=1):
+        k, v = opened(next_k, UNIT, MULTIPLY), opened(next_v, UNIT, MULTIPLY)
+        if UNIT == 4:
             k_scale, v_scale = next_k_scale, next_v_scale
-            here = tl.maximum(tl.minimum(t, last - start - PAGE), 0)
-            at = cache_ptr + page * PAGE * token + here[:, None] * token + word
-            next_k, next_v = tl.load(at, mask=some, other=0), tl.load(at + values_at, mask=some, other=0)
+        here = tl.maximum(tl.minimum(t, last - start - PAGE), 0)
+        begin = words_ptr + page * PAGE * token + here[:, None] * token
+        next_k = tl.load(begin + word, mask=some, other=0)
+        next_v = tl.load(begin + values_at + word, mask=some, other=0)
+        if UNIT == 4:
             scales = scales_ptr + page * (2 * kv_heads * PAGE) + here
             next_k_scale, next_v_scale = tl.load(scales), tl.load(scales + kv_heads * PAGE)
-            page = tl.load(pages_ptr + tl.minimum(start + 2 * PAGE, last) // PAGE).to(tl.int64)
-            # a value's scale goes into its token's weight, and out of the sum of weights again
-            scores = tl.dot(k, q, input_precision="ieee") * (k_scale * scale)[:, None] + tl.log2(v_scale)[:, None]
-        else:
-            here = tl.minimum(t, last - start)
-            at = cache_ptr + page * PAGE * token + here[:, None] * token + word
-            k, v = tl.load(at, mask=some, other=0.0), tl.load(at + values_at, mask=some, other=0.0)
-            page = tl.load(pages_ptr + tl.minimum(start + PAGE, last) // PAGE).to(tl.int64)
-            scores = tl.dot(k, q, input_precision="ieee") * scale
+        page = tl.load(pages_ptr + tl.minimum(start + 2 * PAGE, last) // PAGE).to(tl.int64)
+        scores = tl.dot(k, q, input_precision="ieee") * scale
+        if UNIT == 4:  # a value's scale goes into its token's weight, and out of the sum of weights again
+            scores = scores * k_scale[:, None] + tl.log2(v_scale)[:, None]
         scores = tl.where((start + t <= last)[:, None], scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, axis=0))
         p = tl.exp2(scores - new_top[None, :])
         shrink = tl.exp2(top - new_top)
         weights = p
-        if SCALED:
+        if UNIT == 4:
             weights = p * (1.0 / v_scale)[:, None]
         total = total * shrink + tl.sum(weights, axis=0)
         acc = tl.dot(tl.trans(v), p.to(v.dtype), acc * shrink[None, :], input_precision="ieee")
@@ -179,9 +180,9 @@ def join_heads_kernel(
     emit_block(y, row, block, width, plain_ptr, q_ptr, s_ptr, PLAIN, FP8, UE8M0)
 
 
-def spans(q: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def spans(q: torch.Tensor, dim: int, splits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Room for each span's unscaled output `[R, H, SPLITS, dim]`, largest score and sum of weights `[R, H, SPLITS]`."""
-    shape = (*q.shape[:2], SPLITS)
+    shape = (*q.shape[:2], splits)
     acc = torch.empty(*shape, dim, dtype=torch.float32, device=q.device)
     top, total = torch.empty(2, *shape, dtype=torch.float32, device=q.device)
     return acc, top, total
@@ -194,14 +195,12 @@ def multiplied(q: torch.Tensor, cache: KV) -> torch.dtype:
 
 def gqa_decode(q, cache: KV, pages, lengths, scale: float, kv_heads: int, form: Form) -> Formed:
     rows, heads, dim = q.shape
-    q, scaled, per_group, room = q.contiguous(), cache.scales is not None, heads // kv_heads, spans(q, dim)
-    unit, words = (4, cache.values.view(torch.int32)) if scaled else (1, cache.values)
+    q, per_group, room, unit = q.contiguous(), heads // kv_heads, spans(q, dim, SPLITS), 4 // cache.values.itemsize
     gqa_decode_kernel[(rows, kv_heads * triton.cdiv(per_group, HEADS_PER_PROGRAM), SPLITS)](
-        q, words, cache.scales if scaled else q, pages, lengths, *room, scale * LOG2_E, heads, per_group,
-        pages.stride(0), cache.width // unit, kv_heads * dim // unit, kv_heads,
+        q, cache.values.view(torch.int32), q if cache.scales is None else cache.scales, pages, lengths, *room,
+        scale * LOG2_E, heads, per_group, pages.stride(0), cache.width // unit, kv_heads * dim // unit, kv_heads,
         DIM=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_H=HEADS_PER_PROGRAM, PAGE=cache.page_size,
-        SPLITS=SPLITS, SCALED=scaled, MULTIPLY=TRITON_DTYPE[multiplied(q, cache)], STAGES=1 if scaled else PLAIN_STAGES,
-        num_warps=4, **overlap(q),
+        SPLITS=SPLITS, UNIT=unit, MULTIPLY=TRITON_DTYPE[multiplied(q, cache)], num_warps=4, **overlap(q),
     )  # fmt: skip
     out = allocate(form, rows, heads * dim, q)
     pointers, flags = emitted(form, out, q)

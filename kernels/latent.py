@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.attention import LOG2_E, SPLITS, emit_block, join_spans, multiplied, span_of, spans
+from kernels.attention import LOG2_E, emit_block, join_spans, multiplied, span_of, spans
 from kernels.forms import KV, Form, Formed
 from kernels.launch import let_next_start, overlap, prefetch, wait_for_previous
 from kernels.norm import TRITON_DTYPE, add_parts
@@ -19,6 +19,7 @@ from kernels.quant import allocate, decode_e4m3, emitted
 from kernels.reference import has_fp8_units
 
 HEADS_PER_PROGRAM = 16
+SPLITS = 64
 
 
 @triton.jit
@@ -142,7 +143,7 @@ def mla_decode(
     """`decode=True` takes the path of cards without FP8 units on any card; None asks the card."""
     rows, heads, width = q.shape
     _, value, latent = expand.shape
-    q, scaled, room = q.contiguous(), cache.scales is not None, spans(q, latent)
+    q, scaled, room = q.contiguous(), cache.scales is not None, spans(q, latent, SPLITS)
     if decode is None:
         decode = scaled and not has_fp8_units(q.device)
     mla_decode_kernel[(rows, triton.cdiv(heads, HEADS_PER_PROGRAM), SPLITS)](

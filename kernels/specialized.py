@@ -91,7 +91,7 @@ def end_block(product, empty, turn, STAGES: gl.constexpr, UNDER_WAY: gl.constexp
 
 
 @gluon.jit
-def store_tile(c_desc, c_shared.index(GROUP), total, m, n):
+def store_tile(c_desc, c_shared, total, m, n):
     """64 rows of C through TMA, which writes nothing outside of it."""
     tma.store_wait(0)
     c_shared.store(total.to(c_shared.dtype))
