@@ -12,7 +12,6 @@ from torch import nn
 from playground.config import CheckpointError, MlaConfig, ModelConfig
 from playground.engine.cache import PAGE_SIZE, token_bytes
 from playground.engine.engine import PREFILL_CHUNK
-from playground.engine.prefill import RECORDED
 from playground.model.layers import Linear, Product
 from playground.model.loading import SCALE_SUFFIX
 
@@ -64,18 +63,14 @@ def _piece_bytes(c: ModelConfig, tokens: int, context: int) -> int:
     return tokens * (width * 4 + context)
 
 
-def workspace_bytes(c: ModelConfig, context: int) -> int:
+def workspace_bytes(c: ModelConfig, context: int, recorded: bool) -> int:
     """A prefill piece, sampling, and every head's keys and values of the whole context in two copies: generous, and
-    small beside the weights."""
+    small beside the weights. On a card, where graphs are `recorded`, once more, because a piece runs without a
+    recording first; and 32 rows of which one filters: seven numbers of 8 bytes for each token of the vocabulary."""
     a = c.attention
     seen = a.heads * (a.qk_head_dim + a.v_head_dim + a.qk_nope_head_dim if isinstance(a, MlaConfig) else 2 * a.head_dim)
-    return _piece_bytes(c, min(PREFILL_CHUNK, context), context) + 2 * context * seen * 4 + 32 * c.vocab_size * 8
-
-
-def recorded_bytes(c: ModelConfig) -> int:
-    """The pool of the recorded graphs of a card: its largest are the longest recorded prompt, and 32 rows of which one
-    filters, which takes seven numbers of 8 bytes for each token of the vocabulary."""
-    return _piece_bytes(c, RECORDED, RECORDED) + 32 * c.vocab_size * 7 * 8
+    once = _piece_bytes(c, min(PREFILL_CHUNK, context), context) + 2 * context * seen * 4 + 32 * c.vocab_size * 8
+    return 2 * once + 32 * c.vocab_size * 7 * 8 if recorded else once
 
 
 def free_bytes(device: torch.device) -> int:
@@ -105,14 +100,15 @@ def plan(
         raise CheckpointError(f"--context must be from 1 to {limit} for this model, not {context}.")
     context = context or limit
     weights = weight_bytes(model, device, dtype) + context * c.rope.dim * 4
-    fixed = RESERVE + (recorded_bytes(c) if device.type == "cuda" else 0)
-    workspace = workspace_bytes(c, context) + fixed
+    recorded = device.type == "cuda"
+    workspace = workspace_bytes(c, context, recorded) + RESERVE
     per_token = token_bytes(c, cache_dtype)
     room = max(free - weights - workspace, 0) // (per_token * PAGE_SIZE) * PAGE_SIZE
     one_row = -(-context // PAGE_SIZE) * PAGE_SIZE
     if room < one_row:
         need = weights + workspace + one_row * per_token
-        fitting = _largest_context(c, free - weight_bytes(model, device, dtype) - fixed, per_token, context)
+        left = free - weight_bytes(model, device, dtype) - RESERVE
+        fitting = _largest_context(c, left, per_token, context, recorded)
         hint = f"; --context {fitting} would fit" if fitting else "; not even a short context would fit"
         raise CheckpointError(
             f"{_gib(weights)} of weights, {_gib(one_row * per_token)} of KV cache for {context} tokens and "
@@ -121,13 +117,13 @@ def plan(
     return Plan(weights, workspace, per_token, free, context, min(room, rows * one_row), cache_dtype)
 
 
-def _largest_context(c: ModelConfig, room: int, per_token: int, below: int) -> int:
+def _largest_context(c: ModelConfig, room: int, per_token: int, below: int, recorded: bool) -> int:
     """In whole pages; 0 where there is no room for one."""
     low, high = 0, below // PAGE_SIZE
     while low < high:
         middle = (low + high + 1) // 2
         tokens = middle * PAGE_SIZE
-        need = tokens * (per_token + c.rope.dim * 4) + workspace_bytes(c, tokens)
+        need = tokens * (per_token + c.rope.dim * 4) + workspace_bytes(c, tokens, recorded)
         low, high = (middle, high) if need <= room else (low, middle - 1)
     return low * PAGE_SIZE
 

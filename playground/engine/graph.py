@@ -18,9 +18,11 @@ class Recorder:
         self.device, self.pool = device, torch.cuda.graph_pool_handle()
         self.full = False  # set by whoever found no memory for a recording
 
-    def __call__(self, run: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
-        """The recording of `run`, and the memory in which its results will lie."""
-        run()  # compiles every kernel, which a recording must not do
+    def __call__(self, run: Callable[[], T], compiled: bool = False) -> tuple[torch.cuda.CUDAGraph, T]:
+        """The recording of `run`, and the memory in which its results will lie. Kernels that are not `compiled` are so
+        first, which a recording must not do."""
+        if not compiled:
+            run()
         torch.cuda.synchronize(self.device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):

@@ -27,13 +27,13 @@ class ScaleTrace:
     def record(self, readers: tuple, scales: torch.Tensor, experts: torch.Tensor | None) -> None:
         self.feeds.append(Traced(readers, scales, experts))
 
-    def newest(self, last: torch.Tensor | None = None) -> ScaleTrace:
-        """Of the token at `last [1]` alone, copied. Without it, of the one that came last in every feed, which may
-        have seen a piece of a prompt, or all of the prompt so far."""
+    def newest(self, last: torch.Tensor, size: int) -> ScaleTrace:
+        """Of the token at `last [1]` alone, copied, of a piece of `size` tokens, with which every feed ends: some have
+        seen all of the prompt before it as well."""
         kept = []
         for readers, scales, experts in self.feeds:
             each = 1 if experts is None else experts.shape[1]
-            at = last if last is not None else torch.tensor([len(scales) // each - 1], device=scales.device)
+            at = last + (len(scales) // each - size)
             scales = scales.unflatten(0, (-1, each))[at].flatten(0, 1)
             kept.append(Traced(readers, scales, None if experts is None else experts[at]))
         return ScaleTrace(kept)

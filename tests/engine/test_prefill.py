@@ -1,4 +1,4 @@
-"""Recorded prompts, with a stand-in for a card's recorder: what it recorded it runs again, into the same memory."""
+"""Recorded pieces of prompts, with a stand-in for a card's recorder: it runs what it recorded into the same memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from playground.engine.engine import Engine
-from playground.engine.prefill import RECORDED, Prefill
+from playground.engine.prefill import KINDS, Prefill
 
 
 class StandIn:
@@ -15,51 +15,76 @@ class StandIn:
     def __init__(self):
         self.recorded = 0
 
-    def __call__(self, run):
+    def __call__(self, run, compiled):
+        assert compiled  # a piece has run before it is recorded
         self.recorded += 1
         held = run()
 
         class Graph:
             def replay(self):
                 fresh = run()
-                held.logits.copy_(fresh.logits)
+                if held:
+                    held.logits.copy_(fresh.logits)
 
         return Graph(), held
 
 
 @pytest.mark.parametrize("length", [3, 32, 33, 90])
-def test_a_recorded_prompt_leaves_what_an_eager_one_leaves_and_nothing_behind_it(small, length):
+def test_a_recorded_prompt_leaves_what_an_exact_one_leaves_and_nothing_behind_it(small, length):
     model = small(fp8=False, max_position_embeddings=100)  # fewer than the recording of the longest prompt has places
     engine = Engine(model, None, 2)
     prompt = torch.randint(3, 90, (length,), generator=torch.Generator().manual_seed(length)).tolist()
     pages, recorder = [0, 1], StandIn()
-    eager = Prefill(model, engine.cache, None).feed(prompt, 0, length, pages, True)
+    exact = Prefill(model, engine.cache, None).feed(prompt, 0, length, pages, True)
     cache = engine.cache.kv.values[:, :-1].clone()
     engine.cache.kv.values.zero_()
-    recorded = Prefill(model, engine.cache, recorder)
-    for _ in range(2):
-        fed = recorded.feed(prompt, 0, length, pages, True)
-        assert torch.allclose(fed.logits, eager.logits, atol=1e-4)
+    recorded, fed = Prefill(model, engine.cache, recorder), []
+    for _ in range(3):
+        fed.append(recorded.feed(prompt, 0, length, pages, True).logits.clone())
+        assert torch.allclose(fed[-1], exact.logits, atol=1e-4)
         assert torch.allclose(engine.cache.kv.values[:, :-1], cache, atol=1e-4)  # the last page is nobody's
     assert recorder.recorded == 1
+    assert torch.equal(fed[0], fed[1]) and torch.equal(fed[1], fed[2])  # before, at and after its recording
 
 
-def test_long_prompts_and_later_pieces_run_eagerly(small):
-    engine, recorder = Engine(small(), None, 1), StandIn()
-    prefill, prompt = Prefill(small(), engine.cache, recorder), list(range(5, 65))
-    assert prefill._graph(RECORDED + 1, False) is None
-    assert prefill.feed(prompt, 0, 30, [0], False) is None
-    assert prefill.feed(prompt, 30, 60, [0], False).logits.shape[0] == 1
-    assert recorder.recorded == 0
+@pytest.mark.parametrize("mla", [False, True])
+def test_later_pieces_are_recorded_by_where_they_begin_and_tell_the_last_tokens_scales(small, mla):
+    model = small(mla=mla)
+    engine, recorder = Engine(model, None, 1, context=128), StandIn()
+    exact, recorded = Prefill(model, engine.cache, None), Prefill(model, engine.cache, recorder)
+    prompt = list(range(5, 65))
+    for _ in range(3):
+        feds = []
+        for prefill in (exact, recorded):
+            assert prefill.feed(prompt, 0, 40, [0], True) is None
+            feds.append(prefill.feed(prompt, 40, 60, [0], True))
+        want, fed = feds
+        assert torch.allclose(fed.logits, want.logits, atol=1e-2)
+        (scales,), (right,) = (f.trace.read(f.trace.flat().tolist(), [0]) for f in (fed, want))
+        assert sorted(scales) == sorted(right)
+        assert all(torch.allclose(torch.tensor(scales[n]), torch.tensor(right[n]), rtol=0.05) for n in right)
+    assert recorder.recorded == 2 and [k.start for k in recorded.pieces] == [0, 40]
 
 
-def test_where_there_is_no_memory_for_a_recording_prompts_run_eagerly_from_then_on(small):
+def test_the_kinds_used_last_are_remembered_and_no_more(small):
+    model = small()
+    engine = Engine(model, None, 1, context=128)
+    prefill = Prefill(model, engine.cache, StandIn())
+    for start in range(KINDS + 2):
+        prefill.feed(list(range(5, 100)), start, start + 1, [0, 1], False)
+        prefill.feed(list(range(5, 100)), 0, 1, [0, 1], False)
+    starts = [kind.start for kind in prefill.pieces]
+    assert len(starts) == KINDS and starts[-1] == 0 and 1 not in starts and KINDS + 1 in starts
+
+
+def test_where_there_is_no_memory_for_a_recording_pieces_run_as_before_from_then_on(small):
     class NoRoom(StandIn):
-        def __call__(self, run):
+        def __call__(self, run, compiled):
             raise torch.OutOfMemoryError("no room")
 
     model = small()
     engine, recorder = Engine(model, None, 1), NoRoom()
     prefill = Prefill(model, engine.cache, recorder)
-    right = Prefill(model, engine.cache, None).feed([5, 6, 7], 0, 3, [0], False).logits
-    assert torch.equal(prefill.feed([5, 6, 7], 0, 3, [0], False).logits, right) and recorder.full
+    right = prefill.feed([5, 6, 7], 0, 3, [0], False).logits
+    for _ in range(2):
+        assert torch.equal(prefill.feed([5, 6, 7], 0, 3, [0], False).logits, right) and recorder.full
