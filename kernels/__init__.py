@@ -34,6 +34,7 @@ __all__ = [
     "act_dequant",
     "act_quant",
     "add_norm",
+    "add_norm_gate",
     "add_up",
     "advance",
     "causal_attention",
@@ -229,11 +230,29 @@ def add_norm(
 ) -> tuple[torch.Tensor, Formed]:
     """The residual sum and its RMSNorm: `x [T, D]` plus every part of up to two stacks `[P, T, D]`, in order, rounded
     to the dtype of `x`; and `x * rsqrt(mean(x^2) + eps) * weight` of that, in `form`."""
+    _check_norm(x, parts, weight)
+    return _implementation("norm", x).add_norm(x, parts, weight, eps, form)[:2]
+
+
+def add_norm_gate(
+    x: torch.Tensor, parts: list[torch.Tensor], weight: torch.Tensor, eps: float, form: Form, gate: torch.Tensor
+) -> tuple[torch.Tensor, Formed, torch.Tensor]:
+    """`add_norm`, and partial sums of what `gate [E, D]` says of the norm, `[P, T, E]` float32. Up to `INVARIANT_ROWS`
+    rows in one launch, and each row's by itself."""
+    _check_norm(x, parts, weight)
+    if gate.shape[1:] != weight.shape or not gate.is_contiguous():
+        raise ValueError(f"gate {tuple(gate.shape)} must be contiguous and fit {tuple(x.shape)}")
+    if len(x) <= INVARIANT_ROWS:
+        return _implementation("norm", x).add_norm(x, parts, weight, eps, form, gate)
+    total, out = add_norm(x, parts, weight, eps, form._replace(plain=True))
+    return total, out, gemm_parts(out.plain.to(gate.dtype), gate, out_dtype=torch.float32)
+
+
+def _check_norm(x: torch.Tensor, parts: list[torch.Tensor], weight: torch.Tensor) -> None:
     if weight.shape != x.shape[-1:] or len(parts) > 2 or any(p.shape[1:] != x.shape for p in parts):
         raise ValueError(
             f"weight {tuple(weight.shape)} or {[tuple(p.shape) for p in parts]} don't fit {tuple(x.shape)}"
         )
-    return _implementation("norm", x).add_norm(x, parts, weight, eps, form)
 
 
 def swiglu(parts: torch.Tensor, form: Form, *, dtype: torch.dtype) -> Formed:

@@ -89,17 +89,20 @@ def gqa_decode_kernel(
         scales = scales_ptr + page * (2 * kv_heads * PAGE) + here
         next_k_scale, next_v_scale = tl.load(scales), tl.load(scales + kv_heads * PAGE)
     page = tl.load(pages_ptr + tl.minimum(first + PAGE, last) // PAGE).to(tl.int64)
-    for start in tl.range(first, tl.minimum(first + span, last + 1), PAGE, num_stages=1):
+    end = tl.minimum(first + span, last + 1)
+    for start in tl.range(first, end, PAGE, num_stages=1):
         k, v = opened(next_k, UNIT, MULTIPLY), opened(next_v, UNIT, MULTIPLY)
         if UNIT == 4:
             k_scale, v_scale = next_k_scale, next_v_scale
+        more = start + PAGE < end
         here = tl.maximum(tl.minimum(t, last - start - PAGE), 0)
         begin = words_ptr + page * PAGE * token + here[:, None] * token
-        next_k = tl.load(begin + word, mask=some, other=0)
-        next_v = tl.load(begin + values_at + word, mask=some, other=0)
+        next_k = tl.load(begin + word, mask=some & more, other=0)
+        next_v = tl.load(begin + values_at + word, mask=some & more, other=0)
         if UNIT == 4:
             scales = scales_ptr + page * (2 * kv_heads * PAGE) + here
-            next_k_scale, next_v_scale = tl.load(scales), tl.load(scales + kv_heads * PAGE)
+            next_k_scale = tl.load(scales, mask=more, other=1.0)
+            next_v_scale = tl.load(scales + kv_heads * PAGE, mask=more, other=1.0)
         page = tl.load(pages_ptr + tl.minimum(start + 2 * PAGE, last) // PAGE).to(tl.int64)
         scores = tl.dot(k, q, input_precision="ieee") * scale
         if UNIT == 4:  # a value's scale goes into its token's weight, and out of the sum of weights again

@@ -25,15 +25,23 @@ def add_parts(total, parts_ptr, at, stride, inside, COUNT: tl.constexpr):
 
 @triton.jit
 def add_norm_kernel(
-    x_ptr, a_ptr, b_ptr, w_ptr, sum_ptr, plain_ptr, q_ptr, s_ptr, dim, x_row, a_part, a_row, b_part, b_row, eps,
+    x_ptr, a_ptr, b_ptr, w_ptr, sum_ptr, plain_ptr, q_ptr, s_ptr, gate_ptr, logits_ptr, dim, x_row, a_part, a_row,
+    b_part, b_row, eps, experts,
     A: tl.constexpr, B: tl.constexpr, PLAIN: tl.constexpr, FP8: tl.constexpr, UE8M0: tl.constexpr,
-    BLOCKS: tl.constexpr, PDL: tl.constexpr,
+    BLOCKS: tl.constexpr, PAIRS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
+    """Program 0 of a row leaves its sum and norm. The others, where there are any, make the norm again, which costs less
+    than waiting for it, and multiply it with PAIRS pairs of a gate's rows."""
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     block = tl.arange(0, BLOCKS)
     cols = block[:, None] * 128 + tl.arange(0, 128)[None, :]
     inside = cols < dim
     w = tl.load(w_ptr + cols, mask=inside, other=0.0).to(tl.float32)
+    if PAIRS:  # a gate is nobody's output: its first rows are on their way before the norm is
+        expert = (part - 1) * (2 * PAIRS) + tl.arange(0, 2)
+        gate_at = expert[:, None, None] * dim + cols[None, :, :]
+        there = (expert >= 0)[:, None, None] & inside[None, :, :]
+        gate = tl.load(gate_ptr + gate_at, mask=there & (expert < experts)[:, None, None], other=0.0)
     if A + B > 0:  # then x comes from the norm before, and only the parts from the previous kernel
         x = tl.load(x_ptr + row * x_row + cols, mask=inside, other=0.0)
     wait_for_previous(PDL)
@@ -45,29 +53,45 @@ def add_norm_kernel(
         update = add_parts(update, a_ptr, row * a_row + cols, a_part, inside, A)
         update = add_parts(update, b_ptr, row * b_row + cols, b_part, inside, B)
         x = (x.to(tl.float32) + update.to(x.dtype).to(tl.float32)).to(x.dtype)
-        tl.store(sum_ptr + row * dim + cols, x, mask=inside)
+        tl.store(sum_ptr + row * dim + cols, x, mask=inside & (part == 0))
     wide = x.to(tl.float32)
     square = tl.sum(tl.sum(wide * wide, axis=1), axis=0)
     y = (wide * tl.rsqrt(square / dim + eps) * w).to(x.dtype).to(tl.float32)
     at, blocks = row * dim + cols, dim // 128
-    emit(y, at, inside, row * blocks + block, block < blocks, plain_ptr, q_ptr, s_ptr, PLAIN, FP8, UE8M0)
+    if part == 0:
+        emit(y, at, inside, row * blocks + block, block < blocks, plain_ptr, q_ptr, s_ptr, PLAIN, FP8, UE8M0)
+    if PAIRS:
+        for pair in tl.static_range(PAIRS):
+            logits = tl.sum(tl.sum(gate.to(tl.float32) * y[None, :, :], axis=2), axis=1)
+            tl.store(logits_ptr + row * experts + expert, logits, mask=(part > 0) & (expert < experts))
+            if pair + 1 < PAIRS:
+                expert += 2
+                gate_at += 2 * dim
+                gate = tl.load(gate_ptr + gate_at, mask=there & (expert < experts)[:, None, None], other=0.0)
 
 
 def add_norm(
-    x: torch.Tensor, parts: list[torch.Tensor], weight: torch.Tensor, eps: float, form: Form
-) -> tuple[torch.Tensor, Formed]:
+    x: torch.Tensor, parts: list[torch.Tensor], weight: torch.Tensor, eps: float, form: Form,
+    gate: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, Formed, torch.Tensor | None]:  # fmt: skip
     (rows, dim), (a, b) = x.shape, (*parts, x[None], x[None])[:2]
     total = torch.empty(rows, dim, dtype=x.dtype, device=x.device) if parts else x
     out = allocate(form, rows, dim, x)
     pointers, flags = emitted(form, out, x)
     blocks = triton.next_power_of_2(triton.cdiv(dim, 128))
+    # more rows, more pairs to a program: what all of them read for their norms would be too much. No number changes
+    pairs, experts, logits = 0, 0, None
+    if gate is not None:
+        pairs, experts = 1 if rows <= 4 else 8, len(gate)
+        logits = torch.empty(1, rows, experts, dtype=torch.float32, device=x.device)
     if rows:
-        add_norm_kernel[(rows,)](
-            x, a, b, weight, total, *pointers, dim, x.stride(0), *a.stride()[:2], *b.stride()[:2], eps,
-            A=len(a) if len(parts) > 0 else 0, B=len(b) if len(parts) > 1 else 0, **flags,
-            BLOCKS=blocks, num_warps=16 if blocks >= 32 and rows <= 64 else 8 if blocks >= 16 else 4, **overlap(x),
+        add_norm_kernel[(rows, 1 + (triton.cdiv(experts, 2 * pairs) if pairs else 0))](
+            x, a, b, weight, total, *pointers, x if gate is None else gate, total if logits is None else logits, dim,
+            x.stride(0), *a.stride()[:2], *b.stride()[:2], eps, experts,
+            A=len(a) if len(parts) > 0 else 0, B=len(b) if len(parts) > 1 else 0, **flags, BLOCKS=blocks, PAIRS=pairs,
+            num_warps=16 if blocks >= 32 and rows <= 64 else 8 if blocks >= 16 else 4, **overlap(x),
         )  # fmt: skip
-    return total, out
+    return total, out, logits
 
 
 @triton.jit

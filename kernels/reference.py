@@ -150,11 +150,14 @@ def add_up(parts: torch.Tensor | list[torch.Tensor], dtype: torch.dtype) -> torc
 
 
 def add_norm(
-    x: torch.Tensor, parts: list[torch.Tensor], weight: torch.Tensor, eps: float, form: Form
-) -> tuple[torch.Tensor, Formed]:
+    x: torch.Tensor, parts: list[torch.Tensor], weight: torch.Tensor, eps: float, form: Form,
+    gate: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, Formed, torch.Tensor | None]:  # fmt: skip
     if parts:
         x = x + add_up([part for group in parts for part in group], x.dtype)
-    return x, formed(rms_norm(x, weight, eps), form)
+    y = rms_norm(x, weight, eps)
+    logits = None if gate is None else gemm_parts(y.to(gate.dtype), gate, None, None, torch.float32)
+    return x, formed(y, form), logits
 
 
 def swiglu(parts: torch.Tensor, dtype: torch.dtype, form: Form) -> Formed:

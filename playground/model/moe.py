@@ -28,9 +28,9 @@ class Gate(PlainLinear):
             shared=c.n_shared_experts,
         )
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`x [T, D]` to the chosen experts `[T, k]` int32 and their weights `[T, k]` float32."""
-        logits = kernels.gemm_parts(x.to(self.weight.dtype), self.weight, out_dtype=torch.float32)
+    def forward(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Partial sums `[P, T, E]` of what its weight says of the input, which the norm before it made as well, to the
+        chosen experts `[T, k]` int32 and their weights `[T, k]` float32."""
         return kernels.route(logits, self.e_score_correction_bias, self.rule)
 
 
@@ -55,8 +55,6 @@ class MoE(nn.Module):
         # shared experts read every row; behind them lie the pieces of one wide projection
         self.feed = Feed(config, *(pairs[-1] if spare else ()), experts=pairs[: c.n_routed_experts])
         self.feed_down = Feed(config, experts=[(f"{n}.down_proj",) for n in names])
-        # the gate reads the plain input whatever the experts read
-        self.form = self.feed.form._replace(plain=True)
 
     def _shared_storage(self) -> nn.ModuleList:
         shared, routed = self.shared_experts, self.experts[0]
@@ -80,9 +78,10 @@ class MoE(nn.Module):
             if shared.down_proj.is_fp8:
                 self.down.scale[place] = shared.down_proj.weight_scale_inv[:, tiles]
 
-    def forward(self, x: kernels.Formed, step: Step) -> list[torch.Tensor]:
-        """Input in `form` to a stack of partial sums `[P, T, D]`: one of each expert chosen."""
-        chosen, weights = self.gate(x.plain)
+    def forward(self, x: kernels.Formed, logits: torch.Tensor, step: Step) -> list[torch.Tensor]:
+        """Input in the form of `feed`, and what the gate says of it `[P, T, E]`, to a stack of partial sums `[P, T, D]`:
+        one of each expert chosen."""
+        chosen, weights = self.gate(logits)
         both = self.gate_up.of_experts(self.feed(x, step, chosen), chosen).flatten(0, 1)[None]
         inner = kernels.swiglu(both, self.feed_down.form, dtype=self.down.dtype)
         out = self.down.of_experts(self.feed_down(inner, step, chosen), chosen, weights)

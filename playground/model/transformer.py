@@ -47,8 +47,9 @@ class Layer(nn.Module):
         x, inner = self.input_layernorm(x, parts, self.self_attn.feed.form)
         parts = [self.self_attn(inner, rope, cache, step)]
         if isinstance(self.mlp, MoE):
-            x, inner = self.post_attention_layernorm(x, parts, self.mlp.form)
-            return x, self.mlp(inner, step)
+            norm, mlp = self.post_attention_layernorm, self.mlp
+            x, inner, logits = kernels.add_norm_gate(x, parts, norm.weight, norm.eps, mlp.feed.form, mlp.gate.weight)
+            return x, mlp(inner, logits, step)
         x, inner = self.post_attention_layernorm(x, parts, self.feed.form)
         return x, [self.mlp(self.feed(inner, step), step)]
 

@@ -298,6 +298,11 @@ def test_an_added_and_normed_row_has_the_same_bits_alone_and_in_company():
     one_total, one = kernels.add_norm(x[5:6], [parts[:, 5:6]], w, 1e-6, form)
     for alone, company in zip((one_total, *one), (total, *together), strict=True):
         assert_bits_equal(alone[0], company[5])
+    gate = torch.randn(60, 512, device="cuda").bfloat16()
+    _, gated, logits = kernels.add_norm_gate(x, [parts], w, 1e-6, form, gate)
+    *_, one_logits = kernels.add_norm_gate(x[5:6], [parts[:, 5:6]], w, 1e-6, form, gate)
+    assert_bits_equal(gated.q, together.q)
+    assert_bits_equal(one_logits[:, 0].contiguous(), logits[:, 5].contiguous())
 
 
 def test_a_recorded_step_writes_what_single_operations_write(on_gpu, tokenizer):

@@ -95,7 +95,8 @@ def products(rows: int) -> None:
     gemm.expert_gemm(fp8(rows * 8, 2816), fp8(4, 2048, 2816), *scales, experts, weights, bf16)
     gemm.add_up(torch.zeros(4, rows, 4096), bf16)
     x = torch.zeros(rows, 4096, dtype=bf16)
-    norm.add_norm(x, [torch.zeros(4, rows, 4096)], torch.ones(4096, dtype=bf16), 1e-6, form)
+    for gate in (None, torch.zeros(256, 4096, dtype=bf16))[: 1 + (rows <= 32)]:
+        norm.add_norm(x, [torch.zeros(4, rows, 4096)], torch.ones(4096, dtype=bf16), 1e-6, form, gate)
     norm.swiglu(torch.zeros(1, rows, 24576), bf16, form)
     quant.act_quant(x, 128, None)
 

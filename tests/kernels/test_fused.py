@@ -33,17 +33,32 @@ def test_add_norm_kernel_equals_its_twin(form, counts):
     torch.manual_seed(1)
     x, weight = torch.randn(3, 384), torch.rand(384)
     parts = [torch.randn(count, 3, 384) for count in counts]
-    total, ref = reference.add_norm(x, parts, weight, 1e-6, form)
-    got_total, got = norm.add_norm(*to(DEVICE, x), to(DEVICE, *parts), *to(DEVICE, weight), 1e-6, form)
+    total, ref, _ = reference.add_norm(x, parts, weight, 1e-6, form)
+    got_total, got, _ = norm.add_norm(*to(DEVICE, x), to(DEVICE, *parts), *to(DEVICE, weight), 1e-6, form)
     assert_bits_equal(got_total, total)
     assert_formed(got, ref)
 
 
 def test_add_norm_kernel_takes_any_width_and_strided_parts():
     x, weight, parts = torch.randn(2, 200), torch.rand(200), torch.randn(2, 3, 200).transpose(0, 1)
-    _, ref = reference.add_norm(x, [parts], weight, 1e-6, FORMS["plain"])
-    _, out = norm.add_norm(x.to(DEVICE), [parts.to(DEVICE)], weight.to(DEVICE), 1e-6, FORMS["plain"])
+    _, ref, _ = reference.add_norm(x, [parts], weight, 1e-6, FORMS["plain"])
+    _, out, _ = norm.add_norm(x.to(DEVICE), [parts.to(DEVICE)], weight.to(DEVICE), 1e-6, FORMS["plain"])
     assert_formed(out, ref)
+
+
+@pytest.mark.parametrize(("experts", "dim"), [(5, 200), (37, 256), (64, 384)])
+def test_a_gates_logits_equal_their_twins_and_are_a_rows_own(experts, dim):
+    generator = torch.Generator().manual_seed(experts)
+    x, weight, gate = (torch.randn(*s, generator=generator) for s in ((6, dim), (dim,), (experts, dim)))
+    parts = torch.randn(2, 6, dim, generator=generator)
+    total, ref, logits = reference.add_norm(x, [parts], weight, 1e-6, FORMS["plain"], gate)
+    there = to(DEVICE, x, parts, weight, gate)
+    got_total, got, got_logits = norm.add_norm(there[0], [there[1]], there[2], 1e-6, FORMS["plain"], there[3])
+    assert_bits_equal(got_total, total)
+    assert_formed(got, ref)
+    assert_close(got_logits.sum(0), logits.sum(0), "float32")
+    alone = norm.add_norm(there[0][3:4], [there[1][:, 3:4]], there[2], 1e-6, FORMS["plain"], there[3])[2]
+    assert_bits_equal(alone[:, 0].contiguous(), got_logits[:, 3].contiguous())  # in programs of fewer experts
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)

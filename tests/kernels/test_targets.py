@@ -5,8 +5,8 @@ import json
 import pytest
 
 KERNELS = {
-    "absorb", "act_quant", "add_norm", "add_up", "advance", "causal_attention", "decode_attention", "draw",
-    "expand_latents", "join_draw", "join_heads", "join_parts", "join_survey", "narrow_gemm", "rope_heads", "route",
+    "absorb", "act_quant", "add_norm", "add_up", "advance", "causal_attention", "draw", "expand_latents", "gqa_decode",
+    "join_draw", "join_heads", "join_parts", "join_survey", "mla_decode", "narrow_gemm", "rope_heads", "route",
     "split_latents", "survey", "swiglu", "weight_dequant", "weight_quant", "wide_gemm",
 }  # fmt: skip
 NEWER = {90: {"tma_gemm", "specialized_gemm"}, 120: {"tma_gemm"}}
