@@ -30,8 +30,8 @@ def add_norm_kernel(
     A: tl.constexpr, B: tl.constexpr, PLAIN: tl.constexpr, FP8: tl.constexpr, UE8M0: tl.constexpr,
     BLOCKS: tl.constexpr, PAIRS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Program 0 of a row leaves its sum and norm. The others, where there are any, make the norm again, which costs less
-    than waiting for it, and multiply it with PAIRS pairs of a gate's rows."""
+    """Program 0 of a row leaves its sum and norm. The others, where there are any, make the norm again, which costs
+    less than waiting for it, and multiply it with PAIRS pairs of a gate's rows."""
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     block = tl.arange(0, BLOCKS)
     cols = block[:, None] * 128 + tl.arange(0, 128)[None, :]
