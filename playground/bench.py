@@ -3,7 +3,8 @@
 First a gate: every product against its dequantised operands, and a row's tokens alone against the same row in company.
 Red gate, no figures. Then, for each number of rows: tokens per second of all rows together, time to first token, the
 share of the floor (bytes that a step must read, at the rate at which this card copies), and memory. `--kernels` adds
-the time of every kernel of a step, run one after another. `--curve` shows what the KV cache buys instead.
+the time of every kernel of a step with the most rows, run one after another. `--curve` shows what the KV cache buys
+instead.
 """
 
 from __future__ import annotations
@@ -172,13 +173,13 @@ def measure(engine: Engine, rows: int, prompt: int, tokens: int, rate: float, in
     }
 
 
-def kernel_times(model: Transformer, prompt: int, cache_dtype: torch.dtype) -> list[dict]:
-    """Microseconds of every kernel in a decode step of one row, largest first."""
+def kernel_times(model: Transformer, rows: int, prompt: int, cache_dtype: torch.dtype) -> list[dict]:
+    """Microseconds of every kernel in a decode step, largest first."""
     steps = 10
     with kernels.one_after_another():
-        engine = Engine(model, None, 1, prompt + 128, prompt + 128, cache_dtype=cache_dtype)
-        engine.add([Request(prompt_ids(model, prompt, 0), SamplingParams("gumbel", seed=0), 64, ignore_eos=True)])
-        for _ in range(4):
+        engine = Engine(model, None, rows, context=prompt + 128, cache_dtype=cache_dtype, share_prefixes=False)
+        running = add_rows(engine, rows, prompt, 128, inspect=False)
+        while not all(len(row.new_ids) >= 4 for row in running):
             engine.step()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             for _ in range(steps):
@@ -220,7 +221,7 @@ def bench(name: str, model: Transformer, args: argparse.Namespace, cache_dtype: 
     if model.device.type == "cuda":
         print(f"memory, at most: {torch.cuda.max_memory_allocated(model.device) / 1e9:.2f} GB", file=sys.stderr)
     if args.kernels:
-        for row in kernel_times(model, args.prompt, cache_dtype):
+        for row in kernel_times(model, max(args.rows), args.prompt, cache_dtype):
             print(
                 json.dumps(row) if args.json else f"{row['us']:>9.1f} us  {row['calls']:>6.1f} calls  {row['kernel']}"
             )
@@ -256,7 +257,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--inspect", action="store_true", help="with each token's alternatives, noise and activation scales"
     )
-    parser.add_argument("--kernels", action="store_true", help="also each kernel's time in a step (CUDA)")
+    parser.add_argument("--kernels", action="store_true", help="also each kernel's time, with the most rows (CUDA)")
     parser.add_argument("--curve", action="store_true", help="time per token as the text grows, cache on and off")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     add_model_arguments(parser)
@@ -269,6 +270,8 @@ def main() -> int:
         device = choose_device(args.device)
         if not all(1 <= rows <= kernels.INVARIANT_ROWS for rows in args.rows) or args.prompt < 1 or args.tokens < 8:
             raise CheckpointError(f"Use 1 to {kernels.INVARIANT_ROWS} rows, a prompt of 1 and 8 tokens at least.")
+        if args.kernels and device.type != "cuda":
+            raise CheckpointError("--kernels times the kernels of a CUDA card, and there is none.")
         green = True
         for shape in args.shape or [None]:
             if shape:

@@ -79,8 +79,8 @@ class MoE(nn.Module):
                 self.down.scale[place] = shared.down_proj.weight_scale_inv[:, tiles]
 
     def forward(self, x: kernels.Formed, logits: torch.Tensor, step: Step) -> list[torch.Tensor]:
-        """Input in the form of `feed`, and what the gate says of it `[P, T, E]`, to a stack of partial sums: one of each
-        expert chosen, `[P, T, D]`."""
+        """Input in the form of `feed`, and what the gate says of it `[P, T, E]`, to a stack of partial sums
+        `[P, T, D]`: one of each expert chosen."""
         chosen, weights = self.gate(logits)
         both = self.gate_up.of_experts(self.feed(x, step, chosen), chosen).flatten(0, 1)[None]
         inner = kernels.swiglu(both, self.feed_down.form, dtype=self.down.dtype)
