@@ -146,6 +146,11 @@ if __name__ == "__main__":
     hopper = wide.is_hopper(None)
     for rows in (1, 32, 300, *([100] if hopper else [])):  # tiles of products follow the rows
         products(rows)
+    for groups in (2, 3) if hopper else ():
+        scales = torch.ones(300, 16), torch.ones(8, 16)
+        specialized.specialized_product(
+            fp8(300, 2048), fp8(1024, 2048), *scales, torch.bfloat16, programs=132, groups=groups
+        )
     for dtype in (torch.bfloat16, torch.float8_e4m3fn):
         cached(70, dtype)
     prompts()
