@@ -11,14 +11,13 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.forms import KV, Form, Formed
+from kernels.forms import KV, LOG2_E, Form, Formed
 from kernels.launch import let_next_start, overlap, prefetch, wait_for_previous
 from kernels.norm import TRITON_DTYPE
 from kernels.quant import allocate, decode_e4m3_words, emit, emitted
 
 SPLITS = 32
 HEADS_PER_PROGRAM = 16
-LOG2_E = 1.4426950408889634
 
 
 @triton.jit

@@ -11,8 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.attention import LOG2_E, emit_block, join_spans, multiplied, span_of, spans
-from kernels.forms import KV, Form, Formed
+from kernels.attention import emit_block, join_spans, multiplied, span_of, spans
+from kernels.forms import KV, LOG2_E, Form, Formed
 from kernels.launch import let_next_start, overlap, prefetch, wait_for_previous
 from kernels.norm import TRITON_DTYPE, add_parts
 from kernels.quant import allocate, decode_e4m3, emitted

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from kernels.forms import LOG2_E
 from kernels.launch import has_tma, let_next_start, overlap, shared_memory, wait_for_previous
 
 
@@ -93,9 +94,6 @@ def causal_attention_kernel(
         )  # fmt: skip
     out = out_ptr + (t[:, None].to(tl.int64) * heads + head) * VALUE + column[None, :]
     tl.store(out, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=inside & (column < VALUE)[None, :])
-
-
-LOG2_E = 1.4426950408889634
 
 
 class Blocks(NamedTuple):
