@@ -72,8 +72,8 @@ def gqa_decode_kernel(
         lines = begin + tl.minimum(tl.arange(0, BLOCK_D // 16) * (16 // UNIT), DIM // UNIT - 1)[None, :]
         prefetch(lines)
         prefetch(lines + values_at)
-    wait_for_previous(PDL)
     let_next_start(PDL)
+    wait_for_previous(PDL)
     if first > last:
         return
     whole = (row * heads + group * per_group + member).to(tl.int64)
@@ -174,8 +174,8 @@ def join_heads_kernel(
     width = heads * DIM
     length = tl.load(lengths_ptr + row)
     active = tl.cdiv(length, span_of(length, PAGE, SPLITS))
-    wait_for_previous(PDL)
     let_next_start(PDL)
+    wait_for_previous(PDL)
     head = row * heads + tl.minimum(cols, width - 1) // DIM
     y = join_spans(acc_ptr, top_ptr, total_ptr, head, cols % DIM, active, DIM, SPLITS, 128, 8)
     y = y.to(like_ptr.dtype.element_ty).to(tl.float32)[None, :]

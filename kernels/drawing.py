@@ -49,8 +49,8 @@ def draw_kernel(
         word = philox_word(tl.load(seeds_ptr + row), tl.load(positions_ptr + row).to(tl.int64), token)
         # 1 - u is exact: 33 bits of it
         noise -= tl.log(-tl.log(1.0 - (word.to(tl.float64) + 0.5) * 2.3283064365386963e-10))
-    wait_for_previous(PDL)
     let_next_start(PDL)
+    wait_for_previous(PDL)
     logits = tl.load(logits_ptr + row.to(tl.int64) * vocab + token, mask=real, other=float("-inf"))
     narrow = logits.to(tl.float32)
     top = tl.max(narrow, axis=0)
@@ -75,8 +75,8 @@ def join_draw_kernel(
     row, tile = tl.program_id(0), tl.arange(0, BLOCK)
     there = tile < tiles
     at = row * tiles + tile
-    wait_for_previous(PDL)
     let_next_start(PDL)
+    wait_for_previous(PDL)
     tops = tl.load(top_ptr + at, mask=there, other=float("-inf"))
     top = tl.max(tops, axis=0)
     finite = tl.where(top == float("-inf"), 0.0, top)
@@ -117,8 +117,8 @@ def advance_kernel(
 ):  # fmt: skip
     row = tl.arange(0, BLOCK)
     real = row < rows
-    wait_for_previous(PDL)
     let_next_start(PDL)
+    wait_for_previous(PDL)
     moves = tl.load(moves_ptr + row, mask=real, other=0)
     position = tl.load(positions_ptr + row, mask=real, other=0) + moves
     page = tl.load(pages_ptr + row * pages_row + position // PAGE, mask=real, other=0).to(tl.int64)

@@ -1,7 +1,7 @@
 """Products in Triton: FP8 with block scales, plain ones, and those of a mixture's experts.
 
-Few rows are `narrow.py`, many are `wide.py`; the line between them is `INVARIANT_ROWS`, up to which a row's result
-depends, bit by bit, on that row alone.
+Few rows are `narrow.py`, on Hopper `streamed.py`; many are `wide.py`. The line between them is `INVARIANT_ROWS`, up to
+which a row's result depends, bit by bit, on that row alone.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ import triton
 import triton.language as tl
 
 from kernels.forms import INVARIANT_ROWS
-from kernels.launch import let_next_start, overlap, wait_for_previous
+from kernels.launch import is_hopper, let_next_start, overlap, wait_for_previous
 from kernels.narrow import narrow
+from kernels.streamed import streamed
 from kernels.wide import wide
 
 
-def gemm_parts(a, b, a_s, b_s, out_dtype: torch.dtype) -> torch.Tensor:
-    if len(a) <= INVARIANT_ROWS:
-        return narrow(a, b, a_s, b_s)
-    return wide(a, b, a_s, b_s, out_dtype)
+def gemm_parts(a, b, a_s, b_s, out_dtype: torch.dtype, decode: bool | None = None) -> torch.Tensor:
+    """`decode=True` takes the path of cards without FP8 units on any card; None asks the card."""
+    if len(a) > INVARIANT_ROWS:
+        return wide(a, b, a_s, b_s, out_dtype, decode=decode)
+    if a_s is not None and not decode and is_hopper(a) and a.shape[1] % 128 == 0:
+        return streamed(a, b, a_s, b_s, out_dtype)
+    return narrow(a, b, a_s, b_s, decode=decode)
 
 
 def expert_gemm(a, b, a_s, b_s, experts, weights, out_dtype: torch.dtype) -> torch.Tensor:
@@ -34,8 +38,8 @@ def expert_gemm(a, b, a_s, b_s, experts, weights, out_dtype: torch.dtype) -> tor
 def add_up_kernel(parts_ptr, c_ptr, count, COUNT: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
-    wait_for_previous(PDL)
     let_next_start(PDL)
+    wait_for_previous(PDL)
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for p in tl.static_range(COUNT):
         total += tl.load(parts_ptr + p * count + at, mask=inside, other=0.0)
@@ -53,11 +57,7 @@ def add_up(parts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def fp8_gemm(a, a_s, b, b_s, out_dtype: torch.dtype, decode: bool | None = None) -> torch.Tensor:
-    """`decode=True` takes the path of cards without FP8 units on any card; None asks the card."""
-    b, b_s = b.contiguous(), b_s.contiguous()
-    if len(a) <= INVARIANT_ROWS:
-        return add_up(narrow(a, b, a_s, b_s, decode=decode), out_dtype)
-    return add_up(wide(a, b, a_s, b_s, out_dtype, decode=decode), out_dtype)
+    return add_up(gemm_parts(a, b.contiguous(), a_s, b_s.contiguous(), out_dtype, decode), out_dtype)
 
 
 def plain_gemm(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:

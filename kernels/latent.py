@@ -52,8 +52,8 @@ def mla_decode_kernel(
     if PDL:  # the first page's lines, as far as they are not in the L2 cache yet
         line = tl.minimum(tl.arange(0, BLOCK_L // 16) * 16, LATENT - 1)[None, :]
         prefetch(cache_ptr + (page * PAGE + t)[:, None] * (LATENT + ROPE) + line)
-    wait_for_previous(PDL)
     let_next_start(PDL)
+    wait_for_previous(PDL)
     if first >= length:
         return
     whole = (row * heads + head).to(tl.int64)
@@ -112,8 +112,8 @@ def expand_latents_kernel(
     expand = tl.load(
         expand_ptr + (head * VALUE + v)[:, None].to(tl.int64) * LATENT + d[None, :], mask=inside, other=0.0
     )
-    wait_for_previous(PDL)
     let_next_start(PDL)
+    wait_for_previous(PDL)
     which = row * heads + head + d * 0
     latent = join_spans(acc_ptr, top_ptr, total_ptr, which, d, active, LATENT, SPLITS, BLOCK_L, 8)
     latent = latent.to(like_ptr.dtype.element_ty).to(tl.float32)
@@ -129,8 +129,8 @@ def join_parts_kernel(
     """One block of 128 columns of all heads' outputs, from their partial sums."""
     row, block = tl.program_id(0), tl.program_id(1)
     cols = (block * 128 + tl.arange(0, 128))[None, :]
-    wait_for_previous(PDL)
     let_next_start(PDL)
+    wait_for_previous(PDL)
     zero = tl.zeros((1, 128), dtype=tl.float32)
     y = add_parts(zero, parts_ptr, row.to(tl.int64) * width + cols, part, cols < width, PARTS)
     y = y.to(like_ptr.dtype.element_ty).to(tl.float32)

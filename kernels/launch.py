@@ -1,9 +1,9 @@
 """Programmatic dependent launch (CUDA on sm_90 and newer): a kernel may start while the one before it still runs.
 
-Every kernel of a step waits for the one before it, and only then lets the next one start. So when a kernel begins, all
-but the one right before it have ended: before it waits it may read whatever older kernels wrote (residuals, lengths,
-pages) and ask for weights, and that time is hidden; what the one before it writes it may touch only afterwards.
-Letting the next one start before waiting was tried and lost: see NOTES.md.
+A kernel lets the next one start as soon as it begins, and then waits for the one before it. So several stand in line,
+and those that have room ask for weights meanwhile: memory works on while small kernels run. Before it waits a kernel
+may read only what no kernel of a step writes: weights, lengths, pages, seeds. Once it has waited, everything before it
+is done, since every kernel waits; nothing is written earlier.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def one_after_another() -> Iterator[None]:
 
 @triton.jit
 def wait_for_previous(PDL: tl.constexpr):
-    """Before the first access to what the previous kernel writes, and before any write."""
+    """Before the first access to what any kernel of the step writes, and before any write."""
     if PDL:
         tl.extra.cuda.gdc_wait()
 
 
 @triton.jit
 def let_next_start(PDL: tl.constexpr):
-    """After waiting: the next kernel's programs may take what places are free."""
+    """Once all programs have said so, those of the next kernel may take what places are free."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
 
@@ -71,6 +71,16 @@ def has_tma(tensor: torch.Tensor) -> bool:
 def is_hopper(tensor: torch.Tensor) -> bool:
     """Whether the card has `wgmma`, products of whole tiles in shared memory, which no other generation has."""
     return tensor.is_cuda and _capability(tensor.get_device())[0] == 9
+
+
+@cache
+def _multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def multiprocessors(tensor: torch.Tensor) -> int:
+    """Of the tensor's card."""
+    return _multiprocessors(tensor.get_device())
 
 
 @cache

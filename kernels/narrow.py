@@ -70,7 +70,7 @@ def narrow_gemm_kernel(
         wait_for_previous(PDL)
     elif not EXPERTS:
         wait_for_previous(PDL)
-    let_next_start(PDL)
+    let_next_start(PDL)  # late: so a product finds done what was chosen before the product before it
     a_ptrs = a_ptr + source[None, :].to(tl.int64) * a_row + k[:, None]
     b_ptrs = b_ptr + n[:, None].to(tl.int64) * K + k[None, :]
     a_s_ptrs = a_s_ptr + source * k_blocks

@@ -42,12 +42,9 @@ def add_norm_kernel(
         gate_at = expert[:, None, None] * dim + cols[None, :, :]
         there = (expert >= 0)[:, None, None] & inside[None, :, :]
         gate = tl.load(gate_ptr + gate_at, mask=there & (expert < experts)[:, None, None], other=0.0)
-    if A + B > 0:  # then x comes from the norm before, and only the parts from the previous kernel
-        x = tl.load(x_ptr + row * x_row + cols, mask=inside, other=0.0)
-    wait_for_previous(PDL)
     let_next_start(PDL)
-    if A + B == 0:
-        x = tl.load(x_ptr + row * x_row + cols, mask=inside, other=0.0)
+    wait_for_previous(PDL)
+    x = tl.load(x_ptr + row * x_row + cols, mask=inside, other=0.0)
     if A + B > 0:
         update = tl.zeros((BLOCKS, 128), dtype=tl.float32)
         update = add_parts(update, a_ptr, row * a_row + cols, a_part, inside, A)
@@ -105,8 +102,8 @@ def swiglu_kernel(
     cols = block[:, None] * 128 + tl.arange(0, 128)[None, :]
     inside = tl.broadcast_to((block < blocks)[:, None], (BLOCKS, 128))
     dim = blocks * 128
-    wait_for_previous(PDL)
     let_next_start(PDL)
+    wait_for_previous(PDL)
     zero = tl.zeros((BLOCKS, 128), dtype=tl.float32)
     at = row * row_stride + cols
     gate = add_parts(zero, parts_ptr, at, stride, inside, PARTS).to(ROUND).to(tl.float32)

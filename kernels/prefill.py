@@ -66,8 +66,8 @@ def causal_attention_kernel(
     block, head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)  # the longest rows first
     t = block * BLOCK_M + tl.arange(0, BLOCK_M)
     d, r, column = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_V)
-    wait_for_previous(PDL)
     let_next_start(PDL)
+    wait_for_previous(PDL)
     inside = (t < queries)[:, None]
     q_rows = q_ptr + t[:, None].to(tl.int64) * q_token + head * q_head
     q = tl.load(q_rows + d[None, :], mask=inside & (d < DIM)[None, :], other=0.0)

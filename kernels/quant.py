@@ -144,8 +144,8 @@ def emitted(form: Form, out: Formed, unused: torch.Tensor) -> tuple[tuple, dict[
 def act_quant_kernel(
     x_ptr, q_ptr, s_ptr, num_blocks, UE8M0: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
 ):  # fmt: skip
-    wait_for_previous(PDL)
     let_next_start(PDL)
+    wait_for_previous(PDL)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     offsets = rows[:, None].to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[None, :]
     inside = rows < num_blocks

@@ -26,6 +26,14 @@ def stored(kv: KV) -> tuple[tuple, dict]:
 
 
 @triton.jit
+def load_halves(ptr, i, DIM: tl.constexpr, NORM: tl.constexpr):
+    """A norm's weights for both numbers that are turned together; zeros without NORM."""
+    inside = (i < DIM // 2) & NORM
+    a = tl.load(ptr + i, mask=inside, other=0.0).to(tl.float32)
+    return a, tl.load(ptr + DIM // 2 + i, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def rope_heads_kernel(
     parts_ptr, q_norm_ptr, k_norm_ptr, rope_ptr, slots_ptr, q_ptr, kv_ptr, scales_ptr, rows, parts_part, parts_row,
     keys_at, values_at, heads, kv_heads, eps,
@@ -36,47 +44,42 @@ def rope_heads_kernel(
     row = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)[:, None]
     i = tl.arange(0, BLOCK)[None, :]
     inside = (i < DIM // 2) & (row < rows)
+    q_norm, k_norm = load_halves(q_norm_ptr, i, DIM, NORM), load_halves(k_norm_ptr, i, DIM, NORM)
+    let_next_start(PDL)
+    wait_for_previous(PDL)
+    slot = tl.load(slots_ptr + row, mask=row < rows, other=0)
     cos = tl.load(rope_ptr + row * DIM + i, mask=inside, other=0.0)
     sin = tl.load(rope_ptr + row * DIM + DIM // 2 + i, mask=inside, other=0.0)
-    slot = tl.load(slots_ptr + row, mask=row < rows, other=0)
     for h in tl.static_range(HEADS):
         rope_head(
             tl.program_id(1) * HEADS + h, row, i, inside & (tl.program_id(1) * HEADS + h < heads + 2 * kv_heads), cos,
-            sin, slot, parts_ptr, q_norm_ptr, k_norm_ptr, q_ptr, kv_ptr, scales_ptr, rows, parts_part, parts_row,
-            keys_at, values_at, heads, kv_heads, eps, PARTS, NORM, DIM, SCALED, PAGE, PDL and h == 0,
+            sin, slot, q_norm, k_norm, parts_ptr, q_ptr, kv_ptr, scales_ptr, rows, parts_part, parts_row,
+            keys_at, values_at, heads, kv_heads, eps, PARTS, NORM, DIM, SCALED, PAGE,
         )  # fmt: skip
 
 
 @triton.jit
 def rope_head(
-    head, row, i, inside, cos, sin, slot, parts_ptr, q_norm_ptr, k_norm_ptr, q_ptr, kv_ptr, scales_ptr, rows,
+    head, row, i, inside, cos, sin, slot, q_norm, k_norm, parts_ptr, q_ptr, kv_ptr, scales_ptr, rows,
     parts_part, parts_row, keys_at, values_at, heads, kv_heads, eps,
     PARTS: tl.constexpr, NORM: tl.constexpr, DIM: tl.constexpr, SCALED: tl.constexpr, PAGE: tl.constexpr,
-    WAIT: tl.constexpr,
 ):  # fmt: skip
     """A query, a key or a value; the last is neither normed nor turned."""
     half: tl.constexpr = DIM // 2
     is_query, is_value = head < heads, head >= heads + kv_heads
-    weight_ptr = k_norm_ptr
-    if is_query:
-        weight_ptr = q_norm_ptr
-    if NORM:
-        weight_a = tl.load(weight_ptr + i, mask=i < half, other=0.0).to(tl.float32)
-        weight_b = tl.load(weight_ptr + half + i, mask=i < half, other=0.0).to(tl.float32)
     column = head * DIM
     if is_value:
         column = values_at + (head - heads - kv_heads) * DIM
     elif head >= heads:
         column = keys_at + (head - heads) * DIM
     at = row * parts_row + column + i
-    wait_for_previous(WAIT)
-    let_next_start(WAIT)
     zero = tl.zeros(inside.shape, dtype=tl.float32)
     dtype = q_ptr.dtype.element_ty
     a = add_parts(zero, parts_ptr, at, parts_part, inside, PARTS).to(dtype).to(tl.float32)
     b = add_parts(zero, parts_ptr, at + half, parts_part, inside, PARTS).to(dtype).to(tl.float32)
     if NORM:
         scale = tl.rsqrt(tl.sum(a * a + b * b, axis=1) / DIM + eps)[:, None]
+        weight_a, weight_b = tl.where(is_query, q_norm[0], k_norm[0]), tl.where(is_query, q_norm[1], k_norm[1])
         a = tl.where(is_value, a, (a * scale * weight_a).to(dtype).to(tl.float32))
         b = tl.where(is_value, b, (b * scale * weight_b).to(dtype).to(tl.float32))
     x = tl.where(is_value, a, a * cos - b * sin).to(dtype)
@@ -168,9 +171,9 @@ def split_latents_kernel(
 ):  # fmt: skip
     """Program 0 of a token: what the cache keeps of it. Program 1: its query latent."""
     row = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slots_ptr + row)
-    wait_for_previous(PDL)
     let_next_start(PDL)
+    wait_for_previous(PDL)
+    slot = tl.load(slots_ptr + row)
     start = row * parts_row
     if tl.program_id(1) == 0:
         keep_latent(
@@ -225,14 +228,13 @@ def absorb_kernel(
     n, d = tl.arange(0, BLOCK_N), tl.program_id(2) * BLOCK_L + tl.arange(0, BLOCK_L)
     inside = (d < LATENT)[:, None] & (n < NOPE)[None, :] & (head < heads)
     absorb = tl.load(absorb_ptr + (head * LATENT + d)[:, None].to(tl.int64) * NOPE + n[None, :], mask=inside, other=0.0)
-    if KEEP:
-        slot = tl.load(slots_ptr + row)
-    wait_for_previous(PDL)
     let_next_start(PDL)
+    wait_for_previous(PDL)
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     if head == heads:
         if KEEP:  # noqa: SIM102  known when compiled: what is inside must not be, without it
             if tl.program_id(2) == 0:
+                slot = tl.load(slots_ptr + row)
                 keep_latent(
                     parts_ptr, row * parts_row + kv_at, parts_part, kv_norm_ptr, rope_ptr + row * ROPE, slot, kv_ptr,
                     scales_ptr, eps, PARTS, LATENT, ROPE, ALL_L, BLOCK_R, dtype, SCALED, PAGE,

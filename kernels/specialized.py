@@ -11,8 +11,6 @@ to say.
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 import triton
 from triton.experimental import gluon
@@ -25,6 +23,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from kernels.launch import multiprocessors
 
 PART = 64  # rows of a group
 WIDTH = 128  # columns of a tile
@@ -240,11 +240,6 @@ def groups_for(rows: int, n: int, k: int, programs: int) -> int:
     return 2 if two < three else 3
 
 
-@cache
-def _multiprocessors(index: int) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count
-
-
 def specialized_product(
     a, b, a_s, b_s, out_dtype: torch.dtype, programs: int | None = None, groups: int | None = None
 ) -> torch.Tensor:
@@ -252,7 +247,7 @@ def specialized_product(
     each multiprocessor."""
     (rows, k), n = a.shape, len(b)
     c = torch.empty(1, rows, n, dtype=out_dtype, device=a.device)
-    programs = programs or _multiprocessors(a.get_device())
+    programs = programs or multiprocessors(a)
     groups = groups or groups_for(rows, n, k, programs)
     a_desc, b_desc, c_desc = (
         TensorDescriptor.from_tensor(t, block, gl.NVMMASharedLayout.get_default_for(block, dtype))

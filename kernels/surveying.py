@@ -48,8 +48,8 @@ def survey_kernel(
     temperature = tl.where(temperature > 0, temperature, 1.0)
     word = philox_word(tl.load(seeds_ptr + row), tl.load(positions_ptr + row).to(tl.int64), token)
     noise = -tl.log(-tl.log(1.0 - (word.to(tl.float64) + 0.5) * 2.3283064365386963e-10))
-    wait_for_previous(PDL)
     let_next_start(PDL)
+    wait_for_previous(PDL)
     x = tl.load(logits_ptr + row * vocab + token, mask=real, other=float("-inf")).to(tl.float64)
     drawn = tl.load(logits_ptr + row * vocab + tl.load(ids_ptr + row)).to(tl.float64)
     heated = x / temperature
@@ -101,8 +101,8 @@ def join_survey_kernel(
     seed, position = tl.load(seeds_ptr + row), tl.load(positions_ptr + row).to(tl.int64)
     temperature = tl.load(temperature_ptr + row)
     temperature = tl.where(temperature > 0, temperature, 1.0)
-    wait_for_previous(PDL)
     let_next_start(PDL)
+    wait_for_previous(PDL)
     logits_ptr += row * vocab
     tile = tl.arange(0, BLOCK)
     there = tile < tiles

@@ -25,8 +25,8 @@ def wide_gemm_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One `[BLOCK_M, BLOCK_N]` tile. EXPERTS: its rows are choices of one expert, in the schedule's order."""
-    wait_for_previous(PDL)
     let_next_start(PDL)
+    wait_for_previous(PDL)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     k_blocks = tl.cdiv(K, BLOCK_K)
@@ -89,8 +89,8 @@ def tma_gemm_kernel(
     a_s_ptrs = a_s_ptr + tl.minimum(m, M - 1) * k_blocks
     b_s_ptrs = b_s_ptr + (first_n // 128) * k_blocks
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    wait_for_previous(PDL)
     let_next_start(PDL)
+    wait_for_previous(PDL)
     for i in tl.range(first, last, num_stages=STAGES):
         a = a_desc.load([first_m, i * 128])
         b = b_desc.load([first_n, i * 128])

@@ -34,6 +34,7 @@ from kernels import (
     quant,
     rope,
     specialized,
+    streamed,
     surveying,
     wide,
 )
@@ -69,12 +70,14 @@ def pretend(capability: int, shared: int) -> None:
         room.has_fp8_units = lambda device: capability >= 89
     for room in (prefill, wide):
         room.has_tma = lambda tensor: capability >= 90
-    wide.is_hopper = lambda tensor: capability == 90
-    specialized._multiprocessors = lambda index: 132
-    for room in (prefill, wide):
+    for room in (gemm, wide):
+        room.is_hopper = lambda tensor: capability == 90
+    for room in (specialized, streamed):
+        room.multiprocessors = lambda tensor: 132
+    for room in (prefill, streamed, wide):
         room.shared_memory = lambda tensor: shared
     options = {"PDL": True, "launch_pdl": True} if capability >= 90 else {"PDL": False}
-    for room in (attention, drawing, gemm, latent, moe, narrow, norm, prefill, quant, rope, surveying, wide):
+    for room in (attention, drawing, gemm, latent, moe, narrow, norm, prefill, quant, rope, streamed, surveying, wide):
         room.overlap = lambda tensor: options
 
 

@@ -3,7 +3,7 @@ import torch
 from compare import assert_bits_equal, assert_close
 
 import kernels
-from kernels import gemm, reference, specialized, wide
+from kernels import gemm, narrow, reference, specialized, streamed, wide
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"  # cpu: Triton's interpreter, hence tiny shapes there
@@ -60,6 +60,39 @@ def test_a_product_of_warps_with_roles_multiplies_its_dequantised_operands(m, n,
     )
     assert_close(out, exact_product(*ops), "bfloat16")
     assert torch.equal(out, again)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("m", "n", "k"), [(1, 64, 128), (3, 136, 640), (16, 576, 1536), (17, 1000, 512), (32, 130, 4096)]
+)
+@pytest.mark.parametrize("tile", [(1, 2, 2), (1, 2, 6), (2, 1, 3), (3, 4, 2)], ids=lambda t: "x".join(map(str, t)))
+def test_a_product_whose_weight_comes_early_multiplies_its_dequantised_operands(m, n, k, tile):
+    """Gluon has no interpreter, as above."""
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("only cards of sm_90 have these instructions")
+    ops = operands(m, n, k)
+    a, a_s, b, b_s = ops
+    tile = streamed.Tile(*tile, 16 if m <= 16 else 32)
+    parts = streamed.streamed(a, b, a_s, b_s, torch.bfloat16, tile)
+    assert len(parts) == tile.splits
+    exact = exact_product(*ops)
+    assert_close(gemm.add_up(parts, torch.float32), exact, "bfloat16" if tile.splits == 1 else "fp8 unit")
+    if tile.splits == 1:  # the same sums in the same order as by the other kernel
+        other = narrow.narrow(a, b, a_s, b_s, tile=narrow.Tile(64, 1, 4, 3, 2))
+        assert torch.equal(parts, other.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("n", "k"), [(4096, 4096), (6144, 4096), (24576, 4096), (4096, 12288), (1024, 3072), (64, 128)]
+)
+def test_how_k_is_cut_does_not_follow_the_rows(n, k):
+    tiles = [streamed.streamed_tile(rows, n, k // 128, 132, 232448) for rows in (1, 2, 16, 17, 32)]
+    assert len({tile.splits for tile in tiles}) == len({tile.chunk for tile in tiles}) == 1
+    for tile in tiles:
+        ring = tile.stages * tile.chunk * (streamed.BLOCK_N + tile.block_m) * 128
+        assert 2 <= tile.stages <= 6
+        assert ring <= 232448
 
 
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 64, 128), (63, 576, 512), (129, 1000, 4096)])
