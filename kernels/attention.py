@@ -18,6 +18,8 @@ from kernels.quant import allocate, decode_e4m3_words, emit, emitted
 
 SPLITS = 32
 HEADS_PER_PROGRAM = 16
+PIPELINED = True
+PROGRAMS = 1024  # of one kernel, about: three and more rounds of what runs at the same time
 
 
 @triton.jit
@@ -40,57 +42,67 @@ def opened(words, UNIT: tl.constexpr, MULTIPLY: tl.constexpr):
 
 
 @triton.jit
-def gqa_decode_kernel(
-    q_ptr, words_ptr, scales_ptr, pages_ptr, lengths_ptr, acc_ptr, top_ptr, total_ptr, scale, heads, per_group,
-    pages_row, token, values_at, kv_heads,
-    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr,
-    UNIT: tl.constexpr, MULTIPLY: tl.constexpr, PDL: tl.constexpr,
+def attend_page(
+    k, v, k_scale, v_scale, q, seen, scale, top, total, acc, SCALED: tl.constexpr
 ):  # fmt: skip
-    """One span of a row, for up to BLOCK_H heads that share keys. `scale` is in units of log 2, and so is `top`.
+    """One more page `k`, `v [PAGE, D]`, of which tokens are `seen`. Tokens are the rows of both products: they fill the
+    tensor core, and a few heads are its narrow side ("swap AB")."""
+    scores = tl.dot(k, q, input_precision="ieee") * scale
+    if SCALED:  # a value's scale goes into its token's weight, and out of the sum of weights again
+        scores = scores * k_scale[:, None] + tl.log2(v_scale)[:, None]
+    scores = tl.where(seen[:, None], scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, axis=0))
+    p = tl.exp2(scores - new_top[None, :])
+    shrink = tl.exp2(top - new_top)
+    weights = p
+    if SCALED:
+        weights = p * (1.0 / v_scale)[:, None]
+    total = total * shrink + tl.sum(weights, axis=0)
+    return new_top, total, tl.dot(tl.trans(v), p.to(v.dtype), acc * shrink[None, :], input_precision="ieee")
 
-    Tokens are the rows of both products: they fill the tensor core, and a few heads are its narrow side ("swap AB").
-    A page is brought into registers while the one before is worked on, in words of 32 bits that hold UNIT numbers
-    (`token`, from one to the next, and `values_at` count words): smaller numbers would be given a register each between
-    two turns of the loop, and by way of shared memory E4M3 would be transposed byte by byte. UNIT 4 is E4M3, which is
-    multiplied as MULTIPLY, exactly. Behind a row's end the last token is read again, and not counted."""
-    row, split = tl.program_id(0), tl.program_id(2)
-    blocks = tl.cdiv(per_group, BLOCK_H)
-    group = tl.program_id(1) // blocks
-    member = tl.program_id(1) % blocks * BLOCK_H + tl.arange(0, BLOCK_H)
-    d, t, word = tl.arange(0, BLOCK_D), tl.arange(0, PAGE), tl.arange(0, BLOCK_D // UNIT)[None, :]
+
+@triton.jit
+def attend_span(
+    q, kv_ptr, pages_ptr, first, end, last, scale, token, values_at, top, total, acc,
+    DIM: tl.constexpr, PAGE: tl.constexpr,
+):  # fmt: skip
+    """A span of a plain cache, through the compiler's pipeline: a page's place is reckoned two turns ahead, or its
+    copies could not begin early. Behind a row's end its last token is read again, and not counted."""
+    t, d = tl.arange(0, PAGE), tl.arange(0, acc.shape[0])
+    place = tl.load(pages_ptr + first // PAGE).to(tl.int64) * PAGE * token
+    page = tl.load(pages_ptr + tl.minimum(first + PAGE, last) // PAGE).to(tl.int64)
+    for start in tl.range(first, end, PAGE, num_stages=3):
+        at = kv_ptr + place + tl.minimum(t, last - start)[:, None] * token + d[None, :]
+        k = tl.load(at, mask=(d < DIM)[None, :], other=0.0)
+        v = tl.load(at + values_at, mask=(d < DIM)[None, :], other=0.0)
+        place = page * PAGE * token
+        page = tl.load(pages_ptr + tl.minimum(start + 2 * PAGE, last) // PAGE).to(tl.int64)
+        top, total, acc = attend_page(k, v, top, top, q, start + t <= last, scale, top, total, acc, False)
+    return top, total, acc
+
+
+@triton.jit
+def attend_scaled_span(
+    q, words_ptr, scales_ptr, pages_ptr, first, end, last, scale, token, values_at, kv_heads, top, total, acc,
+    DIM: tl.constexpr, PAGE: tl.constexpr, UNIT: tl.constexpr, MULTIPLY: tl.constexpr,
+):  # fmt: skip
+    """A span of an E4M3 cache. A page is brought into registers while the one before is worked on, in words of four
+    numbers (`token`, from one to the next, and `values_at` count words): smaller ones would be given a register each
+    between two turns of the loop, and by way of shared memory E4M3 would be transposed byte by byte."""
+    t, word = tl.arange(0, PAGE), tl.arange(0, acc.shape[0] // UNIT)[None, :]
     some = word < DIM // UNIT
-    last = tl.load(lengths_ptr + row) - 1
-    span = span_of(last + 1, PAGE, SPLITS)
-    first = split * span
-    pages_ptr += row * pages_row
-    page = tl.load(pages_ptr + tl.minimum(first, last) // PAGE).to(tl.int64)
-    words_ptr += group * (DIM // UNIT)
-    scales_ptr += group * PAGE
-    here = tl.maximum(tl.minimum(t, last - first), 0)
+    page = tl.load(pages_ptr + first // PAGE).to(tl.int64)
+    here = tl.minimum(t, last - first)
     begin = words_ptr + page * PAGE * token + here[:, None] * token
-    if PDL:  # the first page's lines, as far as they are not in the L2 cache yet
-        lines = begin + tl.minimum(tl.arange(0, BLOCK_D // 16) * (16 // UNIT), DIM // UNIT - 1)[None, :]
-        prefetch(lines)
-        prefetch(lines + values_at)
-    let_next_start(PDL)
-    wait_for_previous(PDL)
-    if first > last:
-        return
-    whole = (row * heads + group * per_group + member).to(tl.int64)
-    inside = (member < per_group)[None, :]
-    q = tl.load(q_ptr + whole[None, :] * DIM + d[:, None], mask=inside & (d < DIM)[:, None], other=0.0).to(MULTIPLY)
-    top = tl.full((BLOCK_H,), float("-inf"), dtype=tl.float32)
-    total = tl.zeros((BLOCK_H,), dtype=tl.float32)
-    acc = tl.zeros((BLOCK_D, BLOCK_H), dtype=tl.float32)
     next_k = tl.load(begin + word, mask=some, other=0)
     next_v = tl.load(begin + values_at + word, mask=some, other=0)
     if UNIT == 4:
         scales = scales_ptr + page * (2 * kv_heads * PAGE) + here
         next_k_scale, next_v_scale = tl.load(scales), tl.load(scales + kv_heads * PAGE)
     page = tl.load(pages_ptr + tl.minimum(first + PAGE, last) // PAGE).to(tl.int64)
-    end = tl.minimum(first + span, last + 1)
     for start in tl.range(first, end, PAGE, num_stages=1):
         k, v = opened(next_k, UNIT, MULTIPLY), opened(next_v, UNIT, MULTIPLY)
+        k_scale, v_scale = top, top
         if UNIT == 4:
             k_scale, v_scale = next_k_scale, next_v_scale
         more = start + PAGE < end
@@ -103,23 +115,58 @@ def gqa_decode_kernel(
             next_k_scale = tl.load(scales, mask=more, other=1.0)
             next_v_scale = tl.load(scales + kv_heads * PAGE, mask=more, other=1.0)
         page = tl.load(pages_ptr + tl.minimum(start + 2 * PAGE, last) // PAGE).to(tl.int64)
-        scores = tl.dot(k, q, input_precision="ieee") * scale
-        if UNIT == 4:  # a value's scale goes into its token's weight, and out of the sum of weights again
-            scores = scores * k_scale[:, None] + tl.log2(v_scale)[:, None]
-        scores = tl.where((start + t <= last)[:, None], scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, axis=0))
-        p = tl.exp2(scores - new_top[None, :])
-        shrink = tl.exp2(top - new_top)
-        weights = p
-        if UNIT == 4:
-            weights = p * (1.0 / v_scale)[:, None]
-        total = total * shrink + tl.sum(weights, axis=0)
-        acc = tl.dot(tl.trans(v), p.to(v.dtype), acc * shrink[None, :], input_precision="ieee")
-        top = new_top
-    place = whole * SPLITS + split
-    tl.store(top_ptr + place, top, mask=member < per_group)
-    tl.store(total_ptr + place, total, mask=member < per_group)
-    tl.store(acc_ptr + place[None, :] * DIM + d[:, None], acc, mask=inside & (d < DIM)[:, None])
+        top, total, acc = attend_page(k, v, k_scale, v_scale, q, start + t <= last, scale, top, total, acc, UNIT == 4)
+    return top, total, acc
+
+
+@triton.jit
+def gqa_decode_kernel(
+    q_ptr, kv_ptr, scales_ptr, pages_ptr, lengths_ptr, acc_ptr, top_ptr, total_ptr, scale, heads, per_group,
+    pages_row, token, values_at, kv_heads,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr,
+    UNIT: tl.constexpr, PIPELINED: tl.constexpr, MULTIPLY: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """A row's spans, every so many (the third dimension's programs), for up to BLOCK_H heads that share keys. `scale`
+    is in units of log 2, and so is `top`. SCALED: the cache holds E4M3, in words of four, which is multiplied as
+    MULTIPLY, exactly."""
+    row, blocks = tl.program_id(0), tl.cdiv(per_group, BLOCK_H)
+    group = tl.program_id(1) // blocks
+    member = tl.program_id(1) % blocks * BLOCK_H + tl.arange(0, BLOCK_H)
+    d, t = tl.arange(0, BLOCK_D), tl.arange(0, PAGE)
+    last = tl.load(lengths_ptr + row) - 1
+    span = span_of(last + 1, PAGE, SPLITS)
+    pages_ptr += row * pages_row
+    kv_ptr += group * (DIM // UNIT)
+    scales_ptr += group * PAGE
+    if PDL:  # the first page's lines, as far as they are not in the L2 cache yet
+        page = tl.load(pages_ptr + tl.minimum(tl.program_id(2) * span, last) // PAGE).to(tl.int64)
+        lines = tl.minimum(tl.arange(0, BLOCK_D // 16) * (16 // UNIT), DIM // UNIT - 1)
+        lines = kv_ptr + (page * PAGE + t)[:, None] * token + lines[None, :]
+        prefetch(lines)
+        prefetch(lines + values_at)
+    let_next_start(PDL)
+    wait_for_previous(PDL)
+    whole = (row * heads + group * per_group + member).to(tl.int64)
+    inside = (member < per_group)[None, :]
+    q = tl.load(q_ptr + whole[None, :] * DIM + d[:, None], mask=inside & (d < DIM)[:, None], other=0.0).to(MULTIPLY)
+    for split in tl.range(tl.program_id(2), tl.cdiv(last + 1, span), tl.num_programs(2), num_stages=1):
+        top = tl.full((BLOCK_H,), float("-inf"), dtype=tl.float32)
+        total = tl.zeros((BLOCK_H,), dtype=tl.float32)
+        acc = tl.zeros((BLOCK_D, BLOCK_H), dtype=tl.float32)
+        first, end = split * span, tl.minimum(split * span + span, last + 1)
+        if PIPELINED:
+            top, total, acc = attend_span(
+                q, kv_ptr, pages_ptr, first, end, last, scale, token, values_at, top, total, acc, DIM, PAGE
+            )
+        else:
+            top, total, acc = attend_scaled_span(
+                q, kv_ptr, scales_ptr, pages_ptr, first, end, last, scale, token, values_at, kv_heads, top, total,
+                acc, DIM, PAGE, UNIT, MULTIPLY,
+            )  # fmt: skip
+        place = whole * SPLITS + split
+        tl.store(top_ptr + place, top, mask=member < per_group)
+        tl.store(total_ptr + place, total, mask=member < per_group)
+        tl.store(acc_ptr + place[None, :] * DIM + d[:, None], acc, mask=inside & (d < DIM)[:, None])
 
 
 @triton.jit
@@ -190,6 +237,12 @@ def spans(q: torch.Tensor, dim: int, splits: int) -> tuple[torch.Tensor, torch.T
     return acc, top, total
 
 
+def programs_for(columns: int, splits: int) -> int:
+    """How many programs share the spans of each of so many columns of work. A graph does not know how long its rows
+    will be: programs that find nothing to do cost many rows more than taking several spans in turn."""
+    return max(1, min(splits, PROGRAMS // max(columns, 1)))
+
+
 def multiplied(q: torch.Tensor, cache: KV) -> torch.dtype:
     """In which dtype keys and values are multiplied: float16 holds E4M3 exactly, and converting to it costs least."""
     return torch.float16 if cache.scales is not None and q.element_size() == 2 else q.dtype
@@ -197,12 +250,17 @@ def multiplied(q: torch.Tensor, cache: KV) -> torch.dtype:
 
 def gqa_decode(q, cache: KV, pages, lengths, scale: float, kv_heads: int, form: Form) -> Formed:
     rows, heads, dim = q.shape
-    q, per_group, room, unit = q.contiguous(), heads // kv_heads, spans(q, dim, SPLITS), 4 // cache.values.itemsize
-    gqa_decode_kernel[(rows, kv_heads * triton.cdiv(per_group, HEADS_PER_PROGRAM), SPLITS)](
-        q, cache.values.view(torch.int32), q if cache.scales is None else cache.scales, pages, lengths, *room,
-        scale * LOG2_E, heads, per_group, pages.stride(0), cache.width // unit, kv_heads * dim // unit, kv_heads,
+    q, per_group, room = q.contiguous(), heads // kv_heads, spans(q, dim, SPLITS)
+    scaled = cache.scales is not None
+    unit = 1 if PIPELINED and not scaled else 4 // cache.values.itemsize
+    columns = kv_heads * triton.cdiv(per_group, HEADS_PER_PROGRAM)
+    gqa_decode_kernel[(rows, columns, programs_for(rows * columns, SPLITS))](
+        q, cache.values if unit == 1 else cache.values.view(torch.int32), cache.scales if scaled else q, pages,
+        lengths, *room, scale * LOG2_E, heads, per_group, pages.stride(0), cache.width // unit,
+        kv_heads * dim // unit, kv_heads,
         DIM=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_H=HEADS_PER_PROGRAM, PAGE=cache.page_size,
-        SPLITS=SPLITS, UNIT=unit, MULTIPLY=TRITON_DTYPE[multiplied(q, cache)], num_warps=4, **overlap(q),
+        SPLITS=SPLITS, UNIT=unit, PIPELINED=unit == 1, MULTIPLY=TRITON_DTYPE[multiplied(q, cache)], num_warps=4,
+        **overlap(q),
     )  # fmt: skip
     out = allocate(form, rows, heads * dim, q)
     pointers, flags = emitted(form, out, q)

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.attention import emit_block, join_spans, multiplied, span_of, spans
+from kernels.attention import emit_block, join_spans, multiplied, programs_for, span_of, spans
 from kernels.forms import KV, LOG2_E, Form, Formed
 from kernels.launch import let_next_start, overlap, prefetch, wait_for_previous
 from kernels.norm import TRITON_DTYPE, add_parts
@@ -40,61 +40,63 @@ def mla_decode_kernel(
     PAGE: tl.constexpr, SPLITS: tl.constexpr, SCALED: tl.constexpr, DECODE: tl.constexpr, MULTIPLY: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """One span of a row for BLOCK_H heads: keys are latent and rotary key, values the latent again. `scale` is in units
-    of log 2, and so is `top`. SCALED: the cache holds E4M3, which is multiplied as MULTIPLY, exactly."""
-    row, split = tl.program_id(0), tl.program_id(2)
+    """A row's spans, every so many (the third dimension's programs), for BLOCK_H heads: keys are latent and rotary key,
+    values the latent again. `scale` is in units of log 2, and so is `top`. SCALED: the cache holds E4M3, which is
+    multiplied as MULTIPLY, exactly."""
+    row = tl.program_id(0)
     head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     d, r, t = tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_R), tl.arange(0, PAGE)
     length = tl.load(lengths_ptr + row)
     span = span_of(length, PAGE, SPLITS)
-    first = split * span
-    page = tl.load(pages_ptr + row * pages_row + tl.minimum(first, length - 1) // PAGE).to(tl.int64)
+    pages_ptr += row * pages_row
     if PDL:  # the first page's lines, as far as they are not in the L2 cache yet
+        page = tl.load(pages_ptr + tl.minimum(tl.program_id(2) * span, length - 1) // PAGE).to(tl.int64)
         line = tl.minimum(tl.arange(0, BLOCK_L // 16) * 16, LATENT - 1)[None, :]
         prefetch(cache_ptr + (page * PAGE + t)[:, None] * (LATENT + ROPE) + line)
     let_next_start(PDL)
     wait_for_previous(PDL)
-    if first >= length:
-        return
     whole = (row * heads + head).to(tl.int64)
     inside = (head < heads)[:, None]
     q_row = q_ptr + whole[:, None] * (LATENT + ROPE)
     q = tl.load(q_row + d[None, :], mask=inside & (d < LATENT)[None, :], other=0.0).to(MULTIPLY)
     q_r = tl.load(q_row + LATENT + r[None, :], mask=inside & (r < ROPE)[None, :], other=0.0).to(MULTIPLY)
-    top = tl.full((BLOCK_H,), float("-inf"), dtype=tl.float32)
-    total = tl.zeros((BLOCK_H,), dtype=tl.float32)
-    acc = tl.zeros((BLOCK_H, BLOCK_L), dtype=tl.float32)
-    for start in tl.range(first, tl.minimum(first + span, length), PAGE):
-        following = tl.minimum(start + PAGE, length - 1) // PAGE
-        next_page = tl.load(pages_ptr + row * pages_row + following).to(tl.int64)  # on its way one turn early
-        seen = start + t < length
-        at = cache_ptr + (page * PAGE + t)[:, None] * (LATENT + ROPE)
-        k = load_cached(at + d[None, :], seen[:, None] & (d < LATENT)[None, :], SCALED, DECODE, MULTIPLY)
-        k_r = load_cached(at + LATENT + r[None, :], seen[:, None] & (r < ROPE)[None, :], SCALED, DECODE, MULTIPLY)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
-        turned = tl.dot(q_r, tl.trans(k_r), input_precision="ieee")
-        if SCALED:
-            scales = scales_ptr + page * (2 * PAGE) + t
-            k_scale = tl.load(scales, mask=seen, other=1.0)
-            scores *= k_scale[None, :]
-            turned *= tl.load(scales + PAGE, mask=seen, other=1.0)[None, :]
-        scores = (scores + turned) * scale
-        if SCALED:  # a latent's scale goes into its token's weight, and out of the sum of weights again
-            scores += tl.log2(k_scale)[None, :]
-        scores = tl.where(seen[None, :], scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, axis=1))
-        p = tl.exp2(scores - new_top[:, None])
-        shrink = tl.exp2(top - new_top)
-        weights = p
-        if SCALED:
-            weights = p * (1.0 / k_scale)[None, :]
-        total = total * shrink + tl.sum(weights, axis=1)
-        acc = tl.dot(p.to(k.dtype), k, acc * shrink[:, None], input_precision="ieee")
-        top, page = new_top, next_page
-    place = whole * SPLITS + split
-    tl.store(top_ptr + place, top, mask=head < heads)
-    tl.store(total_ptr + place, total, mask=head < heads)
-    tl.store(acc_ptr + place[:, None] * LATENT + d[None, :], acc, mask=inside & (d < LATENT)[None, :])
+    for split in tl.range(tl.program_id(2), tl.cdiv(length, span), tl.num_programs(2), num_stages=1):
+        first = split * span
+        page = tl.load(pages_ptr + first // PAGE).to(tl.int64)
+        top = tl.full((BLOCK_H,), float("-inf"), dtype=tl.float32)
+        total = tl.zeros((BLOCK_H,), dtype=tl.float32)
+        acc = tl.zeros((BLOCK_H, BLOCK_L), dtype=tl.float32)
+        for start in tl.range(first, tl.minimum(first + span, length), PAGE):
+            following = tl.minimum(start + PAGE, length - 1) // PAGE
+            next_page = tl.load(pages_ptr + following).to(tl.int64)  # on its way one turn early
+            seen = start + t < length
+            at = cache_ptr + (page * PAGE + t)[:, None] * (LATENT + ROPE)
+            k = load_cached(at + d[None, :], seen[:, None] & (d < LATENT)[None, :], SCALED, DECODE, MULTIPLY)
+            k_r = load_cached(at + LATENT + r[None, :], seen[:, None] & (r < ROPE)[None, :], SCALED, DECODE, MULTIPLY)
+            scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+            turned = tl.dot(q_r, tl.trans(k_r), input_precision="ieee")
+            if SCALED:
+                scales = scales_ptr + page * (2 * PAGE) + t
+                k_scale = tl.load(scales, mask=seen, other=1.0)
+                scores *= k_scale[None, :]
+                turned *= tl.load(scales + PAGE, mask=seen, other=1.0)[None, :]
+            scores = (scores + turned) * scale
+            if SCALED:  # a latent's scale goes into its token's weight, and out of the sum of weights again
+                scores += tl.log2(k_scale)[None, :]
+            scores = tl.where(seen[None, :], scores, float("-inf"))
+            new_top = tl.maximum(top, tl.max(scores, axis=1))
+            p = tl.exp2(scores - new_top[:, None])
+            shrink = tl.exp2(top - new_top)
+            weights = p
+            if SCALED:
+                weights = p * (1.0 / k_scale)[None, :]
+            total = total * shrink + tl.sum(weights, axis=1)
+            acc = tl.dot(p.to(k.dtype), k, acc * shrink[:, None], input_precision="ieee")
+            top, page = new_top, next_page
+        place = whole * SPLITS + split
+        tl.store(top_ptr + place, top, mask=head < heads)
+        tl.store(total_ptr + place, total, mask=head < heads)
+        tl.store(acc_ptr + place[:, None] * LATENT + d[None, :], acc, mask=inside & (d < LATENT)[None, :])
 
 
 @triton.jit
@@ -146,7 +148,8 @@ def mla_decode(
     q, scaled, room = q.contiguous(), cache.scales is not None, spans(q, latent, SPLITS)
     if decode is None:
         decode = scaled and not has_fp8_units(q.device)
-    mla_decode_kernel[(rows, triton.cdiv(heads, HEADS_PER_PROGRAM), SPLITS)](
+    columns = triton.cdiv(heads, HEADS_PER_PROGRAM)
+    mla_decode_kernel[(rows, columns, programs_for(rows * columns, SPLITS))](
         q, cache.values.view(torch.uint8) if decode else cache.values, cache.scales if scaled else q, pages, lengths,
         *room, scale * LOG2_E, heads, pages.stride(0),
         LATENT=latent, ROPE=width - latent, BLOCK_L=max(16, triton.next_power_of_2(latent)),

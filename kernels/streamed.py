@@ -27,26 +27,30 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from kernels.launch import multiprocessors, overlap, shared_memory
 
 BLOCK_N = 64  # rows of the weight: what four warps multiply
+MOST_STAGES = 8
 RESERVED = 1024  # bytes of shared memory that the card takes for each program
 
 
 class Tile(NamedTuple):
     splits: int  # along K
-    chunk: int  # blocks of K that one copy brings
+    chunk: int  # blocks of K that one copy brings: 1 or 2
     stages: int  # chunks that are on their way or being read
     block_m: int
 
 
 def streamed_tile(rows: int, n: int, k_blocks: int, programs_at_once: int, room: int) -> Tile:
     """K is cut, by N and the blocks of K alone, until there are about as many programs as multiprocessors
-    (`programs_at_once`). As deep as lets all programs of a multiprocessor, with `room` bytes, run at the same time, up
-    to six: the rest is room for the programs of the product after it."""
-    tiles, splits, chunk, block_m = triton.cdiv(n, BLOCK_N), 1, 2, max(16, triton.next_power_of_2(rows))
+    (`programs_at_once`). As deep as lets all programs of a multiprocessor, with `room` bytes, run at the same time; up
+    to MOST_STAGES, because the rest is room for the programs of the product after it."""
+    tiles, splits, block_m = triton.cdiv(n, BLOCK_N), 1, max(16, triton.next_power_of_2(rows))
     while splits < 4 and tiles * splits < 128 and k_blocks >= 4 * splits:
         splits *= 2
+    blocks = triton.cdiv(triton.cdiv(k_blocks, 2), splits) * 2
     each = room // triton.cdiv(tiles * splits, programs_at_once) - RESERVED
-    each -= triton.next_power_of_2(triton.cdiv(k_blocks, splits) + chunk) * block_m * 4  # scales
-    return Tile(splits, chunk, min(6, max(2, each // (chunk * (BLOCK_N + block_m) * 128))), block_m)
+    each -= triton.next_power_of_2(blocks) * block_m * 4  # scales
+    blocks_at_once = max(2, min(each // ((BLOCK_N + block_m) * 128), blocks, MOST_STAGES * 2))
+    chunk = 2 if blocks_at_once >= 6 or blocks_at_once >= blocks else 1
+    return Tile(splits, chunk, blocks_at_once // chunk, block_m)
 
 
 @gluon.jit
@@ -78,9 +82,9 @@ def streamed_gemm_kernel(
     scale_of = scales._reinterpret(gl.float32, [BLOCKS, BLOCK_M], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     n0, k_blocks = gl.program_id(0) * BLOCK_N, gl.cdiv(K, 128)
-    chunks = gl.cdiv(k_blocks, CHUNK)
-    first = chunks * gl.program_id(1) // SPLITS
-    count = chunks * (gl.program_id(1) + 1) // SPLITS - first
+    pairs = gl.cdiv(k_blocks, 2)  # K is cut between pairs of blocks, whatever the chunk
+    first = pairs * gl.program_id(1) // SPLITS * (2 // CHUNK)
+    count = pairs * (gl.program_id(1) + 1) // SPLITS * (2 // CHUNK) - first
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     for stage in gl.static_range(STAGES):
@@ -136,7 +140,7 @@ def streamed(a, b, a_s, b_s, out_dtype: torch.dtype, tile: Tile | None = None) -
     tile = tile or streamed_tile(rows, n, k // 128, multiprocessors(a), shared_memory(a))
     splits, chunk, stages, block_m = tile
     c = torch.empty(splits, rows, n, dtype=out_dtype if splits == 1 else torch.float32, device=a.device)
-    blocks = triton.next_power_of_2(triton.cdiv(triton.cdiv(k // 128, chunk), splits) * chunk)
+    blocks = triton.next_power_of_2(triton.cdiv(triton.cdiv(k // 128, 2), splits) * 2)
     if rows:
         streamed_gemm_kernel[(triton.cdiv(n, BLOCK_N), splits)](
             described(a, chunk, block_m), a_s.contiguous(), described(b, chunk, BLOCK_N), b_s, c, rows, n, k,

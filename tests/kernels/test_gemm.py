@@ -66,7 +66,7 @@ def test_a_product_of_warps_with_roles_multiplies_its_dequantised_operands(m, n,
 @pytest.mark.parametrize(
     ("m", "n", "k"), [(1, 64, 128), (3, 136, 640), (16, 576, 1536), (17, 1000, 512), (32, 130, 4096)]
 )
-@pytest.mark.parametrize("tile", [(1, 2, 2), (1, 2, 6), (2, 1, 3), (3, 4, 2)], ids=lambda t: "x".join(map(str, t)))
+@pytest.mark.parametrize("tile", [(1, 2, 2), (1, 2, 6), (2, 1, 3), (3, 2, 2)], ids=lambda t: "x".join(map(str, t)))
 def test_a_product_whose_weight_comes_early_multiplies_its_dequantised_operands(m, n, k, tile):
     """Gluon has no interpreter, as above."""
     if torch.cuda.get_device_capability()[0] != 9:
@@ -88,10 +88,10 @@ def test_a_product_whose_weight_comes_early_multiplies_its_dequantised_operands(
 )
 def test_how_k_is_cut_does_not_follow_the_rows(n, k):
     tiles = [streamed.streamed_tile(rows, n, k // 128, 132, 232448) for rows in (1, 2, 16, 17, 32)]
-    assert len({tile.splits for tile in tiles}) == len({tile.chunk for tile in tiles}) == 1
+    assert len({tile.splits for tile in tiles}) == 1
     for tile in tiles:
         ring = tile.stages * tile.chunk * (streamed.BLOCK_N + tile.block_m) * 128
-        assert 2 <= tile.stages <= 6
+        assert 1 <= tile.stages <= streamed.MOST_STAGES
         assert ring <= 232448
 
 
