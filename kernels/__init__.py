@@ -255,12 +255,13 @@ def _check_norm(x: torch.Tensor, parts: list[torch.Tensor], weight: torch.Tensor
         )
 
 
-def swiglu(parts: torch.Tensor, form: Form, *, dtype: torch.dtype) -> Formed:
+def swiglu(parts: torch.Tensor, form: Form, *, dtype: torch.dtype, before_experts: bool = False) -> Formed:
     """`silu(gate) * up` of partial sums `[P, T, 2 * I]` that hold gate, then up; I a multiple of 128. Each sum, the
-    SiLU and the result are rounded to `dtype`. Returns `[T, I]` in `form`."""
+    SiLU and the result are rounded to `dtype`. Returns `[T, I]` in `form`. `before_experts`: products of experts read
+    it, which decides when their kernel may start, and no number."""
     if parts.ndim != 3 or parts.shape[-1] % 256:
         raise ValueError(f"gate and up must be two multiples of 128: {tuple(parts.shape)}")
-    return _implementation("norm", parts).swiglu(parts, dtype, form)
+    return _implementation("norm", parts).swiglu(parts, dtype, form, before_experts)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:

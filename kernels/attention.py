@@ -18,8 +18,7 @@ from kernels.quant import allocate, decode_e4m3_words, emit, emitted
 
 SPLITS = 32
 HEADS_PER_PROGRAM = 16
-PIPELINED = True
-PROGRAMS = 1024  # of one kernel, about: three and more rounds of what runs at the same time
+PROGRAMS = 384  # of one kernel, about: what runs at the same time, one and a half times over
 
 
 @triton.jit
@@ -29,16 +28,10 @@ def span_of(length, PAGE: tl.constexpr, SPLITS: tl.constexpr):
 
 
 @triton.jit
-def opened(words, UNIT: tl.constexpr, MULTIPLY: tl.constexpr):
-    """`[T, UNIT * W]` numbers to multiply from `words [T, W]`: four E4M3 codes, two numbers of 16 bits, or one."""
-    if UNIT == 4:
-        a, b, c, d = decode_e4m3_words(words)
-        return tl.join(tl.join(a, c), tl.join(b, d)).reshape(words.shape[0], words.shape[1] * 4).to(MULTIPLY)
-    elif UNIT == 2:
-        two = tl.join(words.to(tl.int16), (words >> 16).to(tl.int16))
-        return two.reshape(words.shape[0], words.shape[1] * 2).to(MULTIPLY, bitcast=True)
-    else:
-        return words.to(MULTIPLY, bitcast=True)
+def opened(words, MULTIPLY: tl.constexpr):
+    """`[T, 4 * W]` numbers to multiply from `words [T, W]`, four E4M3 codes each."""
+    a, b, c, d = decode_e4m3_words(words)
+    return tl.join(tl.join(a, c), tl.join(b, d)).reshape(words.shape[0], words.shape[1] * 4).to(MULTIPLY)
 
 
 @triton.jit
@@ -71,7 +64,7 @@ def attend_span(
     t, d = tl.arange(0, PAGE), tl.arange(0, acc.shape[0])
     place = tl.load(pages_ptr + first // PAGE).to(tl.int64) * PAGE * token
     page = tl.load(pages_ptr + tl.minimum(first + PAGE, last) // PAGE).to(tl.int64)
-    for start in tl.range(first, end, PAGE, num_stages=3):
+    for start in tl.range(first, end, PAGE, num_stages=2):
         at = kv_ptr + place + tl.minimum(t, last - start)[:, None] * token + d[None, :]
         k = tl.load(at, mask=(d < DIM)[None, :], other=0.0)
         v = tl.load(at + values_at, mask=(d < DIM)[None, :], other=0.0)
@@ -84,38 +77,33 @@ def attend_span(
 @triton.jit
 def attend_scaled_span(
     q, words_ptr, scales_ptr, pages_ptr, first, end, last, scale, token, values_at, kv_heads, top, total, acc,
-    DIM: tl.constexpr, PAGE: tl.constexpr, UNIT: tl.constexpr, MULTIPLY: tl.constexpr,
+    DIM: tl.constexpr, PAGE: tl.constexpr, MULTIPLY: tl.constexpr,
 ):  # fmt: skip
     """A span of an E4M3 cache. A page is brought into registers while the one before is worked on, in words of four
-    numbers (`token`, from one to the next, and `values_at` count words): smaller ones would be given a register each
+    numbers (`token`, from one to the next, and `values_at` count words): single ones would be given a register each
     between two turns of the loop, and by way of shared memory E4M3 would be transposed byte by byte."""
-    t, word = tl.arange(0, PAGE), tl.arange(0, acc.shape[0] // UNIT)[None, :]
-    some = word < DIM // UNIT
+    t, word = tl.arange(0, PAGE), tl.arange(0, acc.shape[0] // 4)[None, :]
+    some = word < DIM // 4
     page = tl.load(pages_ptr + first // PAGE).to(tl.int64)
     here = tl.minimum(t, last - first)
     begin = words_ptr + page * PAGE * token + here[:, None] * token
+    scales = scales_ptr + page * (2 * kv_heads * PAGE) + here
     next_k = tl.load(begin + word, mask=some, other=0)
     next_v = tl.load(begin + values_at + word, mask=some, other=0)
-    if UNIT == 4:
-        scales = scales_ptr + page * (2 * kv_heads * PAGE) + here
-        next_k_scale, next_v_scale = tl.load(scales), tl.load(scales + kv_heads * PAGE)
+    next_k_scale, next_v_scale = tl.load(scales), tl.load(scales + kv_heads * PAGE)
     page = tl.load(pages_ptr + tl.minimum(first + PAGE, last) // PAGE).to(tl.int64)
     for start in tl.range(first, end, PAGE, num_stages=1):
-        k, v = opened(next_k, UNIT, MULTIPLY), opened(next_v, UNIT, MULTIPLY)
-        k_scale, v_scale = top, top
-        if UNIT == 4:
-            k_scale, v_scale = next_k_scale, next_v_scale
+        k, v, k_scale, v_scale = opened(next_k, MULTIPLY), opened(next_v, MULTIPLY), next_k_scale, next_v_scale
         more = start + PAGE < end
         here = tl.maximum(tl.minimum(t, last - start - PAGE), 0)
         begin = words_ptr + page * PAGE * token + here[:, None] * token
+        scales = scales_ptr + page * (2 * kv_heads * PAGE) + here
         next_k = tl.load(begin + word, mask=some & more, other=0)
         next_v = tl.load(begin + values_at + word, mask=some & more, other=0)
-        if UNIT == 4:
-            scales = scales_ptr + page * (2 * kv_heads * PAGE) + here
-            next_k_scale = tl.load(scales, mask=more, other=1.0)
-            next_v_scale = tl.load(scales + kv_heads * PAGE, mask=more, other=1.0)
+        next_k_scale = tl.load(scales, mask=more, other=1.0)
+        next_v_scale = tl.load(scales + kv_heads * PAGE, mask=more, other=1.0)
         page = tl.load(pages_ptr + tl.minimum(start + 2 * PAGE, last) // PAGE).to(tl.int64)
-        top, total, acc = attend_page(k, v, k_scale, v_scale, q, start + t <= last, scale, top, total, acc, UNIT == 4)
+        top, total, acc = attend_page(k, v, k_scale, v_scale, q, start + t <= last, scale, top, total, acc, True)
     return top, total, acc
 
 
@@ -124,7 +112,7 @@ def gqa_decode_kernel(
     q_ptr, kv_ptr, scales_ptr, pages_ptr, lengths_ptr, acc_ptr, top_ptr, total_ptr, scale, heads, per_group,
     pages_row, token, values_at, kv_heads,
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr,
-    UNIT: tl.constexpr, PIPELINED: tl.constexpr, MULTIPLY: tl.constexpr, PDL: tl.constexpr,
+    SCALED: tl.constexpr, MULTIPLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A row's spans, every so many (the third dimension's programs), for up to BLOCK_H heads that share keys. `scale`
     is in units of log 2, and so is `top`. SCALED: the cache holds E4M3, in words of four, which is multiplied as
@@ -136,6 +124,7 @@ def gqa_decode_kernel(
     last = tl.load(lengths_ptr + row) - 1
     span = span_of(last + 1, PAGE, SPLITS)
     pages_ptr += row * pages_row
+    UNIT: tl.constexpr = 4 if SCALED else 1  # numbers behind one pointer
     kv_ptr += group * (DIM // UNIT)
     scales_ptr += group * PAGE
     if PDL:  # the first page's lines, as far as they are not in the L2 cache yet
@@ -154,15 +143,15 @@ def gqa_decode_kernel(
         total = tl.zeros((BLOCK_H,), dtype=tl.float32)
         acc = tl.zeros((BLOCK_D, BLOCK_H), dtype=tl.float32)
         first, end = split * span, tl.minimum(split * span + span, last + 1)
-        if PIPELINED:
+        if SCALED:
+            top, total, acc = attend_scaled_span(
+                q, kv_ptr, scales_ptr, pages_ptr, first, end, last, scale, token, values_at, kv_heads, top, total,
+                acc, DIM, PAGE, MULTIPLY,
+            )  # fmt: skip
+        else:
             top, total, acc = attend_span(
                 q, kv_ptr, pages_ptr, first, end, last, scale, token, values_at, top, total, acc, DIM, PAGE
             )
-        else:
-            top, total, acc = attend_scaled_span(
-                q, kv_ptr, scales_ptr, pages_ptr, first, end, last, scale, token, values_at, kv_heads, top, total,
-                acc, DIM, PAGE, UNIT, MULTIPLY,
-            )  # fmt: skip
         place = whole * SPLITS + split
         tl.store(top_ptr + place, top, mask=member < per_group)
         tl.store(total_ptr + place, total, mask=member < per_group)
@@ -252,14 +241,14 @@ def gqa_decode(q, cache: KV, pages, lengths, scale: float, kv_heads: int, form: 
     rows, heads, dim = q.shape
     q, per_group, room = q.contiguous(), heads // kv_heads, spans(q, dim, SPLITS)
     scaled = cache.scales is not None
-    unit = 1 if PIPELINED and not scaled else 4 // cache.values.itemsize
+    unit = 4 if scaled else 1
     columns = kv_heads * triton.cdiv(per_group, HEADS_PER_PROGRAM)
     gqa_decode_kernel[(rows, columns, programs_for(rows * columns, SPLITS))](
-        q, cache.values if unit == 1 else cache.values.view(torch.int32), cache.scales if scaled else q, pages,
+        q, cache.values.view(torch.int32) if scaled else cache.values, cache.scales if scaled else q, pages,
         lengths, *room, scale * LOG2_E, heads, per_group, pages.stride(0), cache.width // unit,
         kv_heads * dim // unit, kv_heads,
         DIM=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_H=HEADS_PER_PROGRAM, PAGE=cache.page_size,
-        SPLITS=SPLITS, UNIT=unit, PIPELINED=unit == 1, MULTIPLY=TRITON_DTYPE[multiplied(q, cache)], num_warps=4,
+        SPLITS=SPLITS, SCALED=scaled, MULTIPLY=TRITON_DTYPE[multiplied(q, cache)], num_warps=4,
         **overlap(q),
     )  # fmt: skip
     out = allocate(form, rows, heads * dim, q)

@@ -29,8 +29,8 @@ def route_kernel(
     real = e < experts
     if CORRECTED:
         bias = tl.load(bias_ptr + e, mask=real, other=0.0)
-    let_next_start(PDL)
     wait_for_previous(PDL)
+    let_next_start(PDL)  # late: see `swiglu_kernel`
     logits = tl.zeros((BLOCK,), dtype=tl.float32)
     for p in tl.static_range(PARTS):
         logits += tl.load(logits_ptr + p * logits_part + row * experts + e, mask=real, other=0.0)

@@ -160,7 +160,7 @@ def add_norm(
     return x, formed(y, form), logits
 
 
-def swiglu(parts: torch.Tensor, dtype: torch.dtype, form: Form) -> Formed:
+def swiglu(parts: torch.Tensor, dtype: torch.dtype, form: Form, before_experts: bool = False) -> Formed:
     gate, up = add_up(parts, dtype).chunk(2, dim=-1)
     return formed(F.silu(gate) * up, form)
 

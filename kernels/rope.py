@@ -228,8 +228,8 @@ def absorb_kernel(
     n, d = tl.arange(0, BLOCK_N), tl.program_id(2) * BLOCK_L + tl.arange(0, BLOCK_L)
     inside = (d < LATENT)[:, None] & (n < NOPE)[None, :] & (head < heads)
     absorb = tl.load(absorb_ptr + (head * LATENT + d)[:, None].to(tl.int64) * NOPE + n[None, :], mask=inside, other=0.0)
-    let_next_start(PDL)
     wait_for_previous(PDL)
+    let_next_start(PDL)  # late: what this reads is on its way before the attention asks for pages
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     if head == heads:
         if KEEP:  # noqa: SIM102  known when compiled: what is inside must not be, without it

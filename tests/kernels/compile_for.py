@@ -100,7 +100,8 @@ def products(rows: int) -> None:
     x = torch.zeros(rows, 4096, dtype=bf16)
     for gate in (None, torch.zeros(256, 4096, dtype=bf16))[: 1 + (rows <= 32)]:
         norm.add_norm(x, [torch.zeros(4, rows, 4096)], torch.ones(4096, dtype=bf16), 1e-6, form, gate)
-    norm.swiglu(torch.zeros(1, rows, 24576), bf16, form)
+    for before_experts in (False, True):
+        norm.swiglu(torch.zeros(1, rows, 24576), bf16, form, before_experts)
     quant.act_quant(x, 128, None)
 
 
