@@ -227,24 +227,21 @@ def test_gqa_decode_kernels_equal_their_twin_on_ragged_paged_rows(heads, kv_head
         assert_close(ref.plain[2], exact.flatten(), "float32")
 
 
-@pytest.mark.parametrize("held", ["plain", "fp8"])
-def test_how_many_programs_share_the_spans_changes_no_bit(held, monkeypatch):
+def test_how_many_programs_share_the_spans_changes_no_bit(monkeypatch):
     torch.manual_seed(3)
-    form, q = FORMS["plain"], torch.randn(4, 8, 48)
-    heads, latents = ragged(*[32] * 4, dtype=HELD[held]), ragged(32, 16, dtype=HELD[held])
-    expand = torch.randn(8, 24, 32)
+    form, q, expand = FORMS["plain"], torch.randn(4, 2, 48), torch.randn(2, 24, 32)
+    heads, latents = ragged(*[32] * 2, dtype=HELD["fp8"]), ragged(32, 16, dtype=HELD["plain"])
 
     def outputs() -> list[torch.Tensor]:
-        gqa = attention.gqa_decode(q[..., :32].to(DEVICE), there(heads[0]), *to(DEVICE, *heads[1:]), 0.2, 2, form)
+        gqa = attention.gqa_decode(q[..., :32].to(DEVICE), there(heads[0]), *to(DEVICE, *heads[1:]), 0.2, 1, form)
         mla = latent.mla_decode(
             q.to(DEVICE), there(latents[0]), *to(DEVICE, *latents[1:]), 0.2, expand.to(DEVICE), form
         )
         return [gqa.plain, mla.plain]
 
     many = outputs()
-    for programs in (1, 24):  # all spans one after another; three programs for each key head's
-        monkeypatch.setattr(attention, "PROGRAMS", programs)
-        assert all(torch.equal(a, b) for a, b in zip(outputs(), many, strict=True))
+    monkeypatch.setattr(attention, "PROGRAMS", 1)  # all spans of a row one after another
+    assert all(torch.equal(a, b) for a, b in zip(outputs(), many, strict=True))
 
 
 SHAPES = {  # queries, tokens, heads, key-value heads, width, width of a value
