@@ -35,9 +35,7 @@ def opened(words, MULTIPLY: tl.constexpr):
 
 
 @triton.jit
-def attend_page(
-    k, v, k_scale, v_scale, q, seen, scale, top, total, acc, SCALED: tl.constexpr
-):  # fmt: skip
+def attend_page(k, v, k_scale, v_scale, q, seen, scale, top, total, acc, SCALED: tl.constexpr):
     """One more page `k`, `v [PAGE, D]`, of which tokens are `seen`. Tokens are the rows of both products: they fill the
     tensor core, and a few heads are its narrow side ("swap AB")."""
     scores = tl.dot(k, q, input_precision="ieee") * scale

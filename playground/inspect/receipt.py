@@ -128,8 +128,10 @@ def _receipt(raw: object) -> Receipt:
         )
     except RequestError:
         raise
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise RequestError(f"This receipt is damaged: {type(error).__name__} {error}.") from None
+    except KeyError as missing:
+        raise RequestError(f"This receipt is damaged: its {missing} is missing. Save the run again.") from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RequestError(f"This receipt is damaged: a part of it is of another kind ({error}).") from None
     if len(receipt.segments) > MOST_SEGMENTS:
         raise RequestError(
             f"This receipt has {len(receipt.segments)} branches in a row; {MOST_SEGMENTS} can be replayed."
