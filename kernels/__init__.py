@@ -3,9 +3,10 @@
 The functions below own the contract (shapes, dtypes, errors); `reference.py` says in torch what each one computes.
 Triton is imported on first use, so that a machine without it can still run the twins.
 
-On a card an op may read some of its inputs before the op right before it has ended (see `launch.py`): weights and norms
-always; `x` of `add_norm` where there are parts; `experts` of `expert_gemm` with weights; `rope`, `slots`, `lengths` and
-`pages`; `temperature`, `seeds` and `positions`. None of these may be what the op right before it wrote.
+On a card an op may read some of its inputs before the ops before it have ended (see `launch.py`): weights, their scales
+and norms; `lengths` and `pages`; `temperature`, `seeds` and `positions`; `experts` of `expert_gemm` with weights. None
+of these may be what an op wrote, unless work of torch's own began after it; `experts` also where another `expert_gemm`
+lies between `route` and the one that reads them.
 """
 
 from __future__ import annotations
@@ -139,8 +140,9 @@ def fp8_gemm(
     """Block-scaled FP8 product `c[m, n] = sum over K-blocks of (a_blk . b_blk) * a_s * b_s`, summed in float32.
 
     `a [M, K]` float8_e4m3fn with `a_s [M, K/128]`, `b [N, K]` float8_e4m3fn with `b_s [ceil(N/128), K/128]`, scales
-    float32; any M and N, K a multiple of 128. Returns `[M, N]` in `out_dtype`. For M <= `INVARIANT_ROWS` a row of the
-    result depends, bit by bit, on that row of `a` alone. Raises ValueError for operands that don't fit together.
+    float32; any M and N, K a multiple of 128; `b` and `b_s` contiguous. Returns `[M, N]` in `out_dtype`. For M <=
+    `INVARIANT_ROWS` a row of the result depends, bit by bit, on that row of `a` alone. Raises ValueError for operands
+    that don't fit together.
     """
     fp8 = torch.float8_e4m3fn
     if not (a.dtype == fp8 and b.dtype == fp8):
@@ -153,6 +155,8 @@ def fp8_gemm(
         raise ValueError(f"a_s {tuple(a_s.shape)} does not fit a")
     if not (tuple(b_s.shape) == _tiles(b.shape)):
         raise ValueError(f"b_s {tuple(b_s.shape)} does not fit b {tuple(b.shape)}")
+    if not (b.is_contiguous() and b_s.is_contiguous()):  # a copy made here would be read before it is there
+        raise ValueError("weights and their scales must be contiguous")
     return _implementation("gemm", a).fp8_gemm(a, a_s, b, b_s, out_dtype)
 
 
@@ -183,8 +187,8 @@ def gemm_parts(
     *,
     out_dtype: torch.dtype,
 ) -> torch.Tensor:
-    """`fp8_gemm`, or without scales `plain_gemm`, as partial sums `[P, M, N]`: float32 for few rows, where a reader
-    that must load the result anyway adds them up in passing; otherwise one part in `out_dtype`."""
+    """`fp8_gemm`, or without scales `plain_gemm`, as partial sums `[P, M, N]`, which a reader that must load
+    the result anyway adds up in passing: float32, or `out_dtype` where one part is all."""
     _check_product(a, b, a_s, b_s)
     if not b.is_contiguous():
         raise ValueError("weights must be contiguous")

@@ -13,7 +13,7 @@ import triton.language as tl
 from kernels.forms import INVARIANT_ROWS
 from kernels.launch import is_hopper, let_next_start, overlap, wait_for_previous
 from kernels.narrow import narrow
-from kernels.streamed import streamed
+from kernels.streamed import streamed, streams
 from kernels.wide import wide
 
 
@@ -21,7 +21,7 @@ def gemm_parts(a, b, a_s, b_s, out_dtype: torch.dtype, decode: bool | None = Non
     """`decode=True` takes the path of cards without FP8 units on any card; None asks the card."""
     if len(a) > INVARIANT_ROWS:
         return wide(a, b, a_s, b_s, out_dtype, decode=decode)
-    if a_s is not None and not decode and is_hopper(a) and a.shape[1] % 128 == 0:
+    if a_s is not None and not decode and is_hopper(a) and streams(a.shape[1]):
         return streamed(a, b, a_s, b_s, out_dtype)
     return narrow(a, b, a_s, b_s, decode=decode)
 
@@ -57,7 +57,7 @@ def add_up(parts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def fp8_gemm(a, a_s, b, b_s, out_dtype: torch.dtype, decode: bool | None = None) -> torch.Tensor:
-    return add_up(gemm_parts(a, b.contiguous(), a_s, b_s.contiguous(), out_dtype, decode), out_dtype)
+    return add_up(gemm_parts(a, b, a_s, b_s, out_dtype, decode), out_dtype)
 
 
 def plain_gemm(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:

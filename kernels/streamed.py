@@ -28,6 +28,7 @@ from kernels.launch import multiprocessors, overlap, shared_memory
 
 BLOCK_N = 64  # rows of the weight: what four warps multiply
 MOST_STAGES = 8
+LONGEST_K = 1 << 16  # the scales of a whole piece of K lie in shared memory
 RESERVED = 1024  # bytes of shared memory that the card takes for each program
 
 
@@ -39,9 +40,10 @@ class Tile(NamedTuple):
 
 
 def streamed_tile(rows: int, n: int, k_blocks: int, programs_at_once: int, room: int) -> Tile:
-    """K is cut, by N and the blocks of K alone, until there are about as many programs as multiprocessors
-    (`programs_at_once`). As deep as lets all programs of a multiprocessor, with `room` bytes, run at the same time; up
-    to MOST_STAGES, because the rest is room for the programs of the product after it."""
+    """K is cut by N and the blocks of K alone, never by the card or the rows, until there are about as many programs as
+    an H200 has multiprocessors. As deep as lets all programs of one of the card's multiprocessors (`programs_at_once`,
+    `room` bytes each) run at the same time, with two blocks at least; up to MOST_STAGES, because the rest is room for
+    the programs of the product after it."""
     tiles, splits, block_m = triton.cdiv(n, BLOCK_N), 1, max(16, triton.next_power_of_2(rows))
     while splits < 4 and tiles * splits < 128 and k_blocks >= 4 * splits:
         splits *= 2
@@ -51,6 +53,11 @@ def streamed_tile(rows: int, n: int, k_blocks: int, programs_at_once: int, room:
     blocks_at_once = max(2, min(each // ((BLOCK_N + block_m) * 128), blocks, MOST_STAGES * 2))
     chunk = 2 if blocks_at_once >= 6 or blocks_at_once >= blocks else 1
     return Tile(splits, chunk, blocks_at_once // chunk, block_m)
+
+
+def streams(k: int) -> bool:
+    """Whether a product over `k` can be one of these."""
+    return k % 128 == 0 and k <= LONGEST_K
 
 
 @gluon.jit
@@ -136,7 +143,7 @@ def described(t: torch.Tensor, chunk: int, rows: int) -> TensorDescriptor:
 def streamed(a, b, a_s, b_s, out_dtype: torch.dtype, tile: Tile | None = None) -> torch.Tensor:
     """Partial sums `[P, M, N]`, of one part in `out_dtype`, of more in float32. `a` and `b` float8_e4m3fn, K a multiple
     of 128."""
-    (rows, k), n = a.shape, len(b)
+    a, (rows, k), n = a.contiguous(), a.shape, len(b)
     tile = tile or streamed_tile(rows, n, k // 128, multiprocessors(a), shared_memory(a))
     splits, chunk, stages, block_m = tile
     c = torch.empty(splits, rows, n, dtype=out_dtype if splits == 1 else torch.float32, device=a.device)

@@ -69,9 +69,10 @@ def draw_rows(
     ids, logprobs = kernels.draw(logits, s.temperature, s.seeds, positions)
     if not any(needs):
         return ids, logprobs
+    one = torch.ones_like(s.temperature)  # made before what follows it: a draw reads it before it waits
     drawn, processed = s.temperature > 0, processed_rows(logits, s, needs)
     if needs.filtered:
-        by_noise, _ = kernels.draw(processed, torch.ones_like(s.temperature), s.seeds, positions)
+        by_noise, _ = kernels.draw(processed, one, s.seeds, positions)
         ids = torch.where(drawn & ((s.top_k > 0) | (s.top_p < 1) | (s.min_p > 0)), by_noise, ids)
     if needs.summed:
         by_sum = kernels.draw_multinomial(processed, s.seeds, positions.long())
@@ -83,12 +84,12 @@ def explain_rows(
     logits: torch.Tensor, settings: Settings, positions: torch.Tensor, ids: torch.Tensor, needs: Needs
 ) -> torch.Tensor:
     """What `Insight` takes apart, `[R, N]` float64, of the draw by `draw_rows` from these arguments that gave `ids`."""
-    s, zero = settings, torch.zeros_like(settings.temperature)
+    s, zero, one = settings, torch.zeros_like(settings.temperature), torch.ones_like(settings.temperature)
     raw = kernels.survey(logits, s.temperature, s.seeds, positions, ids)
     processed = processed_rows(logits, s, needs) if any(needs) else None
     kept, cut, uniform, low, high = zero + logits.shape[-1], zero, zero, zero, zero
     if needs.filtered:
-        after = kernels.survey(processed, zero + 1, s.seeds, positions, ids)
+        after = kernels.survey(processed, one, s.seeds, positions, ids)
         left = processed > float("-inf")
         kept, cut = left.sum(-1).double(), (_heated(logits.double(), raw, s).exp() * ~left).sum(-1)
     else:  # raw at another temperature: the same order, nothing cut

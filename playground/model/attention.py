@@ -72,7 +72,6 @@ class LatentAttention(nn.Module):
         """`x [T, D]` in the form of `feed`, `rope [T, 2, R/2]`, this layer's `cache`; returns partial sums
         `[P, T, D]`."""
         dtype = self.output.dtype
-        # before the product: the kernel after it reads the places without waiting for what came right before
         kv, slots = places(cache, step, self.config.cache_widths, dtype)
         parts = self.inputs(self.feed(x, step))
         keep = kernels.Keep(self.inputs.starts[1], self.kv_a_layernorm.weight, LATENT_EPS, slots, kv)

@@ -32,7 +32,6 @@ class GroupedQueryAttention(nn.Module):
         """`x [T, D]` in the form of `feed`, `rope [T, 2, head_dim/2]`, this layer's `cache`; returns partial sums
         `[P, T, D]`."""
         a, dtype = self.config, self.output.dtype
-        # before the product: the kernel after it reads the places without waiting for what came right before
         kv, slots = places(cache, step, a.cache_widths, dtype)
         parts = self.inputs(self.feed(x, step))
         norms = (self.q_norm.weight, self.k_norm.weight) if a.qk_norm else None

@@ -76,6 +76,8 @@ def test_a_product_whose_weight_comes_early_multiplies_its_dequantised_operands(
     tile = streamed.Tile(*tile, 16 if m <= 16 else 32)
     parts = streamed.streamed(a, b, a_s, b_s, torch.bfloat16, tile)
     assert len(parts) == tile.splits
+    wider = a.view(torch.uint8).repeat(1, 2).view(a.dtype)[:, :k]  # rows that do not lie close
+    assert torch.equal(streamed.streamed(wider, b, a_s, b_s, torch.bfloat16, tile), parts)
     exact = exact_product(*ops)
     assert_close(gemm.add_up(parts, torch.float32), exact, "bfloat16" if tile.splits == 1 else "fp8 unit")
     if tile.splits == 1:  # the same sums in the same order as by the other kernel
@@ -93,6 +95,15 @@ def test_how_k_is_cut_does_not_follow_the_rows(n, k):
         ring = tile.stages * tile.chunk * (streamed.BLOCK_N + tile.block_m) * 128
         assert 1 <= tile.stages <= streamed.MOST_STAGES
         assert ring <= 232448
+
+
+def test_a_product_comes_early_only_where_its_scales_have_room():
+    assert streamed.streams(128)
+    assert not streamed.streams(100)
+    assert not streamed.streams(2 * streamed.LONGEST_K)
+    tile = streamed.streamed_tile(32, 16384, streamed.LONGEST_K // 128, 132, 232448)
+    scales = streamed.LONGEST_K // 128 * 32 * 4
+    assert scales + tile.stages * tile.chunk * (streamed.BLOCK_N + 32) * 128 <= 232448 - 1024
 
 
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 64, 128), (63, 576, 512), (129, 1000, 4096)])

@@ -85,6 +85,10 @@ def test_block_scales_hold_precision_where_one_scale_per_tensor_would_not():
     assert error[0] < 0.04 and error[1] > 0.5
 
 
+def fp8(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape).to(torch.float8_e4m3fn)
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -94,6 +98,9 @@ def test_block_scales_hold_precision_where_one_scale_per_tensor_would_not():
         lambda: kernels.act_quant(torch.zeros(2, 128, dtype=torch.int32)),
         lambda: kernels.weight_dequant(torch.zeros(128, 128), torch.ones(1, 1), dtype=torch.float32),
         lambda: kernels.fp8_gemm(*[torch.zeros(2, 128)] * 4, out_dtype=torch.float32),
+        lambda: kernels.fp8_gemm(
+            fp8(2, 128), torch.ones(2, 1), fp8(128, 256).T, torch.ones(2, 1), out_dtype=torch.float32
+        ),
     ],
 )
 def test_a_wrong_operand_is_refused_with_a_sentence(call):
