@@ -12,9 +12,10 @@ import triton
 import triton.language as tl
 
 from kernels.forms import KV, LOG2_E, Form, Formed
-from kernels.launch import let_next_start, overlap, prefetch, wait_for_previous
+from kernels.launch import is_hopper, let_next_start, overlap, wait_for_previous
 from kernels.norm import TRITON_DTYPE
 from kernels.quant import allocate, decode_e4m3_words, emit, emitted
+from kernels.streamed_attention import streamed_attention, streams_pages
 
 SPLITS = 32
 HEADS_PER_PROGRAM = 16
@@ -36,8 +37,8 @@ def opened(words, MULTIPLY: tl.constexpr):
 
 @triton.jit
 def attend_page(k, v, k_scale, v_scale, q, seen, scale, top, total, acc, SCALED: tl.constexpr):
-    """One more page `k`, `v [PAGE, D]`, of which tokens are `seen`. Tokens are the rows of both products: they fill the
-    tensor core, and a few heads are its narrow side ("swap AB")."""
+    """One more page, `k [PAGE, D]` and `v [D, PAGE]`, of which tokens are `seen`. A few heads are the narrow side of
+    the tensor core ("swap AB"): tokens, or numbers of a head, are many enough to fill the other."""
     scores = tl.dot(k, q, input_precision="ieee") * scale
     if SCALED:  # a value's scale goes into its token's weight, and out of the sum of weights again
         scores = scores * k_scale[:, None] + tl.log2(v_scale)[:, None]
@@ -49,17 +50,19 @@ def attend_page(k, v, k_scale, v_scale, q, seen, scale, top, total, acc, SCALED:
     if SCALED:
         weights = p * (1.0 / v_scale)[:, None]
     total = total * shrink + tl.sum(weights, axis=0)
-    return new_top, total, tl.dot(tl.trans(v), p.to(v.dtype), acc * shrink[None, :], input_precision="ieee")
+    return new_top, total, tl.dot(v, p.to(v.dtype), acc * shrink[None, :], input_precision="ieee")
 
 
 @triton.jit
 def attend_span(
-    q, kv_ptr, pages_ptr, first, end, last, scale, token, values_at, top, total, acc,
+    q, kv_ptr, pages_ptr, group, first, end, last, scale, kv_heads, top, total, acc,
     DIM: tl.constexpr, PAGE: tl.constexpr,
 ):  # fmt: skip
     """A span of a plain cache, through the compiler's pipeline: a page's place is reckoned two turns ahead, or its
     copies could not begin early. Behind a row's end its last token is read again, and not counted."""
     t, d = tl.arange(0, PAGE), tl.arange(0, acc.shape[0])
+    kv_ptr += group * DIM
+    values_at, token = kv_heads * DIM, 2 * kv_heads * DIM
     place = tl.load(pages_ptr + first // PAGE).to(tl.int64) * PAGE * token
     page = tl.load(pages_ptr + tl.minimum(first + PAGE, last) // PAGE).to(tl.int64)
     for start in tl.range(first, end, PAGE, num_stages=2):
@@ -68,47 +71,52 @@ def attend_span(
         v = tl.load(at + values_at, mask=(d < DIM)[None, :], other=0.0)
         place = page * PAGE * token
         page = tl.load(pages_ptr + tl.minimum(start + 2 * PAGE, last) // PAGE).to(tl.int64)
-        top, total, acc = attend_page(k, v, top, top, q, start + t <= last, scale, top, total, acc, False)
+        top, total, acc = attend_page(k, tl.trans(v), top, top, q, start + t <= last, scale, top, total, acc, False)
     return top, total, acc
 
 
 @triton.jit
 def attend_scaled_span(
-    q, words_ptr, scales_ptr, pages_ptr, first, end, last, scale, token, values_at, kv_heads, top, total, acc,
+    q, words_ptr, scales_ptr, pages_ptr, group, first, end, last, scale, kv_heads, top, total, acc,
     DIM: tl.constexpr, PAGE: tl.constexpr, MULTIPLY: tl.constexpr,
 ):  # fmt: skip
-    """A span of an E4M3 cache. A page is brought into registers while the one before is worked on, in words of four
-    numbers (`token`, from one to the next, and `values_at` count words): single ones would be given a register each
-    between two turns of the loop, and by way of shared memory E4M3 would be transposed byte by byte."""
-    t, word = tl.arange(0, PAGE), tl.arange(0, acc.shape[0] // 4)[None, :]
-    some = word < DIM // 4
+    """A span of an E4M3 cache, whose values lie across. A page is brought into registers while the one before is worked
+    on, in words of four numbers: single ones would be given a register each between two turns of the loop, and by way
+    of shared memory E4M3 would be transposed byte by byte."""
+    t, d = tl.arange(0, PAGE), tl.arange(0, acc.shape[0])
+    key_word, value_word = tl.arange(0, acc.shape[0] // 4)[None, :], tl.arange(0, PAGE // 4)[None, :]
+    token = kv_heads * (DIM // 4)  # words from one token's keys to the next's
+    keys = words_ptr + group * (DIM // 4) + key_word
+    values = words_ptr + PAGE * token + (group * DIM + d)[:, None] * (PAGE // 4) + value_word
+    key_there, value_there = key_word < DIM // 4, (d < DIM)[:, None]
+    scales_ptr += group * PAGE
     page = tl.load(pages_ptr + first // PAGE).to(tl.int64)
     here = tl.minimum(t, last - first)
-    begin = words_ptr + page * PAGE * token + here[:, None] * token
-    scales = scales_ptr + page * (2 * kv_heads * PAGE) + here
-    next_k = tl.load(begin + word, mask=some, other=0)
-    next_v = tl.load(begin + values_at + word, mask=some, other=0)
+    begin, scales = page * (2 * PAGE * token), scales_ptr + page * (2 * kv_heads * PAGE) + here
+    next_k = tl.load(keys + begin + here[:, None] * token, mask=key_there, other=0)
+    next_v = tl.load(values + begin, mask=value_there, other=0)
     next_k_scale, next_v_scale = tl.load(scales), tl.load(scales + kv_heads * PAGE)
     page = tl.load(pages_ptr + tl.minimum(first + PAGE, last) // PAGE).to(tl.int64)
     for start in tl.range(first, end, PAGE, num_stages=1):
+        seen = start + t <= last
         k, v, k_scale, v_scale = opened(next_k, MULTIPLY), opened(next_v, MULTIPLY), next_k_scale, next_v_scale
+        v = tl.where(seen[None, :], v, 0.0)  # what another row has left there may be no number
         more = start + PAGE < end
         here = tl.maximum(tl.minimum(t, last - start - PAGE), 0)
-        begin = words_ptr + page * PAGE * token + here[:, None] * token
-        scales = scales_ptr + page * (2 * kv_heads * PAGE) + here
-        next_k = tl.load(begin + word, mask=some & more, other=0)
-        next_v = tl.load(begin + values_at + word, mask=some & more, other=0)
+        begin, scales = page * (2 * PAGE * token), scales_ptr + page * (2 * kv_heads * PAGE) + here
+        next_k = tl.load(keys + begin + here[:, None] * token, mask=key_there & more, other=0)
+        next_v = tl.load(values + begin, mask=value_there & more, other=0)
         next_k_scale = tl.load(scales, mask=more, other=1.0)
         next_v_scale = tl.load(scales + kv_heads * PAGE, mask=more, other=1.0)
         page = tl.load(pages_ptr + tl.minimum(start + 2 * PAGE, last) // PAGE).to(tl.int64)
-        top, total, acc = attend_page(k, v, k_scale, v_scale, q, start + t <= last, scale, top, total, acc, True)
+        top, total, acc = attend_page(k, v, k_scale, v_scale, q, seen, scale, top, total, acc, True)
     return top, total, acc
 
 
 @triton.jit
 def gqa_decode_kernel(
     q_ptr, kv_ptr, scales_ptr, pages_ptr, lengths_ptr, acc_ptr, top_ptr, total_ptr, scale, heads, per_group,
-    pages_row, token, values_at, kv_heads,
+    pages_row, kv_heads,
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr,
     SCALED: tl.constexpr, MULTIPLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -118,19 +126,10 @@ def gqa_decode_kernel(
     row, blocks = tl.program_id(0), tl.cdiv(per_group, BLOCK_H)
     group = tl.program_id(1) // blocks
     member = tl.program_id(1) % blocks * BLOCK_H + tl.arange(0, BLOCK_H)
-    d, t = tl.arange(0, BLOCK_D), tl.arange(0, PAGE)
+    d = tl.arange(0, BLOCK_D)
     last = tl.load(lengths_ptr + row) - 1
     span = span_of(last + 1, PAGE, SPLITS)
     pages_ptr += row * pages_row
-    UNIT: tl.constexpr = 4 if SCALED else 1  # numbers behind one pointer
-    kv_ptr += group * (DIM // UNIT)
-    scales_ptr += group * PAGE
-    if PDL:  # the first page's lines, as far as they are not in the L2 cache yet
-        page = tl.load(pages_ptr + tl.minimum(tl.program_id(2) * span, last) // PAGE).to(tl.int64)
-        lines = tl.minimum(tl.arange(0, BLOCK_D // 16) * (16 // UNIT), DIM // UNIT - 1)
-        lines = kv_ptr + (page * PAGE + t)[:, None] * token + lines[None, :]
-        prefetch(lines)
-        prefetch(lines + values_at)
     let_next_start(PDL)
     wait_for_previous(PDL)
     whole = (row * heads + group * per_group + member).to(tl.int64)
@@ -143,12 +142,12 @@ def gqa_decode_kernel(
         first, end = split * span, tl.minimum(split * span + span, last + 1)
         if SCALED:
             top, total, acc = attend_scaled_span(
-                q, kv_ptr, scales_ptr, pages_ptr, first, end, last, scale, token, values_at, kv_heads, top, total,
-                acc, DIM, PAGE, MULTIPLY,
+                q, kv_ptr, scales_ptr, pages_ptr, group, first, end, last, scale, kv_heads, top, total, acc, DIM, PAGE,
+                MULTIPLY,
             )  # fmt: skip
         else:
             top, total, acc = attend_span(
-                q, kv_ptr, pages_ptr, first, end, last, scale, token, values_at, top, total, acc, DIM, PAGE
+                q, kv_ptr, pages_ptr, group, first, end, last, scale, kv_heads, top, total, acc, DIM, PAGE
             )
         place = whole * SPLITS + split
         tl.store(top_ptr + place, top, mask=member < per_group)
@@ -238,21 +237,22 @@ def multiplied(q: torch.Tensor, cache: KV) -> torch.dtype:
 def gqa_decode(q, cache: KV, pages, lengths, scale: float, kv_heads: int, form: Form) -> Formed:
     rows, heads, dim = q.shape
     q, per_group, room = q.contiguous(), heads // kv_heads, spans(q, dim, SPLITS)
-    scaled = cache.scales is not None
-    unit = 4 if scaled else 1
-    columns = kv_heads * triton.cdiv(per_group, HEADS_PER_PROGRAM)
-    gqa_decode_kernel[(rows, columns, programs_for(rows * columns, SPLITS))](
-        q, cache.values.view(torch.int32) if scaled else cache.values, cache.scales if scaled else q, pages,
-        lengths, *room, scale * LOG2_E, heads, per_group, pages.stride(0), cache.width // unit,
-        kv_heads * dim // unit, kv_heads,
-        DIM=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_H=HEADS_PER_PROGRAM, PAGE=cache.page_size,
-        SPLITS=SPLITS, SCALED=scaled, MULTIPLY=TRITON_DTYPE[multiplied(q, cache)], num_warps=4,
-        **overlap(q),
-    )  # fmt: skip
+    scaled, cut_by = cache.scales is not None, cache.page_size
+    if is_hopper(q) and streams_pages(q, cache):
+        cut_by = streamed_attention(q, cache, pages, lengths, room, scale * LOG2_E, kv_heads, SPLITS, programs_for)
+    else:
+        columns = kv_heads * triton.cdiv(per_group, HEADS_PER_PROGRAM)
+        gqa_decode_kernel[(rows, columns, programs_for(rows * columns, SPLITS))](
+            q, cache.values.view(torch.int32) if scaled else cache.values, cache.scales if scaled else q, pages,
+            lengths, *room, scale * LOG2_E, heads, per_group, pages.stride(0), kv_heads,
+            DIM=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_H=HEADS_PER_PROGRAM, PAGE=cache.page_size,
+            SPLITS=SPLITS, SCALED=scaled, MULTIPLY=TRITON_DTYPE[multiplied(q, cache)], num_warps=4,
+            **overlap(q),
+        )  # fmt: skip
     out = allocate(form, rows, heads * dim, q)
     pointers, flags = emitted(form, out, q)
     join_heads_kernel[(rows, triton.cdiv(heads * dim, 128))](
-        *room, lengths, *pointers, heads, q, DIM=dim, PAGE=cache.page_size, SPLITS=SPLITS, **flags,
+        *room, lengths, *pointers, heads, q, DIM=dim, PAGE=cut_by, SPLITS=SPLITS, **flags,
         num_warps=4, **overlap(q),
     )  # fmt: skip
     return out

@@ -45,20 +45,33 @@ class KV(NamedTuple):
 
     Plain, or E4M3 with a scale for each vector of a token: a key head, a value head, or with MLA the latent and the
     rotary key. E4M3 keeps three bits of mantissa over a range of 2^15, so that a scale has only to bring a vector into
-    it; and with one scale for a whole vector, attention restores scores and weights instead of keys and values."""
+    it; and with one scale for a whole vector, attention restores scores and weights instead of keys and values.
+
+    Values of heads lie `across` in an E4M3 page: tokens side by side, one column after another, behind all tokens'
+    keys. So a tensor core, which multiplies FP8 only along what is contiguous, can take them as they are."""
 
     values: torch.Tensor  # [pages, page_size, width] in the model's dtype, or float8_e4m3fn
     scales: torch.Tensor | None = None  # [pages, vectors, page_size] float32, restored by value * scale
     widths: tuple[int, ...] = ()  # of a token's vectors, in order: their sum is the width; asked for with scales only
+    across: int = 0  # of the last columns; with scales only
 
     @classmethod
-    def zeros(cls, *shape: int, widths: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> KV:
-        """`shape` ends with pages and page size. `dtype` float8_e4m3fn brings scales with it."""
+    def zeros(
+        cls, *shape: int, widths: tuple[int, ...], dtype: torch.dtype, device: torch.device | str, across: int = 0
+    ) -> KV:
+        """`shape` ends with pages and page size. `dtype` float8_e4m3fn brings scales with it, others no `across`."""
         values = torch.zeros(*shape, sum(widths), dtype=dtype, device=device)
+        if dtype != torch.float8_e4m3fn:
+            return cls(values, None, widths)
         *pages, page_size = shape
-        scaled = dtype == torch.float8_e4m3fn
-        scales = torch.zeros(*pages, len(widths), page_size, device=device) if scaled else None
-        return cls(values, scales, widths)
+        return cls(values, torch.zeros(*pages, len(widths), page_size, device=device), widths, across)
+
+    def by_token(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """An E4M3 layer's codes (uint8: torch can't index FP8), token by token: views `[pages, page_size, columns]` of
+        the columns that lie along and of those that lie across."""
+        pages = self.values.view(torch.uint8).flatten(1)
+        along, across = pages.split([self.page_size * (self.width - self.across), self.page_size * self.across], dim=1)
+        return along.unflatten(1, (self.page_size, -1)), across.unflatten(1, (self.across, self.page_size)).mT
 
     @property
     def page_size(self) -> int:
@@ -69,7 +82,8 @@ class KV(NamedTuple):
         return self.values.shape[-1]
 
     def layer(self, index: int) -> KV:
-        return KV(self.values[index], None if self.scales is None else self.scales[index], self.widths)
+        scales = None if self.scales is None else self.scales[index]
+        return self._replace(values=self.values[index], scales=scales)
 
 
 class Keep(NamedTuple):

@@ -182,15 +182,17 @@ def _rotate_heads(x: torch.Tensor, rope: torch.Tensor, interleaved: bool) -> tor
 
 def _keep(kv: KV, slots: torch.Tensor, blocks: list[torch.Tensor]) -> None:
     """Writes what tokens leave in the cache, in order: `blocks [T, vectors, width]`."""
-    rows = kv.values.view(-1, kv.width)
     if kv.scales is None:
-        rows[slots] = torch.cat([block.flatten(1) for block in blocks], dim=-1)
+        kv.values.view(-1, kv.width)[slots] = torch.cat([block.flatten(1) for block in blocks], dim=-1)
         return
     wide = [block.float() for block in blocks]
     scales = [_scale_of(block.abs().amax(-1, keepdim=True), None) for block in wide]
     codes = [(block / scale).to(kv.values.dtype).flatten(1) for block, scale in zip(wide, scales, strict=True)]
-    rows.view(torch.uint8)[slots] = torch.cat([code.view(torch.uint8) for code in codes], dim=-1)
-    kv.scales[slots // kv.page_size, :, slots % kv.page_size] = torch.cat(scales, dim=1)[..., 0]
+    page, token = slots // kv.page_size, slots % kv.page_size
+    along, across = kv.by_token()
+    whole = torch.cat([code.view(torch.uint8) for code in codes], dim=-1)
+    along[page, token], across[page, token] = whole.tensor_split([kv.width - kv.across], dim=-1)
+    kv.scales[page, :, token] = torch.cat(scales, dim=1)[..., 0]
 
 
 def _restored(kv: KV, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -200,11 +202,11 @@ def _restored(kv: KV, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor
 
 
 def gather_kv(kv: KV, places: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    rows = kv.values.view(-1, kv.width)
     if kv.scales is None:
-        return rows[places]
-    codes = rows.view(torch.uint8)[places].view(kv.values.dtype)
-    return _restored(kv, codes, kv.scales[places // kv.page_size, :, places % kv.page_size]).to(dtype)
+        return kv.values.view(-1, kv.width)[places]
+    page, token = places // kv.page_size, places % kv.page_size
+    codes = torch.cat([columns[page, token] for columns in kv.by_token()], dim=-1).view(kv.values.dtype)
+    return _restored(kv, codes, kv.scales[page, :, token]).to(dtype)
 
 
 def rope_heads(parts, starts, norms, rope, slots, kv: KV, heads: int, eps: float, dtype: torch.dtype) -> torch.Tensor:
@@ -258,7 +260,8 @@ def _seen(cache: KV, pages: list[int], length: int) -> torch.Tensor:
         at = torch.tensor(pages[:count], device=cache.values.device)
     if cache.scales is None:
         return cache.values[at].flatten(0, 1)[:length].float()
-    codes = cache.values.view(torch.uint8)[at].view(cache.values.dtype).flatten(0, 1)[:length]
+    codes = torch.cat([columns[at].flatten(0, 1)[:length] for columns in cache.by_token()], dim=-1)
+    codes = codes.view(cache.values.dtype)
     return _restored(cache, codes, cache.scales[at].mT.flatten(0, 1)[:length])
 
 

@@ -86,6 +86,12 @@ def rope_head(
     y = tl.where(is_value, b, a * sin + b * cos).to(dtype)
     q_at, kv_at = (row * heads + head) * DIM + i, (slot * 2 * kv_heads + head - heads) * DIM + i
     if SCALED:
+        width = kv_heads * DIM  # of keys, and of values; the latter lie across their page
+        page, token = slot // PAGE * (2 * PAGE * width), slot % PAGE
+        kv_at, step = page + token * width + (head - heads) * DIM + i, 1
+        if is_value:
+            kv_at = page + (width + (head - heads - kv_heads) * DIM + i) * PAGE + token
+            step = PAGE
         if is_query:
             tl.store(q_ptr + q_at, x, mask=inside)
             tl.store(q_ptr + q_at + half, y, mask=inside)
@@ -95,7 +101,7 @@ def rope_head(
             there = (row < rows) & (head < heads + 2 * kv_heads)
             tl.store(scales_ptr + scale_place(slot, head - heads, 2 * kv_heads, PAGE), scale, mask=there)
             tl.store(kv_ptr + kv_at, quantise(a, scale), mask=inside)
-            tl.store(kv_ptr + kv_at + half, quantise(b, scale), mask=inside)
+            tl.store(kv_ptr + kv_at + half * step, quantise(b, scale), mask=inside)
     else:
         out = kv_ptr + kv_at
         if is_query:

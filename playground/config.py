@@ -91,6 +91,11 @@ class MlaConfig:
         """Of the vectors that the cache holds per token and layer: the compressed KV latent, the shared rotary key."""
         return (self.kv_lora_rank, self.qk_rope_head_dim)
 
+    @property
+    def cache_across(self) -> int:
+        """None: a latent is key and value."""
+        return 0
+
 
 @dataclass(frozen=True)
 class GqaConfig:
@@ -109,6 +114,11 @@ class GqaConfig:
     def cache_widths(self) -> tuple[int, ...]:
         """All key heads of a token, then all value heads."""
         return (self.head_dim,) * (2 * self.kv_heads)
+
+    @property
+    def cache_across(self) -> int:
+        """Columns of the values, which an E4M3 cache keeps across (see `kernels.KV`)."""
+        return self.head_dim * self.kv_heads
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ def empty_cache(config: ModelConfig, pages: int, dtype: torch.dtype = torch.floa
     """In which every number that nobody wrote is NaN."""
     import kernels
 
-    shape = (config.num_hidden_layers, pages, PAGE_SIZE)
-    cache = kernels.KV.zeros(*shape, widths=config.attention.cache_widths, dtype=dtype, device="cpu")
+    shape, a = (config.num_hidden_layers, pages, PAGE_SIZE), config.attention
+    cache = kernels.KV.zeros(*shape, widths=a.cache_widths, dtype=dtype, device="cpu", across=a.cache_across)
     if cache.scales is None:
         cache.values.fill_(float("nan"))
     else:

@@ -18,8 +18,8 @@ class PagedCache:
     def __init__(self, config: ModelConfig, tokens: int, device: torch.device, dtype: torch.dtype):
         pages = -(-tokens // PAGE_SIZE)
         self.scratch = pages
-        shape, widths = (config.num_hidden_layers, pages + 1, PAGE_SIZE), config.attention.cache_widths
-        self.kv = kernels.KV.zeros(*shape, widths=widths, dtype=dtype, device=device)
+        shape, a = (config.num_hidden_layers, pages + 1, PAGE_SIZE), config.attention
+        self.kv = kernels.KV.zeros(*shape, widths=a.cache_widths, dtype=dtype, device=device, across=a.cache_across)
         self.holders = [0] * pages
         self.free = list(range(pages))[::-1]  # lowest page first: a lone row stays in the same memory
 

@@ -228,7 +228,7 @@ def test_draws_of_seeded_rows_agree_between_cpu_and_gpu():
         assert (ids[0] != ids[1]).sum() <= 1
 
 
-def ragged_rows(rows: int, *widths: int, fp8: bool):
+def ragged_rows(rows: int, *widths: int, fp8: bool, across: int = 0):
     torch.manual_seed(0)
     lengths = torch.randint(1, 5000, (rows,), dtype=torch.int32)
     pages = torch.randperm(rows * 79).view(rows, 79).int()
@@ -236,13 +236,13 @@ def ragged_rows(rows: int, *widths: int, fp8: bool):
     if not fp8:
         return kernels.KV(values), pages, lengths
     scales = torch.rand(rows * 79, len(widths), 64) * 0.04 + 1e-4
-    return kernels.KV((values * 50).clamp(-448, 448).to(torch.float8_e4m3fn), scales, widths), pages, lengths
+    return kernels.KV((values * 50).clamp(-448, 448).to(torch.float8_e4m3fn), scales, widths, across), pages, lengths
 
 
 def on_card(cache: kernels.KV, dtype: torch.dtype) -> kernels.KV:
     if cache.scales is None:
         return kernels.KV(cache.values.to("cuda", dtype))
-    return kernels.KV(cache.values.cuda(), cache.scales.cuda(), cache.widths)
+    return cache._replace(values=cache.values.cuda(), scales=cache.scales.cuda())
 
 
 @pytest.mark.parametrize("fp8", [False, True], ids=["plain cache", "FP8 cache"])
@@ -262,17 +262,35 @@ def test_mla_decode_at_deepseek_size_equals_its_twin_and_is_row_invariant(rows, 
 
 
 @pytest.mark.parametrize("fp8", [False, True], ids=["plain cache", "FP8 cache"])
-@pytest.mark.parametrize("rows", [1, 3, 32])
-def test_gqa_decode_at_qwen_size_equals_its_twin_and_is_row_invariant(rows, fp8):
-    cache, pages, lengths = ragged_rows(rows, *[128] * 16, fp8=fp8)
-    q, form = torch.randn(rows, 32, 128).bfloat16(), kernels.Form(plain=True, fp8=True)
+@pytest.mark.parametrize(("rows", "heads", "kv_heads", "dim"), [(1, 32, 8, 128), (32, 32, 8, 128), (3, 40, 4, 64)])
+def test_gqa_decode_of_many_heads_equals_its_twin_and_is_row_invariant(rows, heads, kv_heads, dim, fp8):
+    cache, pages, lengths = ragged_rows(rows, *[dim] * 2 * kv_heads, fp8=fp8, across=kv_heads * dim)
+    q, form = torch.randn(rows, heads, dim).bfloat16(), kernels.Form(plain=True, fp8=True)
     gpu = [q.cuda(), on_card(cache, torch.bfloat16), pages.cuda(), lengths.cuda()]
-    ref = kernels.gqa_decode(q.float(), cache, pages, lengths, form, scale=0.09, kv_heads=8)
-    together = kernels.gqa_decode(*gpu, form, scale=0.09, kv_heads=8)
+    ref = kernels.gqa_decode(q.float(), cache, pages, lengths, form, scale=0.09, kv_heads=kv_heads)
+    together = kernels.gqa_decode(*gpu, form, scale=0.09, kv_heads=kv_heads)
     assert_close(together.plain, ref.plain, "bfloat16 inputs")
-    one = kernels.gqa_decode(gpu[0][-1:], gpu[1], gpu[2][-1:], gpu[3][-1:], form, scale=0.09, kv_heads=8)
+    one = kernels.gqa_decode(gpu[0][-1:], gpu[1], gpu[2][-1:], gpu[3][-1:], form, scale=0.09, kv_heads=kv_heads)
     for alone, company in zip(one, together, strict=True):
         assert_bits_equal(alone[0], company[-1])
+
+
+@pytest.mark.parametrize("fp8", [False, True], ids=["plain cache", "FP8 cache"])
+def test_what_another_row_has_left_in_a_page_reaches_nobody(fp8):
+    cache, pages, _ = ragged_rows(2, *[128] * 4, fp8=fp8, across=256)
+    q, form, cache = (
+        torch.randn(2, 8, 128).bfloat16().cuda(),
+        kernels.Form(plain=True, fp8=False),
+        on_card(cache, torch.bfloat16),
+    )
+    lengths = torch.tensor([1, 700], dtype=torch.int32).cuda()
+    clean = kernels.gqa_decode(q, cache, pages.cuda(), lengths, form, scale=0.09, kv_heads=2).plain
+    for row, length in enumerate(lengths.tolist()):
+        for columns in cache.by_token() if fp8 else [cache.values.view(torch.uint8)]:
+            columns[pages[row, length // 64], length % 64 :] = 0xFF  # NaN in either format
+        if fp8:
+            cache.scales[pages[row, length // 64], :, length % 64 :] = float("nan")
+    assert_bits_equal(kernels.gqa_decode(q, cache, pages.cuda(), lengths, form, scale=0.09, kv_heads=2).plain, clean)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen3-moe", "llama-3", "deepseek-v2-lite", "deepseek-v2"])

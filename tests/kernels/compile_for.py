@@ -35,6 +35,7 @@ from kernels import (
     rope,
     specialized,
     streamed,
+    streamed_attention,
     surveying,
     wide,
 )
@@ -70,14 +71,15 @@ def pretend(capability: int, shared: int) -> None:
         room.has_fp8_units = lambda device: capability >= 89
     for room in (prefill, wide):
         room.has_tma = lambda tensor: capability >= 90
-    for room in (gemm, wide):
+    for room in (attention, gemm, wide):
         room.is_hopper = lambda tensor: capability == 90
     for room in (specialized, streamed):
         room.multiprocessors = lambda tensor: 132
     for room in (prefill, streamed, wide):
         room.shared_memory = lambda tensor: shared
     options = {"PDL": True, "launch_pdl": True} if capability >= 90 else {"PDL": False}
-    for room in (attention, drawing, gemm, latent, moe, narrow, norm, prefill, quant, rope, streamed, surveying, wide):
+    launching = (attention, drawing, gemm, latent, moe, narrow, norm, prefill, quant, rope, surveying, wide)
+    for room in (*launching, streamed, streamed_attention):
         room.overlap = lambda tensor: options
 
 
@@ -109,7 +111,8 @@ def cached(rows: int, dtype: torch.dtype) -> None:
     """What writes and reads the KV cache: of Qwen3-8B, and MLA as in DeepSeek-V3."""
     bf16, form, lengths = torch.bfloat16, Form(True, True), torch.ones(rows, dtype=torch.int32)
     pages, slots = torch.zeros(rows, 4, dtype=torch.int32), torch.zeros(rows, dtype=torch.int64)
-    norms, kv = (torch.ones(128), torch.ones(128)), KV.zeros(8, 64, widths=(128,) * 16, dtype=dtype, device="cpu")
+    norms = torch.ones(128), torch.ones(128)
+    kv = KV.zeros(8, 64, widths=(128,) * 16, dtype=dtype, device="cpu", across=1024)
     angles, q = torch.zeros(rows, 2, 64), torch.zeros(rows, 32, 128, dtype=bf16)
     rope.rope_heads(torch.zeros(4, rows, 6144), (0, 4096, 5120), norms, angles, slots, kv, 32, 1e-6, bf16)
     attention.gqa_decode(q, kv, pages, lengths, 0.1, 8, form)

@@ -101,9 +101,11 @@ def test_a_schedule_visits_every_choice_once_and_with_its_expert():
     assert sorted(seen) == list(range(150))
 
 
-def two_caches(tokens: int, *widths: int, dtype: torch.dtype) -> tuple[KV, KV]:
+def two_caches(tokens: int, *widths: int, dtype: torch.dtype, across: int = 0) -> tuple[KV, KV]:
     """For a kernel and for its twin."""
-    return tuple(KV.zeros(-(-tokens // 8), 8, widths=widths, dtype=dtype, device=d) for d in (DEVICE, "cpu"))
+    return tuple(
+        KV.zeros(-(-tokens // 8), 8, widths=widths, dtype=dtype, device=d, across=across) for d in (DEVICE, "cpu")
+    )
 
 
 def assert_kept(ours: KV, theirs: KV) -> None:
@@ -125,7 +127,7 @@ def test_rope_heads_kernel_equals_its_twin(normed, dim, rows, held):
     parts, angles = torch.randn(2, rows, width), torch.rand(rows, 2, dim // 2)
     norms = (torch.rand(dim), torch.rand(dim)) if normed else None
     slots, last = torch.randperm(70)[:rows], (heads, 1e-6, torch.float32)
-    ours, theirs = two_caches(70, *[dim] * 2 * kv_heads, dtype=held)
+    ours, theirs = two_caches(70, *[dim] * 2 * kv_heads, dtype=held, across=kv_heads * dim)
     ref = reference.rope_heads(parts, starts, norms, angles, slots, theirs, *last)
     got_norms = norms and to(DEVICE, *norms)
     got = rope.rope_heads(*to(DEVICE, parts), starts, got_norms, *to(DEVICE, angles, slots), ours, *last)
@@ -171,22 +173,24 @@ LENGTHS = [1, 16, 37, 16 * 40 + 3]  # the last has more pages than there are spa
 HELD = {"plain": torch.float32, "fp8": torch.float8_e4m3fn, "decoded": torch.float8_e4m3fn}
 
 
-def ragged(*widths: int, dtype: torch.dtype, page: int = 16):
+def ragged(*widths: int, dtype: torch.dtype, page: int = 16, across: int = 0):
     """A paged cache in which only what a row wrote may be read: the rest is NaN."""
     pages = torch.randperm(4 * 41).view(4, 41).int()
     values, scales = torch.randn(4 * 41, page, sum(widths)), torch.rand(4 * 41, len(widths), page) ** 4 + 1e-5
-    codes = (values * 100).clamp(-448, 448).to(torch.float8_e4m3fn)
-    cache = KV(values) if dtype == torch.float32 else KV(codes, scales, widths)
+    scaled = dtype != torch.float32
+    cache = KV((values * 100).clamp(-448, 448).to(dtype), scales, widths, across) if scaled else KV(values)
     for row, length in enumerate(LENGTHS):
         for at in range(length, pages.shape[1] * page):
             nobodys = pages[row, at // page], at % page
-            cache.values.view(torch.uint8)[nobodys] = 0xFF  # NaN in either format
+            for columns in cache.by_token() if scaled else [values.view(torch.uint8)]:
+                columns[nobodys] = 0xFF  # NaN in either format
             scales[nobodys[0], :, nobodys[1]] = float("nan")
     return cache, pages, torch.tensor(LENGTHS, dtype=torch.int32)
 
 
 def there(cache: KV) -> KV:
-    return KV(cache.values.to(DEVICE), None if cache.scales is None else cache.scales.to(DEVICE), cache.widths)
+    scales = None if cache.scales is None else cache.scales.to(DEVICE)
+    return cache._replace(values=cache.values.to(DEVICE), scales=scales)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +218,7 @@ def test_mla_decode_kernels_equal_their_twin_on_ragged_paged_rows(heads, value, 
 )
 def test_gqa_decode_kernels_equal_their_twin_on_ragged_paged_rows(heads, kv_heads, dim, form, held):
     torch.manual_seed(heads)
-    cache, pages, lengths = ragged(*[dim] * 2 * kv_heads, dtype=HELD[held])
+    cache, pages, lengths = ragged(*[dim] * 2 * kv_heads, dtype=HELD[held], across=kv_heads * dim)
     q, form = torch.randn(4, heads, dim), FORMS[form]
     ref = reference.gqa_decode(q, cache, pages, lengths, 0.2, kv_heads, form)
     out = attention.gqa_decode(q.to(DEVICE), there(cache), *to(DEVICE, pages, lengths), 0.2, kv_heads, form)
@@ -230,7 +234,7 @@ def test_gqa_decode_kernels_equal_their_twin_on_ragged_paged_rows(heads, kv_head
 def test_how_many_programs_share_the_spans_changes_no_bit(monkeypatch):
     torch.manual_seed(3)
     form, q, expand = FORMS["plain"], torch.randn(4, 2, 48), torch.randn(2, 24, 32)
-    heads, latents = ragged(*[32] * 2, dtype=HELD["fp8"]), ragged(32, 16, dtype=HELD["plain"])
+    heads, latents = ragged(*[32] * 2, dtype=HELD["fp8"], across=32), ragged(32, 16, dtype=HELD["plain"])
 
     def outputs() -> list[torch.Tensor]:
         gqa = attention.gqa_decode(q[..., :32].to(DEVICE), there(heads[0]), *to(DEVICE, *heads[1:]), 0.2, 1, form)

@@ -1,0 +1,302 @@
+"""Decode attention for heads in groups that share keys (GQA), on Hopper (sm_90): pages come by TMA into a ring in
+shared memory, and are multiplied where they lie.
+
+All pages but the newest were written in earlier steps, so a program asks for as many as its ring holds and only then
+waits for the kernel before it, as `streamed.py` does with weights. Nothing is converted: what the cache keeps in E4M3
+is multiplied as E4M3, by queries and weights that are sums of two E4M3 numbers each, which hold what bfloat16 holds.
+Spans, and what comes out, are as in `attention.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import triton
+import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from kernels.forms import KV
+from kernels.launch import overlap
+
+PAGE = 64  # tokens: what four warps multiply
+HEADS = 8  # of a program: the narrowest side that the tensor core has
+FINER = 16.0  # what the second of two E4M3 numbers is multiplied by
+HIGHEST = 256.0  # what weights, which are 1 at most, are multiplied by: a power of two that E4M3 holds
+DEPTH = {1: (1, 3), 2: (2, 2)}  # by PARTS: pages at a time, and how many times as many are on their way
+GLUON = {torch.float8_e4m3fn: gl.float8e4nv, torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
+
+
+@gluon.jit
+def split_e4m3(x, FINER: gl.constexpr):
+    """`x [N, M]`, at most 256, as two E4M3 numbers, the second FINER times too large: `[N, 2 * M]`, first all of the
+    first. Rounded to four bits as an integer: a number just packed into E4M3 and unpacked again is what ptxas of CUDA
+    12.8 and 13.0 takes from the wrong register."""
+    high = ((x.to(gl.int32, bitcast=True) + 0x80000) & -0x100000).to(gl.float32, bitcast=True)
+    low = ((x - high) * FINER).to(gl.float8e4nv)
+    return gl.join(high.to(gl.float8e4nv), low).permute((0, 2, 1)).reshape([x.shape[0], 2 * x.shape[1]])
+
+
+@gluon.jit
+def sum_of_parts(x, PARTS: gl.constexpr, FINER: gl.constexpr, layout: gl.constexpr):
+    """A product `[N, PARTS * M]` by what `split_e4m3` has parted."""
+    if PARTS == 1:
+        return x
+    else:
+        high, low = gl.split(x.reshape([x.shape[0], 2, x.shape[1] // 2]).permute((0, 2, 1)))
+        return gl.convert_layout(high + low * (1.0 / FINER), layout)
+
+
+@gluon.jit
+def copy_page(
+    k_desc, v_desc, scales_desc, k_ring, v_ring, scales_ring, bar, at, page, group, kv_heads, wanted,
+    DIM: gl.constexpr, PAGE: gl.constexpr, PARTS: gl.constexpr,
+):  # fmt: skip
+    """Begins to copy a page of one head's keys and values to place `at` of the ring, where it is wanted."""
+    column, width = group * DIM, kv_heads * DIM
+    if PARTS == 1:
+        tma.async_copy_global_to_shared(k_desc, [page * PAGE, column], bar, k_ring.index(at), pred=wanted)
+        tma.async_copy_global_to_shared(v_desc, [page * PAGE, width + column], bar, v_ring.index(at), pred=wanted)
+    else:
+        row = (page * 2 + 1) * width + column
+        tma.async_copy_global_to_shared(k_desc, [page * (2 * PAGE), column], bar, k_ring.index(at), pred=wanted)
+        tma.async_copy_global_to_shared(v_desc, [row, 0], bar, v_ring.index(at), pred=wanted)
+        tma.async_copy_global_to_shared(scales_desc, [page * 2, group * PAGE], bar, scales_ring.index(at), pred=wanted)
+
+
+@gluon.jit
+def clear_behind(v, seen, PARTS: gl.constexpr):
+    """Zeros where a page has no value of the row: what another row has left there may be no number."""
+    flat: gl.constexpr = gl.BlockedLayout([1, 16], [8, 4], [4, 1], [1, 0])
+    if PARTS == 1:
+        token = gl.arange(0, v.shape[0], layout=gl.SliceLayout(1, flat))[:, None]
+        x = v.load(flat)
+        v.store(gl.where(token < seen, x, gl.zeros_like(x)))
+    else:
+        token = gl.arange(0, v.shape[1], layout=gl.SliceLayout(0, flat))[None, :]
+        x = v.load(flat).to(gl.uint8, bitcast=True)
+        v.store(gl.where(token < seen, x, gl.zeros_like(x)).to(gl.float8e4nv, bitcast=True))
+    fence_async_shared()
+
+
+@gluon.jit
+def place_queries(
+    q_ptr, target, first, members, scale,
+    DIM: gl.constexpr, HEADS: gl.constexpr, PARTS: gl.constexpr, FINER: gl.constexpr,
+):  # fmt: skip
+    """HEADS heads' queries, of which `members` are there, from head `first` on, into shared memory. Returns what their
+    scores are to be multiplied by. Fences come right behind what is stored: before the barrier that others wait at."""
+    flat: gl.constexpr = gl.BlockedLayout([8, 1], [16, 2], [1, 4], [0, 1])
+    d = gl.arange(0, DIM, layout=gl.SliceLayout(1, flat))[:, None]
+    head = gl.arange(0, HEADS, layout=gl.SliceLayout(0, flat))[None, :]
+    q = gl.load(q_ptr + (first + head).to(gl.int64) * DIM + d, mask=head < members, other=0.0)
+    if PARTS == 1:
+        target.permute((1, 0)).store(q)
+        fence_async_shared()
+        return gl.full([HEADS], scale, gl.float32, gl.SliceLayout(0, flat))
+    else:  # times the power of two that brings the largest between 128 and 256, by way of exponents
+        q = q.to(gl.float32)
+        amax = gl.maximum(gl.max(gl.abs(q), axis=0), 1e-30)
+        unit = ((261 - (amax.to(gl.int32, bitcast=True) >> 23)) << 23).to(gl.float32, bitcast=True)
+        target.permute((1, 0)).store(split_e4m3(q * unit[None, :], FINER))
+        fence_async_shared()
+        return scale / unit
+
+
+@gluon.jit
+def streamed_attention_kernel(
+    q_ptr, k_desc, v_desc, scales_desc, pages_ptr, lengths_ptr, acc_ptr, top_ptr, total_ptr, scale, heads, per_group,
+    pages_row, kv_heads,
+    DIM: gl.constexpr, PAGE: gl.constexpr, HEADS: gl.constexpr, PARTS: gl.constexpr, SPLITS: gl.constexpr,
+    PAGES: gl.constexpr, STAGES: gl.constexpr, FINER: gl.constexpr, HIGHEST: gl.constexpr, PDL: gl.constexpr,
+):  # fmt: skip
+    """A row's spans, every so many (the third dimension's programs), for up to HEADS heads that share keys; PAGES pages
+    at a time, STAGES times as many on their way. Tokens are the rows of the products. `scale` is in units of log 2, and
+    so is `top`. PARTS: how many numbers of the cache's dtype a query or a weight is the sum of."""
+    N: gl.constexpr = HEADS * PARTS
+    parted: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16 * PARTS])
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEADS, 16 * PARTS])
+    by_token: gl.constexpr = gl.SliceLayout(1, layout)
+    by_head: gl.constexpr = gl.SliceLayout(0, layout)
+    held: gl.constexpr = k_desc.dtype
+    v_shape: gl.constexpr = v_desc.block_shape
+    q_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([N, DIM], held)
+    w_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([N, PAGE], held)
+    BYTES: gl.constexpr = PAGES * (4 * PAGE * DIM if PARTS == 1 else 2 * PAGE * DIM + 8 * PAGE)
+    k_ring = gl.allocate_shared_memory(held, [STAGES * PAGES, PAGE, DIM], k_desc.layout)
+    v_ring = gl.allocate_shared_memory(held, [STAGES * PAGES, v_shape[0], v_shape[1]], v_desc.layout)
+    scales_ring = gl.allocate_shared_memory(gl.float32, [STAGES * PAGES, 2, PAGE], scales_desc.layout)
+    scale_of = scales_ring._reinterpret(gl.float32, [STAGES * PAGES * 2, PAGE], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    queries = gl.allocate_shared_memory(held, [N, DIM], q_layout)
+    weights = gl.allocate_shared_memory(held, [PAGES, N, PAGE], w_layout)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    row, blocks = gl.program_id(0), gl.cdiv(per_group, HEADS)
+    group, block = gl.program_id(1) // blocks, gl.program_id(1) % blocks
+    length = gl.load(lengths_ptr + row)
+    newest = gl.cdiv(length, PAGE) - 1  # page, which this step still writes to
+    count = newest // PAGES + 1  # turns that all of the row takes
+    span = gl.cdiv(count, SPLITS)  # of which each span has so many, but the last
+    mine = gl.maximum(gl.cdiv(gl.cdiv(count, span) - gl.program_id(2), gl.num_programs(2)), 0)  # spans
+    pages_ptr += row * pages_row
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(full.index(stage), count=1)
+    fence_async_shared()
+    starts, pages = (), ()  # all of them before the first copy: loads that wait for each other take long
+    for stage in gl.static_range(STAGES + 1):
+        start = (gl.program_id(2) + stage // span * gl.num_programs(2)) * span + stage % span
+        starts += (start * PAGES,)
+        for p in gl.static_range(PAGES):
+            pages += (gl.load(pages_ptr + gl.minimum(start * PAGES + p, newest)),)
+    for stage in gl.static_range(STAGES):
+        mbarrier.expect(full.index(stage), BYTES, pred=starts[stage] <= newest)
+        for p in gl.static_range(PAGES):
+            copy_page(
+                k_desc, v_desc, scales_desc, k_ring, v_ring, scales_ring, full.index(stage), stage * PAGES + p,
+                pages[stage * PAGES + p], group, kv_heads, starts[stage] + p < newest, DIM, PAGE, PARTS,
+            )  # fmt: skip
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    for stage in gl.static_range(STAGES):
+        for p in gl.static_range(PAGES):
+            late = (starts[stage] <= newest) & (starts[stage] + p >= newest)
+            copy_page(
+                k_desc, v_desc, scales_desc, k_ring, v_ring, scales_ring, full.index(stage), stage * PAGES + p,
+                pages[stage * PAGES + p], group, kv_heads, late, DIM, PAGE, PARTS,
+            )  # fmt: skip
+    first = row * heads + group * per_group + block * HEADS
+    members = gl.minimum(per_group - block * HEADS, HEADS)
+    unit = place_queries(q_ptr, queries, first, members, scale, DIM, HEADS, PARTS, FINER)
+    unit = gl.convert_layout(unit, by_head)
+    none = gl.zeros([PAGE, N], gl.float32, parted)
+    nothing = gl.zeros([DIM, N], gl.float32, parted)
+    head = gl.arange(0, HEADS, layout=by_head)
+    token = gl.arange(0, PAGE, layout=by_token)
+    d = gl.arange(0, DIM, layout=by_token)
+    start = starts[STAGES]
+    page, second = pages[STAGES * PAGES], pages[STAGES * PAGES + PAGES - 1]
+    for s in range(mine):
+        split = gl.program_id(2) + s * gl.num_programs(2)
+        top = gl.full([HEADS], float("-inf"), gl.float32, by_head)
+        sums = gl.zeros([PAGE, HEADS], gl.float32, layout)
+        acc = gl.zeros([DIM, HEADS], gl.float32, layout)
+        for j in range(gl.minimum(span, count - split * span)):
+            turn = s * span + j
+            at = turn % STAGES * PAGES
+            begin = (split * span + j) * PAGES * PAGE
+            mbarrier.wait(full.index(turn % STAGES), turn // STAGES & 1)
+            products, scores, highest = (), (), gl.full([PAGE, HEADS], float("-inf"), gl.float32, layout)
+            for p in gl.static_range(PAGES):
+                k = k_ring.index(at + p)
+                products += (warpgroup_mma(k, queries.permute((1, 0)), none, use_acc=False, is_async=True),)
+            for p in gl.static_range(PAGES):
+                x = warpgroup_mma_wait(PAGES - 1 - p, deps=(products[p],))
+                x = sum_of_parts(x, PARTS, FINER, layout) * unit[None, :]
+                seen = begin + p * PAGE + token < length
+                if PARTS > 1:  # a value's scale goes into its token's weight
+                    key_scale = scale_of.index((at + p) * 2).load(by_token)
+                    value_scale = scale_of.index((at + p) * 2 + 1).load(by_token)
+                    x = x * key_scale[:, None] + gl.log2(value_scale)[:, None]
+                scores += (gl.where(seen[:, None], x, float("-inf")),)
+                highest = gl.maximum(highest, scores[p])
+            new_top = gl.maximum(top, gl.max(highest, axis=0))
+            shrink = gl.exp2(top - new_top)
+            top = new_top
+            sums = sums * shrink[None, :]
+            for p in gl.static_range(PAGES):
+                weight = gl.exp2(scores[p] - new_top[None, :])
+                target = weights.index(p).permute((1, 0))
+                if PARTS > 1:  # ... and out of the sum of weights again
+                    target.store(split_e4m3(weight * HIGHEST, FINER))
+                    value_scale = scale_of.index((at + p) * 2 + 1).load(by_token)
+                    seen = begin + p * PAGE + token < length
+                    sums += weight * gl.where(seen, 1.0 / value_scale, 0.0)[:, None]
+                else:
+                    target.store(weight.to(held))
+                    sums += weight
+            fence_async_shared()
+            if begin + PAGES * PAGE > length:
+                for p in gl.static_range(PAGES):
+                    clear_behind(v_ring.index(at + p), length - begin - p * PAGE, PARTS)
+            out = nothing
+            for p in gl.static_range(PAGES):
+                v = v_ring.index(at + p) if PARTS > 1 else v_ring.index(at + p).permute((1, 0))
+                out = warpgroup_mma(v, weights.index(p).permute((1, 0)), out, use_acc=p > 0, is_async=True)
+            out = warpgroup_mma_wait(0, deps=(out,))
+            acc = acc * shrink[None, :] + sum_of_parts(out, PARTS, FINER, layout)
+            tl.debug_barrier()  # all warps have read the stage
+            mbarrier.expect(full.index(turn % STAGES), BYTES, pred=start <= newest)
+            copy_page(
+                k_desc, v_desc, scales_desc, k_ring, v_ring, scales_ring, full.index(turn % STAGES), at, page, group,
+                kv_heads, start <= newest, DIM, PAGE, PARTS,
+            )  # fmt: skip
+            if PAGES > 1:
+                copy_page(
+                    k_desc, v_desc, scales_desc, k_ring, v_ring, scales_ring, full.index(turn % STAGES), at + 1, second,
+                    group, kv_heads, start <= newest, DIM, PAGE, PARTS,
+                )  # fmt: skip
+            ahead = turn + STAGES + 1
+            start = (gl.program_id(2) + ahead // span * gl.num_programs(2)) * span + ahead % span
+            start = start * PAGES
+            page = gl.load(pages_ptr + gl.minimum(start, newest))
+            second = gl.load(pages_ptr + gl.minimum(start + PAGES - 1, newest))
+        if PARTS > 1:
+            acc = acc * (1.0 / HIGHEST)
+        place = (first + head).to(gl.int64) * SPLITS + split
+        gl.store(top_ptr + place, top, mask=head < members)
+        gl.store(total_ptr + place, gl.sum(sums, axis=0), mask=head < members)
+        gl.store(acc_ptr + place[None, :] * DIM + d[:, None], acc, mask=(head < members)[None, :])
+
+
+def described(values: torch.Tensor, shape: list[int], block: list[int]) -> TensorDescriptor:
+    """Contiguous memory as rows `shape`, of which one copy brings `block`."""
+    layout = gl.NVMMASharedLayout.get_default_for(block, GLUON.get(values.dtype, gl.float32))
+    return TensorDescriptor(values, shape, [shape[1], 1], block, layout)
+
+
+def streams_pages(q: torch.Tensor, cache: KV) -> bool:
+    """Whether decode attention over this cache can be one of these."""
+    fits = cache.page_size == PAGE and q.shape[-1] in (64, 128)
+    return fits and q.element_size() == 2 and (cache.scales is not None or q.dtype == cache.values.dtype)
+
+
+def streamed_attention(
+    q,
+    cache: KV,
+    pages,
+    lengths,
+    room,
+    scale: float,
+    kv_heads: int,
+    splits: int,
+    programs_for: Callable[[int, int], int],
+) -> int:
+    """Spans of every row, into `room`. `scale` is in units of log 2. Returns by how many tokens spans are cut."""
+    (rows, heads, dim), width, held = q.shape, cache.width, len(cache.values)
+    if cache.scales is None:
+        parts = 1
+        keys = values = described(cache.values, [held * PAGE, width], [PAGE, dim])
+        scales = described(room[1], [room[1].numel() // PAGE, PAGE], [2, PAGE])  # stands in: nobody reads it
+    else:
+        parts = 2
+        keys = described(cache.values, [held * 2 * PAGE, width // 2], [PAGE, dim])
+        values = described(cache.values, [held * width, PAGE], [dim, PAGE])
+        scales = described(cache.scales, [held * 2, kv_heads * PAGE], [2, PAGE])
+    (at_once, stages), per_group = DEPTH[parts], heads // kv_heads
+    columns = kv_heads * triton.cdiv(per_group, HEADS)
+    streamed_attention_kernel[(rows, columns, programs_for(rows * columns, splits))](
+        q, keys, values, scales, pages, lengths, *room, scale, heads, per_group, pages.stride(0), kv_heads,
+        DIM=dim, PAGE=PAGE, HEADS=HEADS, PARTS=parts, SPLITS=splits, PAGES=at_once, STAGES=stages, FINER=FINER,
+        HIGHEST=HIGHEST, num_warps=4, **overlap(q),
+    )  # fmt: skip
+    return at_once * PAGE
