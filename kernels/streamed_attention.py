@@ -148,6 +148,8 @@ def streamed_attention_kernel(
     count = newest // PAGES + 1  # turns that all of the row takes
     span = gl.cdiv(count, SPLITS)  # of which each span has so many, but the last
     mine = gl.maximum(gl.cdiv(gl.cdiv(count, span) - gl.program_id(2), gl.num_programs(2)), 0)  # spans
+    if mine == 0:
+        return  # at once, before it waits: its room is for the next product's weights. Programs with work do wait
     pages_ptr += row * pages_row
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
@@ -195,7 +197,8 @@ def streamed_attention_kernel(
             at = turn % STAGES * PAGES
             begin = (split * span + j) * PAGES * PAGE
             mbarrier.wait(full.index(turn % STAGES), turn // STAGES & 1)
-            products, scores, highest = (), (), gl.full([PAGE, HEADS], float("-inf"), gl.float32, layout)
+            products, scores, inverses = (), (), ()
+            highest = gl.full([PAGE, HEADS], float("-inf"), gl.float32, layout)
             for p in gl.static_range(PAGES):
                 k = k_ring.index(at + p)
                 products += (warpgroup_mma(k, queries.permute((1, 0)), none, use_acc=False, is_async=True),)
@@ -205,8 +208,9 @@ def streamed_attention_kernel(
                 seen = begin + p * PAGE + token < length
                 if PARTS > 1:  # a value's scale goes into its token's weight
                     key_scale = scale_of.index((at + p) * 2).load(by_token)
-                    value_scale = scale_of.index((at + p) * 2 + 1).load(by_token)
-                    x = x * key_scale[:, None] + gl.log2(value_scale)[:, None]
+                    value_log = gl.log2(gl.where(seen, scale_of.index((at + p) * 2 + 1).load(by_token), 1.0))
+                    x = x * key_scale[:, None] + value_log[:, None]
+                    inverses += (gl.exp2(-value_log),)
                 scores += (gl.where(seen[:, None], x, float("-inf")),)
                 highest = gl.maximum(highest, scores[p])
             new_top = gl.maximum(top, gl.max(highest, axis=0))
@@ -218,9 +222,7 @@ def streamed_attention_kernel(
                 target = weights.index(p).permute((1, 0))
                 if PARTS > 1:  # ... and out of the sum of weights again
                     target.store(split_e4m3(weight * HIGHEST, FINER))
-                    value_scale = scale_of.index((at + p) * 2 + 1).load(by_token)
-                    seen = begin + p * PAGE + token < length
-                    sums += weight * gl.where(seen, 1.0 / value_scale, 0.0)[:, None]
+                    sums += weight * inverses[p][:, None]
                 else:
                     target.store(weight.to(held))
                     sums += weight
