@@ -64,6 +64,11 @@ def overlap(tensor: torch.Tensor) -> dict[str, bool]:
     return {"PDL": False}
 
 
+def capability(tensor: torch.Tensor) -> tuple[int, int]:
+    """Of the tensor's card, such as (9, 0)."""
+    return _capability(tensor.get_device())
+
+
 def has_tma(tensor: torch.Tensor) -> bool:
     """Whether the card has the tensor memory accelerator (sm_90 and newer): one instruction copies a whole tile."""
     return tensor.is_cuda and _capability(tensor.get_device())[0] >= 9

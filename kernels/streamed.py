@@ -25,9 +25,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernels.launch import multiprocessors, overlap, shared_memory
+from kernels.tuned import Tuned, tuned
 
 BLOCK_N = 64  # rows of the weight: what four warps multiply
-MOST_STAGES = 8
+MOST_BLOCKS = 16  # of K that are on their way
 LONGEST_K = 1 << 16  # the scales of a whole piece of K lie in shared memory
 RESERVED = 1024  # bytes of shared memory that the card takes for each program
 
@@ -39,18 +40,23 @@ class Tile(NamedTuple):
     block_m: int
 
 
-def streamed_tile(rows: int, n: int, k_blocks: int, programs_at_once: int, room: int) -> Tile:
-    """K is cut by N and the blocks of K alone, never by the card or the rows, until there are about as many programs as
-    an H200 has multiprocessors. As deep as lets all programs of one of the card's multiprocessors (`programs_at_once`,
-    `room` bytes each) run at the same time, with two blocks at least; up to MOST_STAGES, because the rest is room for
-    the programs of the product after it."""
+def streamed_tile(
+    rows: int, n: int, k_blocks: int, programs_at_once: int, room: int, tuned: Tuned | None = None
+) -> Tile:
+    """K is cut by N and the blocks of K alone, never by the rows: as `tuned` says, or until there are about as many
+    programs as an H200 has multiprocessors. As deep as lets all programs of one of the card's multiprocessors
+    (`programs_at_once`, `room` bytes each) run at the same time, with two blocks at least; up to MOST_BLOCKS or what
+    `tuned` says, because the rest is room for the programs of the product after it."""
     tiles, splits, block_m = triton.cdiv(n, BLOCK_N), 1, max(16, triton.next_power_of_2(rows))
     while splits < 4 and tiles * splits < 128 and k_blocks >= 4 * splits:
         splits *= 2
+    most = MOST_BLOCKS
+    if tuned:
+        splits, most = tuned.splits, tuned.blocks_16 if block_m == 16 else tuned.blocks_32
     blocks = triton.cdiv(triton.cdiv(k_blocks, 2), splits) * 2
     each = room // triton.cdiv(tiles * splits, programs_at_once) - RESERVED
     each -= triton.next_power_of_2(blocks) * block_m * 4  # scales
-    blocks_at_once = max(2, min(each // ((BLOCK_N + block_m) * 128), blocks, MOST_STAGES * 2))
+    blocks_at_once = max(2, min(each // ((BLOCK_N + block_m) * 128), blocks, most))
     chunk = 2 if blocks_at_once >= 6 or blocks_at_once >= blocks else 1
     return Tile(splits, chunk, blocks_at_once // chunk, block_m)
 
@@ -144,7 +150,7 @@ def streamed(a, b, a_s, b_s, out_dtype: torch.dtype, tile: Tile | None = None) -
     """Partial sums `[P, M, N]`, of one part in `out_dtype`, of more in float32. `a` and `b` float8_e4m3fn, K a multiple
     of 128."""
     a, (rows, k), n = a.contiguous(), a.shape, len(b)
-    tile = tile or streamed_tile(rows, n, k // 128, multiprocessors(a), shared_memory(a))
+    tile = tile or streamed_tile(rows, n, k // 128, multiprocessors(a), shared_memory(a), tuned(b))
     splits, chunk, stages, block_m = tile
     c = torch.empty(splits, rows, n, dtype=out_dtype if splits == 1 else torch.float32, device=a.device)
     blocks = triton.next_power_of_2(triton.cdiv(triton.cdiv(k // 128, 2), splits) * 2)

@@ -3,7 +3,7 @@ import torch
 from compare import assert_bits_equal, assert_close
 
 import kernels
-from kernels import gemm, narrow, reference, specialized, streamed, wide
+from kernels import gemm, narrow, reference, specialized, streamed, tune, tuned, wide
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"  # cpu: Triton's interpreter, hence tiny shapes there
@@ -93,7 +93,7 @@ def test_how_k_is_cut_does_not_follow_the_rows(n, k):
     assert len({tile.splits for tile in tiles}) == 1
     for tile in tiles:
         ring = tile.stages * tile.chunk * (streamed.BLOCK_N + tile.block_m) * 128
-        assert 1 <= tile.stages <= streamed.MOST_STAGES
+        assert 1 <= tile.stages * tile.chunk <= max(2, streamed.MOST_BLOCKS)
         assert ring <= 232448
 
 
@@ -104,6 +104,39 @@ def test_a_product_comes_early_only_where_its_scales_have_room():
     tile = streamed.streamed_tile(32, 16384, streamed.LONGEST_K // 128, 132, 232448)
     scales = streamed.LONGEST_K // 128 * 32 * 4
     assert scales + tile.stages * tile.chunk * (streamed.BLOCK_N + 32) * 128 <= 232448 - 1024
+
+
+def test_a_tuned_tile_is_taken_as_far_as_the_card_has_room():
+    line = tuned.Tuned("sm_90", 4096, 4096, 4, 8, 4, 5.0, 6.0)
+    few, many = (streamed.streamed_tile(rows, 4096, 32, 132, 232448, line) for rows in (1, 32))
+    assert few.splits == many.splits == 4
+    assert (few.stages * few.chunk, many.stages * many.chunk) == (8, 4)
+    tight = streamed.streamed_tile(32, 4096, 32, 132, 60000, line._replace(blocks_32=16))
+    assert tight.stages * tight.chunk * (streamed.BLOCK_N + 32) * 128 <= 60000
+
+
+def test_the_table_of_tiles_holds_what_kernels_can_do(tmp_path):
+    lines = tuned.read_table()
+    for (card, n, k), line in lines.items():
+        assert card == "sm_90" and n % 128 == 0 and streamed.streams(k)
+        assert line in {c._replace(blocks_16=line.blocks_16, blocks_32=line.blocks_32, us_1=line.us_1, us_32=line.us_32)
+                        for c in tune.candidates(card, n, k)}  # fmt: skip
+        assert 0 < line.us_1 <= line.us_32 * 1.1
+    tuned.write_table(lines.values(), tmp_path / "again.csv")
+    assert (tmp_path / "again.csv").read_bytes() == tuned.TABLE.read_bytes()
+
+
+def test_tuning_without_a_hopper_card_says_so(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["tune"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert tune.main() == 2
+    assert "no such card" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+def test_tuning_finds_a_line_or_leaves_the_rule():
+    line = tune.tune("sm_90", 1024, 1024)
+    assert line is None or line.splits in tune.SPLITS
 
 
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 64, 128), (63, 576, 512), (129, 1000, 4096)])
