@@ -26,12 +26,12 @@ ROTATED_BYTES = 256 << 20
 class Case:
     """Operands of one product, with as many weights as make the L2 cache forget."""
 
-    def __init__(self, m: int, n: int, k: int):
+    def __init__(self, m: int, n: int, k: int, count: int | None = None):
         generator = torch.Generator("cuda").manual_seed(m + n + k)
         a = torch.randn(m, k, device="cuda", generator=generator).bfloat16()
         self.plain, self.shape = a, (m, n, k)
         self.a, self.a_s = kernels.act_quant(a)
-        count = max(2, math.ceil(ROTATED_BYTES / (n * k)))
+        count = count or max(2, math.ceil(ROTATED_BYTES / (n * k)))
         weights = (torch.randn(n, k, device="cuda", generator=generator).bfloat16() for _ in range(count))
         self.weights = [kernels.weight_quant(w) for w in weights]
 

@@ -185,7 +185,7 @@ def streamed_attention_kernel(
     head = gl.arange(0, HEADS, layout=by_head)
     token = gl.arange(0, PAGE, layout=by_token)
     d = gl.arange(0, DIM, layout=by_token)
-    start = starts[STAGES]
+    start, inside = starts[STAGES], STAGES % span  # of the turn that is asked for next, and its number in its span
     page, second = pages[STAGES * PAGES], pages[STAGES * PAGES + PAGES - 1]
     for s in range(mine):
         split = gl.program_id(2) + s * gl.num_programs(2)
@@ -247,9 +247,11 @@ def streamed_attention_kernel(
                     k_desc, v_desc, scales_desc, k_ring, v_ring, scales_ring, full.index(turn % STAGES), at + 1, second,
                     group, kv_heads, start <= newest, DIM, PAGE, PARTS,
                 )  # fmt: skip
-            ahead = turn + STAGES + 1
-            start = (gl.program_id(2) + ahead // span * gl.num_programs(2)) * span + ahead % span
-            start = start * PAGES
+            inside += 1
+            start += PAGES
+            if inside == span:
+                inside = 0
+                start += (gl.num_programs(2) - 1) * span * PAGES
             page = gl.load(pages_ptr + gl.minimum(start, newest))
             second = gl.load(pages_ptr + gl.minimum(start + PAGES - 1, newest))
         if PARTS > 1:

@@ -1,5 +1,5 @@
-"""Measured tiles of FP8 products of few rows: `tuned.csv`, which `python -m kernels.tune` makes. What isn't in it follows
-the rule in `streamed.py`, so nothing is ever tuned while a model starts.
+"""Measured tiles of FP8 products of few rows: `tuned.csv`, which `python -m kernels.tune` makes. What isn't in it
+follows the rule in `streamed.py`, so nothing is ever tuned while a model starts.
 
 A line holds for one generation of cards and one weight `[N, K]`: into how many pieces K is cut, which is the same for
 any number of rows, and up to how many blocks of K a program has on their way, for up to 16 rows and for up to 32."""
@@ -26,7 +26,7 @@ class Tuned(NamedTuple):
     splits: int
     blocks_16: int
     blocks_32: int
-    us_1: float  # microseconds of the product of one row, with what reads it next
+    us_1: float  # microseconds of the products of its layer, for one row, with the norms that read them
     us_32: float
 
 

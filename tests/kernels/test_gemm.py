@@ -126,17 +126,21 @@ def test_the_table_of_tiles_holds_what_kernels_can_do(tmp_path):
     assert (tmp_path / "again.csv").read_bytes() == tuned.TABLE.read_bytes()
 
 
-def test_tuning_without_a_hopper_card_says_so(capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["tune"])
+def test_tuning_says_what_it_needs(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["tune", "--layer", "256x128"])
     assert tune.main() == 2
     assert "no such card" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["tune", "--layer", "256x100"])
+    with pytest.raises(SystemExit):
+        tune.main()
+    assert "multiples of 128" in capsys.readouterr().err
 
 
 @pytest.mark.gpu
-def test_tuning_finds_a_line_or_leaves_the_rule():
-    line = tune.tune("sm_90", 1024, 1024)
-    assert line is None or line.splits in tune.SPLITS
+def test_tuning_finds_lines_for_a_layer_or_leaves_the_rule():
+    shapes = [(1024, 512), (512, 1024)]
+    assert all(line[1:3] in shapes and line.splits in tune.SPLITS for line in tune.tune("sm_90", shapes))
 
 
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 64, 128), (63, 576, 512), (129, 1000, 4096)])
