@@ -35,7 +35,7 @@ Lines = dict[tuple[int, int], Tuned]  # by (N, K)
 
 
 class Layers:
-    """Products of `rows` rows with weights `[N, K]`, one after another, and the norm behind each, several times over."""
+    """Products of `rows` rows with weights `[N, K]`, one after another, with the norm behind each; LAYERS times."""
 
     def __init__(self, rows: int, shapes: list[tuple[int, int]]):
         self.cases = [Case(rows, n, k, LAYERS) for n, k in shapes]
