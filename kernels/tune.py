@@ -1,12 +1,12 @@
 """`python -m kernels.tune`: makes `kernels/tuned.csv`, the table of tiles for FP8 products of few rows, on the card at
 hand (Hopper).
 
-Weights are tuned as they follow each other in a layer, each product with the norm behind it that adds up its partial
-sums: what a tile costs its reader counts, and what it leaves to the next product's weight, which is asked for
-meanwhile. (A product tuned by itself chose tiles that cost a step 5%: NOTES.md.) One weight after the other gets the
-candidate that is best for the whole layer. Times are of CUDA graphs of as many layers as the L2 cache forgets. The
-number of pieces is chosen for one row and for 32 together, because it may not depend on rows; lines are kept only where
-the layer beats the rule by more than noise. A candidate whose result is wrong ends the run.
+Products are tuned where they stand: in decode layers made of this package's ops, with norms, attention and SwiGLU
+between them. So it counts what a tile costs its reader, and what it leaves to the next product's weight, which is asked
+for meanwhile. (A product timed by itself, or among norms alone, chose tiles that cost a step up to 5%: NOTES.md.) One
+weight after the other gets the candidate that is best for the whole layer. Times are of CUDA graphs of more layers than
+the L2 cache holds. The number of pieces is chosen for one row and for 32 together, because it may not depend on rows;
+lines are kept only where the layer beats the rule by more than noise. A candidate whose result is wrong ends the run.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import argparse
 import statistics
 import sys
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
 import kernels
-from kernels.bench import TOLERANCE, Case, microseconds
+from kernels.bench import ROTATED_BYTES, TOLERANCE, Case, microseconds
 from kernels.launch import capability, is_hopper, multiprocessors, shared_memory
 from kernels.streamed import BLOCK_N, streamed, streamed_tile, streams
 from kernels.tuned import TABLE, Tuned, read_table, write_table
@@ -30,36 +31,77 @@ BLOCKS = (8, 16)  # of K on their way, at most
 PROGRAMS = 64, 512  # fewer leave multiprocessors idle, more take too many partial sums
 MARGIN = 0.005  # of a layer's time: what repeated runs differ by
 ROWS = 1, 32
-LAYERS = 4
+LENGTH = 256  # tokens that attention sees
 Lines = dict[tuple[int, int], Tuned]  # by (N, K)
 
 
+class Shape(NamedTuple):
+    """Of a dense decoder with grouped-query attention. Without `inner` a layer ends behind attention: of a mixture of
+    experts only that part has products of this kind."""
+
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    inner: int
+
+    def weights(self) -> list[tuple[int, int]]:
+        attended = self.heads * self.head_dim
+        found = [(attended + 2 * self.kv_heads * self.head_dim, self.hidden), (self.hidden, attended)]
+        return found + ([(2 * self.inner, self.hidden), (self.hidden, self.inner)] if self.inner else [])
+
+
 class Layers:
-    """Products of `rows` rows with weights `[N, K]`, one after another, with the norm behind each; LAYERS times."""
+    """Decode layers of random weights, each with a cache of its own, for `rows` rows."""
 
-    def __init__(self, rows: int, shapes: list[tuple[int, int]]):
-        self.cases = [Case(rows, n, k, LAYERS) for n, k in shapes]
-        self.residuals = [torch.zeros(rows, n, dtype=torch.bfloat16, device="cuda") for n, _ in shapes]
-        self.norms = [torch.ones(n, dtype=torch.bfloat16, device="cuda") for n, _ in shapes]
+    def __init__(self, rows: int, shape: Shape):
+        s, half, pages = shape, shape.head_dim // 2, -(-LENGTH // 64)
+        self.shape = s
+        count = max(2, ROTATED_BYTES // sum(n * k for n, k in s.weights()))
+        self.cases = [[Case(rows, n, k, 1) for n, k in s.weights()] for _ in range(count)]
+        cuda = {"device": "cuda"}
+        values = torch.randn(count, rows * pages, 64, 2 * s.kv_heads * s.head_dim, **cuda).bfloat16()
+        self.caches = [kernels.KV(layer) for layer in values]
+        self.pages = torch.arange(rows * pages, dtype=torch.int32, **cuda).view(rows, pages)
+        self.lengths = torch.full((rows,), LENGTH, dtype=torch.int32, **cuda)
+        self.slots = self.pages[:, -1].long() * 64 + 63
+        self.angles = torch.rand(rows, 2, half, **cuda)
+        self.residual, self.norm = (
+            torch.zeros(rows, s.hidden, **cuda).bfloat16(),
+            torch.ones(s.hidden, **cuda).bfloat16(),
+        )
+        self.head_norm = torch.ones(s.head_dim, **cuda).bfloat16()
 
-    def product(self, case: Case, index: int, lines: Lines) -> torch.Tensor:
-        b, b_s = case.weights[index]
-        (rows, k), n = case.a.shape, len(b)
-        tile = streamed_tile(rows, n, k // 128, multiprocessors(b), shared_memory(b), lines.get((n, k)))
-        return streamed(case.a, b, case.a_s, b_s, torch.bfloat16, tile)
+    def product(self, case: Case, a: kernels.Formed, lines: Lines) -> torch.Tensor:
+        _, n, k = case.shape
+        b, b_s = case.weights[0]
+        tile = streamed_tile(len(a.q), n, k // 128, multiprocessors(b), shared_memory(b), lines.get((n, k)))
+        return streamed(a.q, b, a.s, b_s, torch.bfloat16, tile)
 
     def run(self, lines: Lines) -> None:
-        form = kernels.Form(plain=False, fp8=True)
-        for index in range(LAYERS):
-            for case, residual, norm in zip(self.cases, self.residuals, self.norms, strict=True):
-                kernels.add_norm(residual, [self.product(case, index, lines)], norm, 1e-6, form)
+        s, form, x, parts = self.shape, kernels.Form(plain=False, fp8=True), self.residual, []
+        attended = s.heads * s.head_dim
+        starts, scale = (0, attended, attended + s.kv_heads * s.head_dim), s.head_dim**-0.5
+        norms = self.head_norm, self.head_norm
+        for cases, cache in zip(self.cases, self.caches, strict=True):
+            x, act = kernels.add_norm(x, parts, self.norm, 1e-6, form)
+            found = self.product(cases[0], act, lines)
+            q = kernels.rope_heads(
+                found, starts, norms, self.angles, self.slots, cache, heads=s.heads, eps=1e-6, dtype=torch.bfloat16
+            )
+            out = kernels.gqa_decode(q, cache, self.pages, self.lengths, form, scale=scale, kv_heads=s.kv_heads)
+            parts = [self.product(cases[1], out, lines)]
+            if s.inner:
+                x, act = kernels.add_norm(x, parts, self.norm, 1e-6, form)
+                inner = kernels.swiglu(self.product(cases[2], act, lines), form, dtype=torch.bfloat16)
+                parts = [self.product(cases[3], inner, lines)]
 
     def time(self, lines: Lines) -> float:
         """Microseconds of a layer. Raises `ArithmeticError` where a product is wrong."""
-        for case in self.cases:
-            if not (error := case.error(self.product(case, 0, lines))) < TOLERANCE:
-                raise ArithmeticError(f"{lines}: relative error {error:.1e}")
-        return microseconds([lambda: self.run(lines)]) / LAYERS
+        for case in self.cases[0]:
+            if not (error := case.error(self.product(case, kernels.Formed(None, case.a, case.a_s), lines))) < TOLERANCE:
+                raise ArithmeticError(f"{case.shape}, {lines}: relative error {error:.1e}")
+        return microseconds([lambda: self.run(lines)]) / len(self.cases)
 
 
 def candidates(card: str, n: int, k: int) -> Iterable[Tuned]:
@@ -72,9 +114,9 @@ def candidates(card: str, n: int, k: int) -> Iterable[Tuned]:
             yield from (Tuned(card, n, k, splits, a, b, 0.0, 0.0) for a in BLOCKS for b in BLOCKS)
 
 
-def tune(card: str, shapes: list[tuple[int, int]]) -> list[Tuned]:
+def tune(card: str, shape: Shape) -> list[Tuned]:
     """The lines of a layer's weights; none where the rule is as good."""
-    layers = [Layers(rows, shapes) for rows in ROWS]
+    layers = [Layers(rows, shape) for rows in ROWS]
     known: dict[tuple, float] = {}
 
     def times(lines: Lines) -> list[float]:
@@ -88,12 +130,12 @@ def tune(card: str, shapes: list[tuple[int, int]]) -> list[Tuned]:
         return found
 
     ruled, lines = times({}), {}
-    for shape in tqdm(sorted(shapes, key=lambda s: -s[0] * s[1]), unit="weight", leave=False):
-        options = [lines, *({**lines, shape: line} for line in candidates(card, *shape))]
+    for weight in tqdm(sorted(shape.weights(), key=lambda w: -w[0] * w[1]), unit="weight", leave=False):
+        options = [lines, *({**lines, weight: line} for line in candidates(card, *weight))]
         lines = min(options, key=lambda option: sum(t / r for t, r in zip(times(option), ruled, strict=True)))
     again = [[some.time(which) for some in layers] for which in ({}, lines) * 3]  # in turn: clocks drift
     before, after = ([statistics.median(t) for t in zip(*again[i::2], strict=True)] for i in (0, 1))
-    print(f"{card} {shapes}: by the rule {before}, by the table {after} microseconds for {ROWS} rows")
+    print(f"{card} {shape}: microseconds of a layer for {ROWS} rows by the rule {before}, by the table {after}")
     if sum(a / b for a, b in zip(after, before, strict=True)) > len(ROWS) * (1 - MARGIN):
         return []
     return [line._replace(us_1=round(after[0], 2), us_32=round(after[1], 2)) for line in lines.values()]
@@ -104,26 +146,24 @@ def main() -> int:
         prog="python -m kernels.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--layer", nargs="+", metavar="NxK", action="append", required=True,
-        help="a layer's weights in the order in which they are multiplied, such as 6144x4096 4096x4096 24576x4096 "
-        "4096x12288 for Qwen3-8B; may be repeated",
+        "--model", type=int, nargs=5, metavar=tuple(name.upper() for name in Shape._fields), action="append",
+        required=True, help="a model's sizes, such as 4096 32 8 128 12288 for Qwen3-8B; INNER 0 for a mixture of "
+        "experts; may be repeated",
     )  # fmt: skip
     parser.add_argument("--write", action="store_true", help=f"put what was found into {TABLE.name}")
     args = parser.parse_args()
-    try:
-        layers = [[tuple(map(int, shape.split("x"))) for shape in layer] for layer in args.layer]
-        if not all(n > 0 and n % 128 == 0 and k > 0 and streams(k) for layer in layers for n, k in layer):
-            raise ValueError
-    except ValueError:
-        parser.error("a weight is NxK, two multiples of 128, such as 6144x4096")
+    shapes = [Shape(*sizes) for sizes in args.model]
+    for shape in shapes:
+        if not all(n > 0 and n % 128 == 0 and k > 0 and streams(k) for n, k in shape.weights()):
+            parser.error(f"{tuple(shape)}: weights are multiples of 128 both ways, not {shape.weights()}")
     if not torch.cuda.is_available() or not is_hopper(device := torch.empty(0, device="cuda")):
         print("error: these products are Hopper's (sm_90), and there is no such card.", file=sys.stderr)
         return 2
     card, table = "sm_{}{}".format(*capability(device)), read_table()
-    for layer in layers:
-        for n, k in layer:
+    for shape in shapes:
+        for n, k in shape.weights():
             table.pop((card, n, k), None)
-        for line in tune(card, layer):
+        for line in tune(card, shape):
             print(line)
             table[line[:3]] = line
         if args.write:

@@ -128,10 +128,10 @@ def test_the_table_of_tiles_holds_what_kernels_can_do(tmp_path):
 
 def test_tuning_says_what_it_needs(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("sys.argv", ["tune", "--layer", "256x128"])
+    monkeypatch.setattr("sys.argv", ["tune", "--model", "256", "2", "1", "128", "0"])
     assert tune.main() == 2
     assert "no such card" in capsys.readouterr().err
-    monkeypatch.setattr("sys.argv", ["tune", "--layer", "256x100"])
+    monkeypatch.setattr("sys.argv", ["tune", "--model", "200", "2", "1", "128", "0"])
     with pytest.raises(SystemExit):
         tune.main()
     assert "multiples of 128" in capsys.readouterr().err
@@ -139,8 +139,8 @@ def test_tuning_says_what_it_needs(capsys, monkeypatch):
 
 @pytest.mark.gpu
 def test_tuning_finds_lines_for_a_layer_or_leaves_the_rule():
-    shapes = [(1024, 512), (512, 1024)]
-    assert all(line[1:3] in shapes and line.splits in tune.SPLITS for line in tune.tune("sm_90", shapes))
+    shape = tune.Shape(512, 8, 2, 128, 1024)
+    assert all(line[1:3] in shape.weights() and line.splits in tune.SPLITS for line in tune.tune("sm_90", shape))
 
 
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 64, 128), (63, 576, 512), (129, 1000, 4096)])
