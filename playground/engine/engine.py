@@ -18,7 +18,7 @@ from playground.engine.cache import PAGE_SIZE, PagedCache, pages_for
 from playground.engine.decoder import Drawn, Variant, draw_output, make_decoder
 from playground.engine.graph import Recorder
 from playground.engine.kept import Kept, Prefix
-from playground.engine.prefill import Fed, Prefill, Stopwatch
+from playground.engine.prefill import Fed, Prefill
 from playground.engine.request import Event, FinishEvent, Request, RequestError, TokenEvent
 from playground.engine.row import Row
 from playground.engine.sampler import Settings
@@ -34,8 +34,8 @@ class Filling:
 
     rows: list[Row]  # the one with the highest limit first: the pages suffice for it
     pages: list[int]
-    done: int  # tokens that stand in the cache
-    watch: Stopwatch  # of its pieces
+    done: int = 0  # tokens that stand in the cache
+    seconds: float = 0.0
 
 
 class Engine:
@@ -198,27 +198,29 @@ class Engine:
         pages = self.cache.share(found) + self.cache.take(pages_for(len(prompt) + rows[0].limit) - len(found))
         for row in rows:
             row.cached = len(found) * PAGE_SIZE
-        self.filling = Filling(rows, pages, rows[0].cached, Stopwatch(self.model.device))
+        self.filling = Filling(rows, pages, rows[0].cached)
 
     def _fill(self, filling: Filling) -> list[tuple[Row, Event]]:
         """Feeds one piece of the prompt; after the last, draws every row's first token."""
-        prompt, start, rows = filling.rows[0].request.prompt, filling.done, filling.rows
+        began = time.perf_counter()
+        prompt, start = filling.rows[0].request.prompt, filling.done
         filling.done = end = min(start + self.prefill_chunk, len(prompt))
-        traced = any(row.request.trace_scales for row in rows)
-        filling.watch.keep_up()
-        with filling.watch:
-            # on its way to the device before it has work to do
-            draw = self._first_draw(rows) if end == len(prompt) else None
-            fed = self.prefill.feed(prompt, start, end, filling.pages, traced)
-            self.kept.keep_piece(prompt, start, end, filling.pages)
-            if fed is None:
-                return []
-            self.filling = None
-            rows[0].pages = filling.pages
-            self.running += rows
-            drawn = draw(fed)
+        traced = any(row.request.trace_scales for row in filling.rows)
+        # on its way to the device before it has work to do
+        draw = self._first_draw(filling.rows) if end == len(prompt) else None
+        fed = self.prefill.feed(prompt, start, end, filling.pages, traced)
+        self.kept.keep_piece(prompt, start, end, filling.pages)
+        if fed is None:
+            if self.model.device.type == "cuda":
+                torch.cuda.synchronize(self.model.device)  # or the piece's time would be that of launching it
+            filling.seconds += time.perf_counter() - began
+            return []
+        rows, self.filling = filling.rows, None
+        rows[0].pages = filling.pages
+        self.running += rows
+        drawn = draw(fed)
         for row in rows:
-            row.prefill_seconds = filling.watch.seconds()
+            row.prefill_seconds = filling.seconds + time.perf_counter() - began
         return self._advance(rows, drawn)
 
     def _first_draw(self, rows: list[Row]) -> Callable[[Fed], Drawn]:

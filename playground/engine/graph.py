@@ -10,11 +10,6 @@ import torch
 T = TypeVar("T")
 
 
-def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`tensor` as a copy to `device` wants it that nobody is to wait for, and so not for the work before it either."""
-    return tensor.pin_memory() if device.type == "cuda" else tensor
-
-
 class Recorder:
     """Records graphs into one pool of memory, in which they follow each other: what one of them leaves is to be read,
     in stream order, before the next one runs."""

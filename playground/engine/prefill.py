@@ -4,14 +4,13 @@ kernels of an 8B model's piece from Python takes 40 ms, computing 128 tokens a t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from playground.engine.cache import PAGE_SIZE, PagedCache, slots_of
-from playground.engine.graph import Recorder, pinned
+from playground.engine.graph import Recorder
 from playground.model.step import ScaleTrace, Step
 from playground.model.transformer import Transformer
 
@@ -66,8 +65,8 @@ class Piece:
         tokens = torch.zeros(self.kind.size, dtype=torch.int64)
         places = torch.full_like(self.slots, self.cache.scratch * PAGE_SIZE, device="cpu")
         tokens[: len(prompt)], places[: len(slots)] = torch.tensor(prompt), slots
-        for target, source in ((self.tokens, tokens), (self.slots, places)):
-            target.copy_(pinned(source, target.device), non_blocking=True)
+        self.tokens.copy_(tokens)
+        self.slots.copy_(places)
         self.last.fill_(len(prompt) - 1)
         if recorder and self.met and not self.graph and not recorder.full:
             try:
@@ -79,39 +78,6 @@ class Piece:
             return self.run()
         self.graph.replay()
         return self.fed
-
-
-class Stopwatch:
-    """Times pieces of work as `with` blocks. A card may still be at them: its own events tell when it began and ended,
-    and `keep_up` waits until no more than the last one is under way, so that what comes next has not long to wait."""
-
-    def __init__(self, device: torch.device):
-        self.on_card, self.marks = device.type == "cuda", []
-
-    def _mark(self) -> None:
-        if self.on_card:
-            self.marks.append(torch.cuda.Event(enable_timing=True))
-            self.marks[-1].record()
-        else:
-            self.marks.append(time.perf_counter())
-
-    def __enter__(self) -> None:
-        self._mark()
-
-    def __exit__(self, *_) -> None:
-        self._mark()
-
-    def keep_up(self) -> None:
-        if self.on_card and len(self.marks) >= 4:
-            self.marks[-3].synchronize()
-
-    def seconds(self) -> float:
-        """Of all pieces; waits for their end."""
-        if not self.on_card:
-            return sum(end - start for start, end in zip(self.marks[::2], self.marks[1::2], strict=True))
-        self.marks[-1].synchronize()
-        pairs = zip(self.marks[::2], self.marks[1::2], strict=True)
-        return sum(start.elapsed_time(end) for start, end in pairs) / 1e3
 
 
 class Prefill:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 
 import kernels
-from playground.engine.graph import pinned
 from playground.engine.request import Sampler, SamplingParams
 
 
@@ -25,7 +24,7 @@ class Settings(NamedTuple):
     @classmethod
     def of(cls, params: Sequence[SamplingParams], device: torch.device) -> Settings:
         def column(values, dtype=torch.float64):
-            return pinned(torch.tensor(list(values), dtype=dtype), device).to(device, non_blocking=True)
+            return torch.tensor(list(values), dtype=dtype).to(device)
 
         return cls(
             column(0.0 if p.is_greedy else p.temperature for p in params),
