@@ -113,6 +113,63 @@ def place_queries(
 
 
 @gluon.jit
+def attend_pages(
+    k_ring, v_ring, scale_of, queries, weights, at, begin, length, unit, top, sums, acc,
+    PARTS: gl.constexpr, PAGES: gl.constexpr, FINER: gl.constexpr, HIGHEST: gl.constexpr,
+):  # fmt: skip
+    """PAGES pages more, from place `at` of the ring on, the first with token `begin` of `length`. `sums` are of the
+    weights, token by token of a page: they are added up at the end."""
+    layout: gl.constexpr = sums.type.layout
+    N: gl.constexpr = queries.shape[0]
+    PAGE: gl.constexpr = k_ring.shape[1]
+    DIM: gl.constexpr = acc.shape[0]
+    parted: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16 * PARTS])
+    token = gl.arange(0, PAGE, layout=gl.SliceLayout(1, layout))
+    none = gl.zeros([PAGE, N], gl.float32, parted)
+    nothing = gl.zeros([DIM, N], gl.float32, parted)
+    products, scores, inverses = (), (), ()
+    highest = gl.full(sums.shape, float("-inf"), gl.float32, layout)
+    for p in gl.static_range(PAGES):
+        k = k_ring.index(at + p)
+        products += (warpgroup_mma(k, queries.permute((1, 0)), none, use_acc=False, is_async=True),)
+    for p in gl.static_range(PAGES):
+        x = warpgroup_mma_wait(PAGES - 1 - p, deps=(products[p],))
+        x = sum_of_parts(x, PARTS, FINER, layout) * unit[None, :]
+        seen = begin + p * PAGE + token < length
+        if PARTS > 1:  # a value's scale goes into its token's weight
+            key_scale = scale_of.index((at + p) * 2).load(gl.SliceLayout(1, layout))
+            value_log = gl.log2(gl.where(seen, scale_of.index((at + p) * 2 + 1).load(gl.SliceLayout(1, layout)), 1.0))
+            x = x * key_scale[:, None] + value_log[:, None]
+            inverses += (gl.exp2(-value_log),)
+        scores += (gl.where(seen[:, None], x, float("-inf")),)
+        highest = gl.maximum(highest, scores[p])
+    new_top = gl.maximum(top, gl.max(highest, axis=0))
+    shrink = gl.exp2(top - new_top)
+    top = new_top
+    sums = sums * shrink[None, :]
+    for p in gl.static_range(PAGES):
+        weight = gl.exp2(scores[p] - new_top[None, :])
+        target = weights.index(p).permute((1, 0))
+        if PARTS > 1:  # ... and out of the sum of weights again
+            target.store(split_e4m3(weight * HIGHEST, FINER))
+            sums += weight * inverses[p][:, None]
+        else:
+            target.store(weight.to(k_ring.dtype))
+            sums += weight
+    fence_async_shared()
+    if begin + PAGES * PAGE > length:
+        for p in gl.static_range(PAGES):
+            clear_behind(v_ring.index(at + p), length - begin - p * PAGE, PARTS)
+    out = nothing
+    for p in gl.static_range(PAGES):
+        v = v_ring.index(at + p) if PARTS > 1 else v_ring.index(at + p).permute((1, 0))
+        out = warpgroup_mma(v, weights.index(p).permute((1, 0)), out, use_acc=p > 0, is_async=True)
+    out = warpgroup_mma_wait(0, deps=(out,))
+    acc = acc * shrink[None, :] + sum_of_parts(out, PARTS, FINER, layout)
+    return top, sums, acc
+
+
+@gluon.jit
 def streamed_attention_kernel(
     q_ptr, k_desc, v_desc, scales_desc, pages_ptr, lengths_ptr, acc_ptr, top_ptr, total_ptr, scale, heads, per_group,
     pages_row, kv_heads,
@@ -123,9 +180,7 @@ def streamed_attention_kernel(
     at a time, STAGES times as many on their way. Tokens are the rows of the products. `scale` is in units of log 2, and
     so is `top`. PARTS: how many numbers of the cache's dtype a query or a weight is the sum of."""
     N: gl.constexpr = HEADS * PARTS
-    parted: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16 * PARTS])
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEADS, 16 * PARTS])
-    by_token: gl.constexpr = gl.SliceLayout(1, layout)
     by_head: gl.constexpr = gl.SliceLayout(0, layout)
     held: gl.constexpr = k_desc.dtype
     v_shape: gl.constexpr = v_desc.block_shape
@@ -180,11 +235,8 @@ def streamed_attention_kernel(
     members = gl.minimum(per_group - block * HEADS, HEADS)
     unit = place_queries(q_ptr, queries, first, members, scale, DIM, HEADS, PARTS, FINER)
     unit = gl.convert_layout(unit, by_head)
-    none = gl.zeros([PAGE, N], gl.float32, parted)
-    nothing = gl.zeros([DIM, N], gl.float32, parted)
     head = gl.arange(0, HEADS, layout=by_head)
-    token = gl.arange(0, PAGE, layout=by_token)
-    d = gl.arange(0, DIM, layout=by_token)
+    d = gl.arange(0, DIM, layout=gl.SliceLayout(1, layout))
     start, inside = starts[STAGES], STAGES % span  # of the turn that is asked for next, and its number in its span
     page, second = pages[STAGES * PAGES], pages[STAGES * PAGES + PAGES - 1]
     for s in range(mine):
@@ -197,45 +249,10 @@ def streamed_attention_kernel(
             at = turn % STAGES * PAGES
             begin = (split * span + j) * PAGES * PAGE
             mbarrier.wait(full.index(turn % STAGES), turn // STAGES & 1)
-            products, scores, inverses = (), (), ()
-            highest = gl.full([PAGE, HEADS], float("-inf"), gl.float32, layout)
-            for p in gl.static_range(PAGES):
-                k = k_ring.index(at + p)
-                products += (warpgroup_mma(k, queries.permute((1, 0)), none, use_acc=False, is_async=True),)
-            for p in gl.static_range(PAGES):
-                x = warpgroup_mma_wait(PAGES - 1 - p, deps=(products[p],))
-                x = sum_of_parts(x, PARTS, FINER, layout) * unit[None, :]
-                seen = begin + p * PAGE + token < length
-                if PARTS > 1:  # a value's scale goes into its token's weight
-                    key_scale = scale_of.index((at + p) * 2).load(by_token)
-                    value_log = gl.log2(gl.where(seen, scale_of.index((at + p) * 2 + 1).load(by_token), 1.0))
-                    x = x * key_scale[:, None] + value_log[:, None]
-                    inverses += (gl.exp2(-value_log),)
-                scores += (gl.where(seen[:, None], x, float("-inf")),)
-                highest = gl.maximum(highest, scores[p])
-            new_top = gl.maximum(top, gl.max(highest, axis=0))
-            shrink = gl.exp2(top - new_top)
-            top = new_top
-            sums = sums * shrink[None, :]
-            for p in gl.static_range(PAGES):
-                weight = gl.exp2(scores[p] - new_top[None, :])
-                target = weights.index(p).permute((1, 0))
-                if PARTS > 1:  # ... and out of the sum of weights again
-                    target.store(split_e4m3(weight * HIGHEST, FINER))
-                    sums += weight * inverses[p][:, None]
-                else:
-                    target.store(weight.to(held))
-                    sums += weight
-            fence_async_shared()
-            if begin + PAGES * PAGE > length:
-                for p in gl.static_range(PAGES):
-                    clear_behind(v_ring.index(at + p), length - begin - p * PAGE, PARTS)
-            out = nothing
-            for p in gl.static_range(PAGES):
-                v = v_ring.index(at + p) if PARTS > 1 else v_ring.index(at + p).permute((1, 0))
-                out = warpgroup_mma(v, weights.index(p).permute((1, 0)), out, use_acc=p > 0, is_async=True)
-            out = warpgroup_mma_wait(0, deps=(out,))
-            acc = acc * shrink[None, :] + sum_of_parts(out, PARTS, FINER, layout)
+            top, sums, acc = attend_pages(
+                k_ring, v_ring, scale_of, queries, weights, at, begin, length, unit, top, sums, acc,
+                PARTS, PAGES, FINER, HIGHEST,
+            )  # fmt: skip
             tl.debug_barrier()  # all warps have read the stage
             mbarrier.expect(full.index(turn % STAGES), BYTES, pred=start <= newest)
             copy_page(
@@ -275,22 +292,15 @@ def streams_pages(q: torch.Tensor, cache: KV) -> bool:
 
 
 def streamed_attention(
-    q,
-    cache: KV,
-    pages,
-    lengths,
-    room,
-    scale: float,
-    kv_heads: int,
-    splits: int,
+    q, cache: KV, pages, lengths, room, scale: float, kv_heads: int, splits: int,
     programs_for: Callable[[int, int], int],
-) -> int:
+) -> int:  # fmt: skip
     """Spans of every row, into `room`. `scale` is in units of log 2. Returns by how many tokens spans are cut."""
     (rows, heads, dim), width, held = q.shape, cache.width, len(cache.values)
     if cache.scales is None:
         parts = 1
         keys = values = described(cache.values, [held * PAGE, width], [PAGE, dim])
-        scales = described(room[1], [room[1].numel() // PAGE, PAGE], [2, PAGE])  # stands in: nobody reads it
+        scales = described(room[0], [room[0].numel() // PAGE, PAGE], [2, PAGE])  # stands in: nobody reads it
     else:
         parts = 2
         keys = described(cache.values, [held * 2 * PAGE, width // 2], [PAGE, dim])
