@@ -293,7 +293,7 @@ def rope_heads(
     """From partial sums `[P, T, W]` in which all queries, keys and values begin at columns `starts`: RMSNorm on every
     query and key head where `norms` gives the two weights `[D]`, then rotary embedding of halves by `rope [T, 2, D/2]`,
     each rounded to `dtype`. Returns the queries `[T, heads, D]` and writes all keys, then all values of a token to
-    `slots [T]` of `kv`, as they are or in E4M3."""
+    `slots [T]` of `kv`, as they are, or in E4M3 with values across."""
     return _implementation("rope", parts).rope_heads(parts, starts, norms, rope, slots, kv, heads, eps, dtype)
 
 
@@ -350,7 +350,7 @@ def mla_decode(
     Returns `[R, H * V]` in `form`. A row's result depends on that row alone.
     """
     _check_decode(q, cache, pages, lengths)
-    if q.shape[-1] != cache.width or expand.shape[0] != q.shape[1]:
+    if q.shape[-1] != cache.width or expand.shape[0] != q.shape[1] or cache.across:
         raise ValueError(f"q {tuple(q.shape)} does not fit {tuple(cache.values.shape)} and {tuple(expand.shape)}")
     return _implementation("latent", q).mla_decode(q, cache, pages, lengths, scale, expand, form)
 
@@ -386,11 +386,13 @@ def gqa_decode(
 ) -> Formed:
     """One decode step of grouped-query attention (Ainslie et al., 2023, arXiv:2305.13245).
 
-    `q [R, H, D]`; `cache` holds all key heads of a token, then all value heads, in the dtype of `q` or in E4M3;
-    `pages [R, P]` int32 and `lengths [R]` int32 as in `mla_decode`. Head h reads key-value head `h // (H / kv_heads)`.
-    Returns `[R, H * D]` in `form`. A row's result depends on that row alone.
+    `q [R, H, D]`; `cache` holds all key heads of a token, then all value heads, in the dtype of `q`, or in E4M3 with
+    values across (see `KV`); `pages [R, P]` int32 and `lengths [R]` int32 as in `mla_decode`. Head h reads key-value
+    head `h // (H / kv_heads)`. Returns `[R, H * D]` in `form`. A row's result depends on that row alone.
     """
     _check_decode(q, cache, pages, lengths)
+    if cache.across != (0 if cache.scales is None else cache.width // 2):
+        raise ValueError(f"an E4M3 cache of heads keeps its values across, not {cache.across} columns")
     if not (q.shape[1] % kv_heads == 0 and cache.width == 2 * kv_heads * q.shape[-1]):
         raise ValueError(f"q {tuple(q.shape)} with {kv_heads} key-value heads does not fit {tuple(cache.values.shape)}")
     return _implementation("attention", q).gqa_decode(q, cache, pages, lengths, scale, kv_heads, form)

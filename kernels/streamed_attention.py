@@ -40,7 +40,7 @@ GLUON = {torch.float8_e4m3fn: gl.float8e4nv, torch.bfloat16: gl.bfloat16, torch.
 def split_e4m3(x, FINER: gl.constexpr):
     """`x [N, M]`, at most 256, as two E4M3 numbers, the second FINER times too large: `[N, 2 * M]`, first all of the
     first. Rounded to four bits as an integer: a number just packed into E4M3 and unpacked again is what ptxas of CUDA
-    12.8 and 13.0 takes from the wrong register."""
+    12.8 takes from the wrong register."""
     high = ((x.to(gl.int32, bitcast=True) + 0x80000) & -0x100000).to(gl.float32, bitcast=True)
     low = ((x - high) * FINER).to(gl.float8e4nv)
     return gl.join(high.to(gl.float8e4nv), low).permute((0, 2, 1)).reshape([x.shape[0], 2 * x.shape[1]])

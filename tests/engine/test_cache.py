@@ -118,6 +118,13 @@ def test_load_takes_the_form_of_the_cache_and_receipts_know_it(storyteller):
         load(device="cpu", cache_dtype="int4")
 
 
+def test_an_e4m3_cache_of_heads_without_its_values_across_is_refused():
+    q, pages, lengths = torch.zeros(1, 4, 32), torch.zeros(1, 1).int(), torch.ones(1).int()
+    cache = kernels.KV.zeros(1, 16, widths=(32, 32), dtype=FP8, device="cpu")
+    with pytest.raises(ValueError, match="across"):
+        kernels.gqa_decode(q, cache, pages, lengths, kernels.Form(True, False), scale=1.0, kv_heads=1)
+
+
 def test_a_cache_of_another_dtype_than_the_queries_is_refused(small):
     q, pages, lengths = torch.zeros(1, 4, 32), torch.zeros(1, 1).int(), torch.ones(1).int()
     for values in (torch.zeros(1, 16, 64).bfloat16(), torch.zeros(1, 16, 64).to(FP8)):  # the second has no scales
