@@ -112,10 +112,11 @@ def cached(rows: int, dtype: torch.dtype) -> None:
     bf16, form, lengths = torch.bfloat16, Form(True, True), torch.ones(rows, dtype=torch.int32)
     pages, slots = torch.zeros(rows, 4, dtype=torch.int32), torch.zeros(rows, dtype=torch.int64)
     norms = torch.ones(128), torch.ones(128)
-    kv = KV.zeros(8, 64, widths=(128,) * 16, dtype=dtype, device="cpu", across=1024)
+    kv, shorter = (KV.zeros(8, page, widths=(128,) * 16, dtype=dtype, device="cpu", across=1024) for page in (64, 32))
     angles, q = torch.zeros(rows, 2, 64), torch.zeros(rows, 32, 128, dtype=bf16)
     rope.rope_heads(torch.zeros(4, rows, 6144), (0, 4096, 5120), norms, angles, slots, kv, 32, 1e-6, bf16)
-    attention.gqa_decode(q, kv, pages, lengths, 0.1, 8, form)
+    for cache in (kv, shorter):  # pages of 32 tokens go by pointer on Hopper, too
+        attention.gqa_decode(q, cache, pages, lengths, 0.1, 8, form)
     angles, latents = torch.zeros(rows, 2, 32), KV.zeros(8, 64, widths=(512, 64), dtype=dtype, device="cpu")
     parts, absorb = torch.zeros(4, rows, 1536 + 576), torch.zeros(16, 512, 128, dtype=bf16)
     keep = Keep(1536, torch.ones(512), 1e-6, slots, latents)
