@@ -4,9 +4,9 @@ The functions below own the contract (shapes, dtypes, errors); `reference.py` sa
 Triton is imported on first use, so that a machine without it can still run the twins.
 
 On a card an op may read some of its inputs before the ops before it have ended (see `launch.py`): weights, their scales
-and norms; `lengths` and `pages`; `temperature`, `seeds` and `positions`; `experts` of `expert_gemm` with weights. None
-of these may be what an op wrote, unless work of torch's own began after it; `experts` also where another `expert_gemm`
-lies between `route` and the one that reads them.
+and norms; `lengths` and `pages`; of the cache of `gqa_decode` all pages but each row's newest; `temperature`, `seeds`
+and `positions`; `experts` of `expert_gemm` with weights. None of these may be what an op wrote, unless work of torch's
+own began after it; `experts` also where another `expert_gemm` lies between `route` and the one that reads them.
 """
 
 from __future__ import annotations
@@ -293,8 +293,14 @@ def rope_heads(
     """From partial sums `[P, T, W]` in which all queries, keys and values begin at columns `starts`: RMSNorm on every
     query and key head where `norms` gives the two weights `[D]`, then rotary embedding of halves by `rope [T, 2, D/2]`,
     each rounded to `dtype`. Returns the queries `[T, heads, D]` and writes all keys, then all values of a token to
-    `slots [T]` of `kv`, as they are, or in E4M3 with values across."""
+    `slots [T]` of `kv`, as they are, or in E4M3 with values across (see `KV`)."""
+    _check_values_across(kv)
     return _implementation("rope", parts).rope_heads(parts, starts, norms, rope, slots, kv, heads, eps, dtype)
+
+
+def _check_values_across(cache: KV) -> None:
+    if cache.across != (0 if cache.scales is None else cache.width // 2):
+        raise ValueError(f"an E4M3 cache of heads keeps its values across, not {cache.across} columns")
 
 
 def gather_kv(kv: KV, places: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
@@ -391,8 +397,7 @@ def gqa_decode(
     head `h // (H / kv_heads)`. Returns `[R, H * D]` in `form`. A row's result depends on that row alone.
     """
     _check_decode(q, cache, pages, lengths)
-    if cache.across != (0 if cache.scales is None else cache.width // 2):
-        raise ValueError(f"an E4M3 cache of heads keeps its values across, not {cache.across} columns")
+    _check_values_across(cache)
     if not (q.shape[1] % kv_heads == 0 and cache.width == 2 * kv_heads * q.shape[-1]):
         raise ValueError(f"q {tuple(q.shape)} with {kv_heads} key-value heads does not fit {tuple(cache.values.shape)}")
     return _implementation("attention", q).gqa_decode(q, cache, pages, lengths, scale, kv_heads, form)

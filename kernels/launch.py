@@ -2,9 +2,11 @@
 
 A kernel lets the next one start as soon as it begins, and then waits for the one before it. So several stand in line,
 and those that have room ask for weights meanwhile: memory works on while small kernels run. Before it waits a kernel
-may read only what no kernel before it in a step writes: weights, seeds, and lengths and pages, which move on as a step
-ends. Once it has waited, everything before it is done, since every kernel waits; nothing is written earlier. A few let
-the next one start only then, and say why: among them products of experts, behind which the choice of experts is safe.
+may read only what no kernel before it in a step writes: weights, seeds, lengths and pages, which move on as a step
+ends, and of a cache all pages but each row's newest. Once it has waited, everything before it is done, since every
+kernel waits; nothing is written earlier. (A program that finds no work may leave without waiting where another of its
+launch waits: a launch ends with its last program.) A few let the next one start only then, and say why: among them
+products of experts, behind which the choice of experts is safe.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 A decode step is a chain of products with small kernels between them, and reading weights is nearly all of its time. A
 weight is nobody's output, so a program asks for as much of its piece as it has room for, by TMA, and only then waits
-for the kernel before it: memory works on while the small kernel runs. What comes out, and that cuts follow N and K
-alone, is as in `narrow.py`. Written in Gluon, where a copy may begin long before the loop that reads it.
+for the kernel before it: memory works on while the small kernel runs. What comes out is as in `narrow.py`; cuts follow
+N and K and what `tuned.csv` says of them, never the rows. Written in Gluon, where a copy may begin long before the loop
+that reads it.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@ shared memory, and are multiplied where they lie.
 
 All pages but the newest were written in earlier steps, so a program asks for as many as its ring holds and only then
 waits for the kernel before it, as `streamed.py` does with weights. Nothing is converted: what the cache keeps in E4M3
-is multiplied as E4M3, by queries and weights that are sums of two E4M3 numbers each, which hold what bfloat16 holds.
-Spans, and what comes out, are as in `attention.py`.
+is multiplied as E4M3, by queries and weights that are sums of two E4M3 numbers each (see `split_e4m3`). What comes out
+is as in `attention.py`; spans are cut by what a turn takes, which is two pages of an E4M3 cache.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from kernels.launch import overlap
 
 PAGE = 64  # tokens: what four warps multiply
 HEADS = 8  # of a program: the narrowest side that the tensor core has
-FINER = 16.0  # what the second of two E4M3 numbers is multiplied by
+FINER = 32.0  # what the second of two E4M3 numbers is multiplied by
 HIGHEST = 256.0  # what weights, which are 1 at most, are multiplied by: a power of two that E4M3 holds
 DEPTH = {1: (1, 3), 2: (2, 2)}  # by PARTS: pages at a time, and how many times as many are on their way
 GLUON = {torch.float8_e4m3fn: gl.float8e4nv, torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
@@ -39,9 +39,11 @@ GLUON = {torch.float8_e4m3fn: gl.float8e4nv, torch.bfloat16: gl.bfloat16, torch.
 @gluon.jit
 def split_e4m3(x, FINER: gl.constexpr):
     """`x [N, M]`, at most 256, as two E4M3 numbers, the second FINER times too large: `[N, 2 * M]`, first all of the
-    first. Rounded to four bits as an integer: a number just packed into E4M3 and unpacked again is what ptxas of CUDA
-    12.8 takes from the wrong register."""
+    first. Eight bits of x are kept down to 2^-6, where E4M3 begins to lose bits, and four from there to 2^-11; what is
+    below 2^-15 is nothing. Rounded to four bits as an integer: a number just packed into E4M3 and unpacked again is
+    what ptxas of CUDA 12.8 takes from the wrong register."""
     high = ((x.to(gl.int32, bitcast=True) + 0x80000) & -0x100000).to(gl.float32, bitcast=True)
+    high = gl.where(gl.abs(x) < 0.015625, 0.0, high)
     low = ((x - high) * FINER).to(gl.float8e4nv)
     return gl.join(high.to(gl.float8e4nv), low).permute((0, 2, 1)).reshape([x.shape[0], 2 * x.shape[1]])
 
@@ -308,9 +310,10 @@ def streamed_attention(
         scales = described(cache.scales, [held * 2, kv_heads * PAGE], [2, PAGE])
     (at_once, stages), per_group = DEPTH[parts], heads // kv_heads
     columns = kv_heads * triton.cdiv(per_group, HEADS)
-    streamed_attention_kernel[(rows, columns, programs_for(rows * columns, splits))](
-        q, keys, values, scales, pages, lengths, *room, scale, heads, per_group, pages.stride(0), kv_heads,
-        DIM=dim, PAGE=PAGE, HEADS=HEADS, PARTS=parts, SPLITS=splits, PAGES=at_once, STAGES=stages, FINER=FINER,
-        HIGHEST=HIGHEST, num_warps=4, **overlap(q),
-    )  # fmt: skip
+    if rows:
+        streamed_attention_kernel[(rows, columns, programs_for(rows * columns, splits))](
+            q, keys, values, scales, pages, lengths, *room, scale, heads, per_group, pages.stride(0), kv_heads,
+            DIM=dim, PAGE=PAGE, HEADS=HEADS, PARTS=parts, SPLITS=splits, PAGES=at_once, STAGES=stages, FINER=FINER,
+            HIGHEST=HIGHEST, num_warps=4, **overlap(q),
+        )  # fmt: skip
     return at_once * PAGE

@@ -156,6 +156,10 @@ def main() -> int:
     for shape in shapes:
         if not all(n > 0 and n % 128 == 0 and k > 0 and streams(k) for n, k in shape.weights()):
             parser.error(f"{tuple(shape)}: weights are multiples of 128 both ways, not {shape.weights()}")
+        if shape.heads % shape.kv_heads:
+            parser.error(f"{tuple(shape)}: HEADS must be a multiple of KV_HEADS")
+    if len({weight for shape in shapes for weight in shape.weights()}) < sum(len(s.weights()) for s in shapes):
+        parser.error("two of these weights have the same N and K: the table has one line for both; name fewer models")
     if not torch.cuda.is_available() or not is_hopper(device := torch.empty(0, device="cuda")):
         print("error: these products are Hopper's (sm_90), and there is no such card.", file=sys.stderr)
         return 2
@@ -163,7 +167,12 @@ def main() -> int:
     for shape in shapes:
         for n, k in shape.weights():
             table.pop((card, n, k), None)
-        for line in tune(card, shape):
+        try:
+            lines = tune(card, shape)
+        except ArithmeticError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        for line in lines:
             print(line)
             table[line[:3]] = line
         if args.write:

@@ -26,8 +26,8 @@ class Tuned(NamedTuple):
     splits: int
     blocks_16: int
     blocks_32: int
-    us_1: float  # microseconds of the products of its layer, for one row, with the norms that read them
-    us_32: float
+    us_1: float  # microseconds of a whole layer that has all lines of its model, for one row
+    us_32: float  # for 32 rows
 
 
 def read_table(path: Path = TABLE) -> dict[tuple[str, int, int], Tuned]:

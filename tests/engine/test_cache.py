@@ -123,6 +123,9 @@ def test_an_e4m3_cache_of_heads_without_its_values_across_is_refused():
     cache = kernels.KV.zeros(1, 16, widths=(32, 32), dtype=FP8, device="cpu")
     with pytest.raises(ValueError, match="across"):
         kernels.gqa_decode(q, cache, pages, lengths, kernels.Form(True, False), scale=1.0, kv_heads=1)
+    parts, rope, slots = torch.zeros(1, 1, 192), torch.zeros(1, 2, 16), torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(ValueError, match="across"):
+        kernels.rope_heads(parts, (0, 128, 160), None, rope, slots, cache, heads=4, eps=1e-6, dtype=torch.float32)
 
 
 def test_a_cache_of_another_dtype_than_the_queries_is_refused(small):
