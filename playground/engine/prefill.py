@@ -51,13 +51,11 @@ class Piece:
         self.met, self.graph, self.fed = False, None, None
 
     def run(self) -> Fed | None:
-        start, _, traced, ends = self.kind
+        start, size, traced, ends = self.kind
         trace = ScaleTrace() if traced and ends else None
-        step = Step(self.positions, self.slots[start:], self.slots if start else None, trace=trace)
+        step = Step(self.positions, self.slots[start:], self.slots if start else None, trace=trace, wanted=self.last)
         hidden = self.model(self.tokens, step, self.cache.kv)
-        if not ends:
-            return None
-        return Fed(self.model.logits(hidden[self.last]), trace and trace.newest(self.last, len(hidden)))
+        return Fed(self.model.logits(hidden), trace and trace.newest(self.last, size)) if ends else None
 
     def feed(self, prompt: Sequence[int], slots: torch.Tensor, recorder: Recorder | None) -> Fed | None:
         """Begins it, with the piece's tokens and the slots of all up to its end. The first time launches one operation

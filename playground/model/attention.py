@@ -70,7 +70,7 @@ class LatentAttention(nn.Module):
 
     def forward(self, x: kernels.Formed, rope: torch.Tensor, cache: kernels.KV | None, step: Step) -> torch.Tensor:
         """`x [T, D]` in the form of `feed`, `rope [T, 2, R/2]`, this layer's `cache`; returns partial sums
-        `[P, T, D]`."""
+        `[P, T, D]`, or of the tokens that the step wants."""
         dtype = self.output.dtype
         kv, slots = places(cache, step, self.config.cache_widths, dtype)
         parts = self.inputs(self.feed(x, step))
@@ -87,7 +87,8 @@ class LatentAttention(nn.Module):
         else:
             if keep:
                 kernels.split_latents(parts, None, rope, keep, None, dtype=dtype)
-            out = kernels.formed(self._prefill(parts, rope, seen_by_prefill(kv, slots, step, dtype), step), form)
+            out = self._prefill(parts, rope, seen_by_prefill(kv, slots, step, dtype), step)
+            out = kernels.formed(step.of_wanted(out), form)
         return self.output(self.feed_output(out, step))
 
     def _prefill(self, parts: torch.Tensor, rope: torch.Tensor, seen: torch.Tensor, step: Step) -> torch.Tensor:

@@ -30,7 +30,7 @@ class GroupedQueryAttention(nn.Module):
 
     def forward(self, x: kernels.Formed, rope: torch.Tensor, cache: kernels.KV | None, step: Step) -> torch.Tensor:
         """`x [T, D]` in the form of `feed`, `rope [T, 2, head_dim/2]`, this layer's `cache`; returns partial sums
-        `[P, T, D]`."""
+        `[P, T, D]`, or of the tokens that the step wants."""
         a, dtype = self.config, self.output.dtype
         kv, slots = places(cache, step, a.cache_widths, dtype)
         parts = self.inputs(self.feed(x, step))
@@ -42,5 +42,6 @@ class GroupedQueryAttention(nn.Module):
             out = kernels.gqa_decode(q, cache, step.pages, step.lengths, form, scale=scale, kv_heads=a.kv_heads)
         else:
             k, v = seen_by_prefill(kv, slots, step, dtype).unflatten(-1, (2, a.kv_heads, a.head_dim)).unbind(1)
-            out = kernels.formed(kernels.causal_attention(q, k, v, scale=scale).flatten(1), form)
+            out = kernels.causal_attention(q, k, v, scale=scale).flatten(1)
+            out = kernels.formed(step.of_wanted(out), form)
         return self.output(self.feed_output(out, step))

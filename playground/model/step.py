@@ -29,11 +29,12 @@ class ScaleTrace:
 
     def newest(self, last: torch.Tensor, size: int) -> ScaleTrace:
         """Of the token at `last [1]` alone, copied, of a piece of `size` tokens, with which every feed ends: some have
-        seen all of the prompt before it as well."""
+        seen all of the prompt before it as well, and those behind the last attention that token alone."""
         kept = []
         for readers, scales, experts in self.feeds:
             each = 1 if experts is None else experts.shape[1]
-            at = last + (len(scales) // each - size)
+            seen = len(scales) // each
+            at = last + (seen - size) if seen >= size else torch.zeros_like(last)
             scales = scales.unflatten(0, (-1, each))[at].flatten(0, 1)
             kept.append(Traced(readers, scales, None if experts is None else experts[at]))
         return ScaleTrace(kept)
@@ -95,8 +96,13 @@ class Step:
     context: torch.Tensor | None = None  # [S] int64 places of the whole prompt so far, for a piece after the first
     pages: torch.Tensor | None = None  # [R, P] int32, decode only
     lengths: torch.Tensor | None = None  # [R] int32 tokens seen, the new one included; decode only
+    wanted: torch.Tensor | None = None  # [W] int64: of these tokens of a piece the hidden states are asked for
     trace: ScaleTrace | None = None
 
     @property
     def is_decode(self) -> bool:
         return self.pages is not None
+
+    def of_wanted(self, x: torch.Tensor) -> torch.Tensor:
+        """`x [T, ...]` of the tokens wanted: `[W, ...]`."""
+        return x if self.wanted is None else x[self.wanted]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import chain, islice
 
 import torch
@@ -43,9 +44,10 @@ class Layer(nn.Module):
         step: Step,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The residual stream `x [T, D]` and what the layer before adds to it, to the same two of this layer: adding
-        is left to the norm that comes next, which must read both anyway."""
+        is left to the norm that comes next, which must read both anyway. Behind attention, which all tokens leave
+        something for, only those that the step wants go on."""
         x, inner = self.input_layernorm(x, parts, self.self_attn.feed.form)
-        parts = [self.self_attn(inner, rope, cache, step)]
+        x, parts = step.of_wanted(x), [self.self_attn(inner, rope, cache, step)]
         if isinstance(self.mlp, MoE):
             norm, mlp = self.post_attention_layernorm, self.mlp
             x, inner, logits = kernels.add_norm_gate(x, parts, norm.weight, norm.eps, mlp.feed.form, mlp.gate.weight)
@@ -97,12 +99,15 @@ class Transformer(nn.Module):
         return self.eval()
 
     def forward(self, tokens: torch.Tensor, step: Step, cache: kernels.KV | None = None) -> torch.Tensor:
-        """`tokens [T]` int64 to normalised hidden states `[T, D]`; `cache` of all layers."""
+        """`tokens [T]` int64 to normalised hidden states `[T, D]`, or those that the step wants; `cache` of all
+        layers."""
         x = F.embedding(tokens, self.model.embed_tokens.weight)
         rope = self.rope[step.positions]
         parts: list[torch.Tensor] = []
+        whole, last = replace(step, wanted=None), len(self.model.layers) - 1
         for index, layer in enumerate(self.model.layers):
-            x, parts = layer(x, parts, rope, None if cache is None else cache.layer(index), step)
+            wants = step if index == last else whole  # nobody reads the others' way through the last layer
+            x, parts = layer(x, parts, rope, None if cache is None else cache.layer(index), wants)
         return self.model.norm(x, parts, kernels.Form(plain=True, fp8=False))[1].plain
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
