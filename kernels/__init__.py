@@ -46,6 +46,7 @@ __all__ = [
     "fp8_gemm",
     "gather_kv",
     "gemm_parts",
+    "gemm_swiglu",
     "gqa_decode",
     "gumbel_noise",
     "has_fp8_units",
@@ -86,6 +87,12 @@ def _check_quantiser(x: torch.Tensor, block_size: int, scale_fmt: str | None) ->
         raise ValueError(f"scale_fmt must be None or 'ue8m0', not {scale_fmt!r}")
 
 
+def _check_activations(x: torch.Tensor, block_size: int, scale_fmt: str | None) -> None:
+    _check_quantiser(x, block_size, scale_fmt)
+    if not (x.ndim >= 1 and x.shape[-1] % 128 == 0):
+        raise ValueError(f"the last dimension must be a multiple of 128: {tuple(x.shape)}")
+
+
 def act_quant(
     x: torch.Tensor, block_size: int = 128, scale_fmt: str | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,9 +102,7 @@ def act_quant(
     `s [..., K/128]` float32 with `x ~ q * s`: `s = max(amax, 1e-4) / 448`, and for `scale_fmt="ue8m0"` the next power
     of two. Raises ValueError for any other shape, dtype or format.
     """
-    _check_quantiser(x, block_size, scale_fmt)
-    if not (x.ndim >= 1 and x.shape[-1] % 128 == 0):
-        raise ValueError(f"the last dimension must be a multiple of 128: {tuple(x.shape)}")
+    _check_activations(x, block_size, scale_fmt)
     return _implementation("quant", x).act_quant(x, block_size, scale_fmt)
 
 
@@ -195,6 +200,23 @@ def gemm_parts(
     return _implementation("gemm", a).gemm_parts(a, b, a_s, b_s, out_dtype)
 
 
+def gemm_swiglu(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    a_s: torch.Tensor | None = None,
+    b_s: torch.Tensor | None = None,
+    *,
+    form: Form,
+    dtype: torch.dtype,
+) -> Formed:
+    """`swiglu` of `gemm_parts` with `b [2 * I, K]`, gate and then up: on some cards one kernel for many rows. Returns
+    `[T, I]` in `form`."""
+    _check_product(a, b, a_s, b_s)
+    if not b.is_contiguous() or len(b) % 256:
+        raise ValueError(f"gate and up must be contiguous, and two multiples of 128: {tuple(b.shape)}")
+    return _implementation("gemm", a).gemm_swiglu(a, b, a_s, b_s, form, dtype)
+
+
 def expert_gemm(
     a: torch.Tensor,
     b: torch.Tensor,
@@ -225,8 +247,9 @@ def route(parts: torch.Tensor, bias: torch.Tensor | None, rule: Routing) -> tupl
 
 def formed(x: torch.Tensor, form: Form) -> Formed:
     """Leaves `x [T, K]` in the form that its readers want."""
-    q, s = act_quant(x, scale_fmt="ue8m0" if form.ue8m0 else None) if form.fp8 else (None, None)
-    return Formed(x if form.plain else None, q, s)
+    if form.fp8:
+        _check_activations(x, 128, None)
+    return _implementation("quant", x).formed(x, form)
 
 
 def add_norm(
@@ -361,15 +384,15 @@ def mla_decode(
     return _implementation("latent", q).mla_decode(q, cache, pages, lengths, scale, expand, form)
 
 
-def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float) -> torch.Tensor:
+def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, form: Form, *, scale: float) -> Formed:
     """Attention of a piece of a prompt: the last T of S tokens look at themselves and at all before them.
 
     `q [T, H, D]`, `k [S, G, D]`, `v [S, G, V]` of one dtype, the last dimension contiguous, H a multiple of G: head h
-    reads key-value head `h // (H / G)`. Returns `[T, H, V]`."""
+    reads key-value head `h // (H / G)`. Returns `[T, H * V]` in `form`."""
     fits = q.shape[-1] == k.shape[-1] and k.shape[:2] == v.shape[:2] and q.shape[1] % k.shape[1] == 0
     if not (fits and len(q) <= len(k) and all(t.stride(-1) == 1 for t in (q, k, v))):
         raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} don't fit together")
-    return _implementation("prefill", q).causal_attention(q, k, v, scale)
+    return _implementation("prefill", q).causal_attention(q, k, v, scale, form)
 
 
 def _check_decode(q: torch.Tensor, cache: KV, pages: torch.Tensor, lengths: torch.Tensor) -> None:

@@ -10,11 +10,12 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.forms import INVARIANT_ROWS
+from kernels.forms import INVARIANT_ROWS, Form, Formed
 from kernels.launch import is_hopper, let_next_start, overlap, wait_for_previous
 from kernels.narrow import narrow
+from kernels.norm import swiglu
 from kernels.streamed import streamed, streams
-from kernels.wide import wide
+from kernels.wide import wide, wide_swiglu
 
 
 def gemm_parts(a, b, a_s, b_s, out_dtype: torch.dtype, decode: bool | None = None) -> torch.Tensor:
@@ -24,6 +25,12 @@ def gemm_parts(a, b, a_s, b_s, out_dtype: torch.dtype, decode: bool | None = Non
     if a_s is not None and not decode and is_hopper(a) and streams(a.shape[1]):
         return streamed(a, b, a_s, b_s, out_dtype)
     return narrow(a, b, a_s, b_s, decode=decode)
+
+
+def gemm_swiglu(a, b, a_s, b_s, form: Form, dtype: torch.dtype) -> Formed:
+    if len(a) > INVARIANT_ROWS:
+        return wide_swiglu(a, b, a_s, b_s, form, dtype)
+    return swiglu(gemm_parts(a, b, a_s, b_s, dtype), dtype, form)
 
 
 def expert_gemm(a, b, a_s, b_s, experts, weights, out_dtype: torch.dtype) -> torch.Tensor:

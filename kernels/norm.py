@@ -92,6 +92,13 @@ def add_norm(
 
 
 @triton.jit
+def gated(gate, up, ROUND: tl.constexpr):
+    """`silu(gate) * up` in float32, of numbers that ROUND holds, with every result rounded to it."""
+    silu = (gate / (1.0 + tl.exp(-gate))).to(ROUND).to(tl.float32)
+    return (silu * up).to(ROUND).to(tl.float32)
+
+
+@triton.jit
 def swiglu_kernel(
     parts_ptr, plain_ptr, q_ptr, s_ptr, blocks, stride, row_stride,
     PARTS: tl.constexpr, PLAIN: tl.constexpr, FP8: tl.constexpr, UE8M0: tl.constexpr, ROUND: tl.constexpr,
@@ -110,8 +117,7 @@ def swiglu_kernel(
     at = row * row_stride + cols
     gate = add_parts(zero, parts_ptr, at, stride, inside, PARTS).to(ROUND).to(tl.float32)
     up = add_parts(zero, parts_ptr, at + dim, stride, inside, PARTS).to(ROUND).to(tl.float32)
-    silu = (gate / (1.0 + tl.exp(-gate))).to(ROUND).to(tl.float32)
-    y = (silu * up).to(ROUND).to(tl.float32)
+    y = gated(gate, up, ROUND)
     out = row * dim + cols
     emit(y, out, inside, row * blocks + block, block < blocks, plain_ptr, q_ptr, s_ptr, PLAIN, FP8, UE8M0)
 

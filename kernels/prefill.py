@@ -10,8 +10,10 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels.forms import LOG2_E
-from kernels.launch import has_tma, let_next_start, overlap, shared_memory, wait_for_previous
+from kernels.forms import LOG2_E, Form, Formed
+from kernels.launch import has_tma, is_hopper, let_next_start, overlap, shared_memory, wait_for_previous
+from kernels.quant import formed
+from kernels.specialized_attention import attends, specialized_attention
 
 
 @triton.jit
@@ -117,9 +119,15 @@ def described(x: torch.Tensor, tokens: int, columns: int) -> TensorDescriptor:
     return TensorDescriptor(x, [count, (groups - 1) * x.stride(1) + width], [x.stride(0), 1], [tokens, columns])
 
 
-def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, form: Form) -> Formed:
+    if is_hopper(q) and attends(q, k, v):
+        return specialized_attention(q, k, v, scale, form)
+    return formed(attention_by_blocks(q, k, v, scale).flatten(1), form)
+
+
+def attention_by_blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    """`[T, H, V]` in the dtype of `q`."""
     (queries, heads, width), (tokens, groups, value) = q.shape, v.shape
-    out = torch.empty(queries, heads, value, dtype=q.dtype, device=q.device)
     dim = 1 << (width.bit_length() - 1)
     rest = width - dim
     blocks = blocks_for(q, width)
@@ -129,6 +137,7 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: f
     sources = (k, k, v)
     if tma:
         sources = tuple(described(x, blocks.keys, w) for x, w in ((k, dim), (k, rest or dim), (v, value)))
+    out = torch.empty(queries, heads, value, dtype=q.dtype, device=q.device)
     causal_attention_kernel[(triton.cdiv(queries, blocks.queries), heads)](
         q, *sources, out, queries, tokens, scale * LOG2_E, heads, heads // groups, *q.stride()[:2], *k.stride()[:2],
         *v.stride()[:2],

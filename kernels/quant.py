@@ -168,6 +168,11 @@ def act_quant(x: torch.Tensor, block_size: int, scale_fmt: str | None) -> tuple[
     return q, s
 
 
+def formed(x: torch.Tensor, form: Form) -> Formed:
+    q, s = act_quant(x, 128, "ue8m0" if form.ue8m0 else None) if form.fp8 else (None, None)
+    return Formed(x if form.plain else None, q, s)
+
+
 @triton.jit
 def weight_quant_kernel(w_ptr, q_ptr, s_ptr, rows, cols, UE8M0: tl.constexpr, BLOCK: tl.constexpr):
     tile_n, tile_k = tl.program_id(0), tl.program_id(1)

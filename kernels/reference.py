@@ -149,6 +149,10 @@ def add_up(parts: torch.Tensor | list[torch.Tensor], dtype: torch.dtype) -> torc
     return total.to(dtype)
 
 
+def gemm_swiglu(a, b, a_s, b_s, form: Form, dtype: torch.dtype) -> Formed:
+    return swiglu(gemm_parts(a, b, a_s, b_s, dtype), dtype, form)
+
+
 def add_norm(
     x: torch.Tensor, parts: list[torch.Tensor], weight: torch.Tensor, eps: float, form: Form,
     gate: torch.Tensor | None = None,
@@ -265,7 +269,7 @@ def _seen(cache: KV, pages: list[int], length: int) -> torch.Tensor:
     return _restored(cache, codes, cache.scales[at].mT.flatten(0, 1)[:length])
 
 
-def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, form: Form) -> Formed:
     mask, grouped = None, q.shape[1] // k.shape[1]
     if len(q) != len(k):
         mask = torch.ones(len(q), len(k), dtype=torch.bool, device=q.device).tril(len(k) - len(q))
@@ -274,7 +278,7 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: f
         grouped = 1
     q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=grouped > 1)
-    return out[0].transpose(0, 1)
+    return formed(out[0].transpose(0, 1).flatten(1), form)
 
 
 def mla_decode(q, cache, pages, lengths, scale: float, expand: torch.Tensor, form: Form) -> Formed:

@@ -1,18 +1,19 @@
 """FP8 products of many rows on Hopper (sm_90), where the warps of a program have roles: one asks for the next blocks of
-K, groups of four multiply 64x128 of the program's tile each.
+K, two groups of four multiply 64x256 of the program's tile of 128x256 each.
 
-The tensor core's own accumulator keeps too few bits for a long K, so every block of 128 is scaled and added to a sum in
-float32 outside of it. That must not cost the tensor core its time. Two groups (a tile of 128x128) begin the second of
-two blocks before they scale the first. Three groups (192x128) have no registers left for that, but while one scales,
-two multiply; and the next tile's first product begins before the one that has ended goes to memory, which makes up for
-a short K. Written in Gluon, Triton's language one level down, where layouts, barriers and who waits for what are ours
-to say.
+What bounds such a product is what its tiles ask of the L2 cache: `K * (128 + 256)` bytes each. The tensor core's own
+accumulator keeps too few bits for a long K, so every block of 128 is scaled and added to a sum in float32 outside of
+it. That must not cost the tensor core its time: while one group scales, the other multiplies, and the next tile's first
+product begins before the one that has ended goes to memory. The two blocks of 128 columns that a tile has need not be
+neighbours: with gate in one and up in the other, SwiGLU and its quantisation are the end of the product. Written in
+Gluon, Triton's language one level down, where layouts, barriers and who waits for what are ours to say.
 """
 
 from __future__ import annotations
 
 import torch
 import triton
+import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -24,116 +25,90 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from kernels.launch import multiprocessors
+from kernels.forms import Form, Formed
+from kernels.launch import multiprocessors, overlap
+from kernels.norm import gated
+from kernels.quant import allocate, block_scale, quantise
 
 PART = 64  # rows of a group
-WIDTH = 128  # columns of a tile
+GROUPS = 2
+WIDTH = 128  # columns of a block, of which a tile has two
 STAGES = 4  # blocks of K that are on their way or being read
-BAND = 4  # tiles along M that are worked on together: what they read of `b` is then in the L2 cache
+BAND = 16  # tiles along M that are worked on together: what they read of `b` is then in the L2 cache
 GL_DTYPE = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 
 
 @gluon.jit
-def tile_at(number, M, N, HEIGHT: gl.constexpr, WIDTH: gl.constexpr, BAND: gl.constexpr):
-    """Where the tile begins: tiles go in bands along M. A number past the last begins below the matrix."""
-    n_tiles = gl.cdiv(N, WIDTH)
-    band, inside = number // (BAND * n_tiles), number % (BAND * n_tiles)
-    height = gl.maximum(gl.minimum(gl.cdiv(M, HEIGHT) - band * BAND, BAND), 1)
-    return (band * BAND + inside % height) * HEIGHT, inside // height * WIDTH
+def unit_at(number, M, N, HEIGHT: gl.constexpr, COLUMNS: gl.constexpr, BAND: gl.constexpr, SPLITS: gl.constexpr):
+    """A unit of work is a tile of `[M, N]` over one piece of K: where the tile begins, and which piece it is. Tiles go
+    in bands along M. A number past the last is some unit, too."""
+    m_tiles, n_tiles = gl.cdiv(M, HEIGHT), gl.cdiv(N, COLUMNS)
+    tile, piece = number % (m_tiles * n_tiles), gl.minimum(number // (m_tiles * n_tiles), SPLITS - 1)
+    band, inside = tile // (BAND * n_tiles), tile % (BAND * n_tiles)
+    height = gl.minimum(m_tiles - band * BAND, BAND)
+    return (band * BAND + inside % height) * HEIGHT, inside // height * COLUMNS, piece
 
 
 @gluon.jit
-def load_block(a_desc, b_desc, a_ring, b_ring, full, empty, turn, m, n, k):
-    """Asks for one block of K as soon as its stage is `empty`; the copies themselves say when it is `full`."""
-    STAGES: gl.constexpr = b_ring.shape[0]
+def first_block(piece, K, SPLITS: gl.constexpr):
+    """Of a piece of K; the next piece's is where it ends."""
+    return gl.cdiv(K, 128) * piece // SPLITS
+
+
+@gluon.jit
+def ask_weight(b_desc, b_ring, full, turn, n, other, k, BYTES: gl.constexpr, wanted):
+    """Begins the copies of a block's weights, with columns from `n` and `other` on."""
+    stage = turn % full.shape[0]
+    mbarrier.expect(full.index(stage), BYTES, pred=wanted)
+    tma.async_copy_global_to_shared(b_desc, [n, k], full.index(stage), b_ring.index(stage * 2), pred=wanted)
+    tma.async_copy_global_to_shared(b_desc, [other, k], full.index(stage), b_ring.index(stage * 2 + 1), pred=wanted)
+
+
+@gluon.jit
+def load_units(
+    a_desc, b_desc, a_ring, b_ring, full, empty, M, N, K, APART,
+    COLUMNS: gl.constexpr, BAND: gl.constexpr, SPLITS: gl.constexpr, PDL: gl.constexpr,
+):  # fmt: skip
+    """The role of one warp: asks for a block of K as soon as its stage is `empty`; the copies themselves say when it is
+    `full`. A weight is nobody's output: its first blocks are on their way before the input is there. One block more
+    than there are: a product too many is begun."""
+    STAGES: gl.constexpr = full.shape[0]
     GROUPS: gl.constexpr = a_ring.shape[0] // STAGES
     PART: gl.constexpr = a_ring.shape[1]
-    stage = turn % STAGES
-    mbarrier.wait(empty.index(stage), turn // STAGES & 1 ^ 1)
-    mbarrier.expect(full.index(stage), (GROUPS * PART + b_ring.shape[1]) * 128)
-    tma.async_copy_global_to_shared(b_desc, [n, k], full.index(stage), b_ring.index(stage))
-    for group in gl.static_range(GROUPS):
-        a = a_ring.index(stage * GROUPS + group)
-        tma.async_copy_global_to_shared(a_desc, [m + group * PART, k], full.index(stage), a)
-
-
-@gluon.jit
-def load_blocks(a_desc, b_desc, a_ring, b_ring, full, empty, M, N, K, GROUPS: gl.constexpr, BAND: gl.constexpr):
-    """The role of one warp. With three groups one block more than there are: a product too many is begun."""
-    HEIGHT: gl.constexpr = GROUPS * a_ring.shape[1]
-    WIDTH: gl.constexpr = b_ring.shape[1]
+    BYTES: gl.constexpr = (GROUPS * PART + 2 * b_ring.shape[1]) * 128
+    units = gl.cdiv(M, GROUPS * PART) * gl.cdiv(N, COLUMNS) * SPLITS
+    m, n, piece = unit_at(gl.program_id(0), M, N, GROUPS * PART, COLUMNS, BAND, SPLITS)
+    first = first_block(piece, K, SPLITS)
+    early = gl.minimum(first_block(piece + 1, K, SPLITS) - first, STAGES)
+    for block in gl.static_range(STAGES):
+        ask_weight(b_desc, b_ring, full, block, n, n + APART, (first + block) * 128, BYTES, block < early)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
     turn = 0
-    for number in range(gl.program_id(0), gl.cdiv(M, HEIGHT) * gl.cdiv(N, WIDTH), gl.num_programs(0)):
-        m, n = tile_at(number, M, N, HEIGHT, WIDTH, BAND)
-        for block in range(gl.cdiv(K, 128)):
-            load_block(a_desc, b_desc, a_ring, b_ring, full, empty, turn, m, n, block * 128)
+    for number in range(gl.program_id(0), units + gl.num_programs(0), gl.num_programs(0)):
+        m, n, piece = unit_at(number, M, N, GROUPS * PART, COLUMNS, BAND, SPLITS)
+        first = first_block(piece, K, SPLITS)
+        end = gl.where(number < units, first_block(piece + 1, K, SPLITS), first + 1)
+        for k in range(first * 128, end * 128, 128):
+            stage = turn % STAGES
+            mbarrier.wait(empty.index(stage), turn // STAGES & 1 ^ 1)
+            ask_weight(b_desc, b_ring, full, turn, n, n + APART, k, BYTES, turn >= early)
+            for group in gl.static_range(GROUPS):
+                a = a_ring.index(stage * GROUPS + group)
+                tma.async_copy_global_to_shared(a_desc, [m + group * PART, k], full.index(stage), a)
             turn += 1
-    if GROUPS == 3:
-        load_block(a_desc, b_desc, a_ring, b_ring, full, empty, turn, 0, 0, 0)
 
 
 @gluon.jit
-def begin_block(a_ring, b_ring, full, turn, zero, GROUP: gl.constexpr):
-    """Starts a group's product of one block, once that is there."""
-    STAGES: gl.constexpr = b_ring.shape[0]
+def begin_product(a_ring, b_ring, full, turn, half, before, GROUP: gl.constexpr):
+    """Starts a group's product of one block of K by one block of columns, once that is there. `before` is a product
+    that has been added: nothing is added to it, but as the compiler can't know that (`turn < 0`), it must have been
+    read when its registers are written; two products would have no room beside two sums."""
+    STAGES: gl.constexpr = full.shape[0]
     stage = turn % STAGES
     mbarrier.wait(full.index(stage), turn // STAGES & 1)
-    a, b = a_ring.index(stage * (a_ring.shape[0] // STAGES) + GROUP), b_ring.index(stage).permute((1, 0))
-    return warpgroup_mma(a, b, zero, use_acc=False, is_async=True)
-
-
-@gluon.jit
-def end_block(product, empty, turn, STAGES: gl.constexpr, UNDER_WAY: gl.constexpr):
-    """Waits until no more than UNDER_WAY products are, and gives the block's stage back."""
-    done = warpgroup_mma_wait(UNDER_WAY, deps=(product,))
-    mbarrier.arrive(empty.index(turn % STAGES), count=1)
-    return done
-
-
-@gluon.jit
-def store_tile(c_desc, c_shared, total, m, n):
-    """64 rows of C through TMA, which writes nothing outside of it."""
-    tma.store_wait(0)
-    c_shared.store(total.to(c_shared.dtype))
-    fence_async_shared()
-    tma.async_copy_shared_to_global(c_desc, [m, n], c_shared)
-
-
-@gluon.jit
-def multiply_in_pairs(
-    a_s_ptr, b_s_ptr, c_desc, c_shared, a_ring, b_ring, full, empty, M, N, K, GROUP: gl.constexpr, BAND: gl.constexpr
-):  # fmt: skip
-    """The role of four warps of a program with two such groups."""
-    STAGES: gl.constexpr = b_ring.shape[0]
-    PART: gl.constexpr = a_ring.shape[1]
-    WIDTH: gl.constexpr = b_ring.shape[1]
-    HEIGHT: gl.constexpr = a_ring.shape[0] // STAGES * PART
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 32])
-    zero = gl.zeros([PART, WIDTH], gl.float32, layout)
-    k_blocks = gl.cdiv(K, 128)
-    turn = 0
-    for number in range(gl.program_id(0), gl.cdiv(M, HEIGHT) * gl.cdiv(N, WIDTH), gl.num_programs(0)):
-        m, n = tile_at(number, M, N, HEIGHT, WIDTH, BAND)
-        m += GROUP * PART
-        rows = gl.minimum(m + gl.arange(0, PART, layout=gl.SliceLayout(1, layout)), M - 1)
-        a_s, b_s = a_s_ptr + rows * k_blocks, b_s_ptr + n // 128 * k_blocks
-        total = zero
-        scale = gl.load(a_s) * gl.load(b_s)  # of the block that is scaled next
-        for block in range(0, k_blocks - 1, 2):
-            one = begin_block(a_ring, b_ring, full, turn, zero, GROUP)
-            next_scale = gl.load(a_s + block + 1) * gl.load(b_s + block + 1)
-            two = begin_block(a_ring, b_ring, full, turn + 1, zero, GROUP)
-            total += end_block(one, empty, turn, STAGES, 1) * scale[:, None]
-            following = gl.minimum(block + 2, k_blocks - 1)
-            scale = gl.load(a_s + following) * gl.load(b_s + following)
-            total += end_block(two, empty, turn + 1, STAGES, 0) * next_scale[:, None]
-            turn += 2
-        if k_blocks % 2 == 1:
-            one = begin_block(a_ring, b_ring, full, turn, zero, GROUP)
-            total += end_block(one, empty, turn, STAGES, 0) * scale[:, None]
-            turn += 1
-        store_tile(c_desc, c_shared.index(GROUP), total, m, n)
-    tma.store_wait(0)
+    a = a_ring.index(stage * (a_ring.shape[0] // STAGES) + GROUP)
+    return warpgroup_mma(a, b_ring.index(stage * 2 + half).permute((1, 0)), before, use_acc=turn < 0, is_async=True)
 
 
 @gluon.jit
@@ -145,120 +120,200 @@ def add_scaled(total, done, scale):
 
 
 @gluon.jit
-def multiply_in_turn(
-    a_s_ptr, b_s_ptr, c_desc, c_shared, a_ring, b_ring, full, empty, M, N, K, GROUP: gl.constexpr, BAND: gl.constexpr
+def add_block(one, two, product, scale_one, scale_two, a_ring, b_ring, full, empty, turn, GROUP: gl.constexpr):
+    """Scales and adds the product under way, then the other columns'; leaves the next block's first one under way."""
+    done = warpgroup_mma_wait(0, deps=(product,))
+    one = add_scaled(one, done, scale_one)
+    product = begin_product(a_ring, b_ring, full, turn, 1, done, GROUP)
+    done = warpgroup_mma_wait(0, deps=(product,))
+    mbarrier.arrive(empty.index(turn % full.shape[0]), count=1)
+    two = add_scaled(two, done, scale_two)
+    return one, two, begin_product(a_ring, b_ring, full, turn + 1, 0, done, GROUP)
+
+
+@gluon.jit
+def store_block(c_desc, c_shared, total, m, n):
+    """64 rows of a block of columns through TMA, which writes nothing outside of C."""
+    tma.store_wait(0)
+    c_shared.store(total.to(c_shared.dtype))
+    fence_async_shared()
+    tma.async_copy_shared_to_global(c_desc, [m, n], c_shared)
+
+
+@gluon.jit
+def store_part(c_ptr, total, m, n, M, N):
+    """64 rows of a block of columns of a partial sum, in float32, as the tensor core leaves them."""
+    layout: gl.constexpr = total.type.layout
+    row = m + gl.arange(0, total.shape[0], layout=gl.SliceLayout(1, layout))
+    column = n + gl.arange(0, total.shape[1], layout=gl.SliceLayout(0, layout))
+    at = row[:, None].to(gl.int64) * N + column[None, :]
+    gl.store(c_ptr + at, total, mask=(row < M)[:, None] & (column < N)[None, :])
+
+
+@gluon.jit
+def store_gated(c_desc, c_shared, s_ptr, gate, up, m, n, M, N, ROUND: gl.constexpr):
+    """64 rows of `silu(gate) * up` in E4M3, with a scale for each row."""
+    y = gated(gate.to(ROUND).to(gl.float32), up.to(ROUND).to(gl.float32), ROUND)
+    scale = block_scale(gl.max(gl.abs(y), axis=1), False)
+    tma.store_wait(0)
+    c_shared.store(quantise(y, scale[:, None]))
+    fence_async_shared()
+    tma.async_copy_shared_to_global(c_desc, [m, n], c_shared)
+    row = m + gl.arange(0, y.shape[0], layout=gl.SliceLayout(1, y.type.layout))
+    gl.store(s_ptr + row * gl.cdiv(N, 128) + n // 128, scale, mask=row < M)
+
+
+@gluon.jit
+def scales_at(a_s_ptr, b_s_ptr, m, n, other, first, M, K, columns, offsets):
+    """Where the scales of a unit's rows and of its two blocks of columns begin; of no row or column past the last."""
+    k_blocks = gl.cdiv(K, 128)
+    a_s = a_s_ptr + gl.minimum(m + offsets, M - 1) * k_blocks + first
+    one_s = b_s_ptr + gl.minimum(n // 128, columns - 1) * k_blocks + first
+    return a_s, one_s, b_s_ptr + gl.minimum(other // 128, columns - 1) * k_blocks + first
+
+
+@gluon.jit
+def multiply_units(
+    a_s_ptr, b_s_ptr, c, s_ptr, c_shared, a_ring, b_ring, full, empty, M, N, K, APART, columns,
+    GROUP: gl.constexpr, COLUMNS: gl.constexpr, BAND: gl.constexpr, SPLITS: gl.constexpr, ROUND: gl.constexpr,
+    PDL: gl.constexpr,
 ):  # fmt: skip
-    """The role of four warps of a program with three such groups: a product is under way wherever a loop turns. The
-    compiler allows that as long as each is waited for with nothing else under way, and nothing is moved between."""
-    STAGES: gl.constexpr = b_ring.shape[0]
+    """The role of four warps. A product is under way wherever a loop turns: the compiler allows that as long as each is
+    waited for with nothing else under way, and nothing is moved between."""
     PART: gl.constexpr = a_ring.shape[1]
     WIDTH: gl.constexpr = b_ring.shape[1]
-    HEIGHT: gl.constexpr = a_ring.shape[0] // STAGES * PART
+    HEIGHT: gl.constexpr = a_ring.shape[0] // full.shape[0] * PART
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 32])
     zero = gl.zeros([PART, WIDTH], gl.float32, layout)
     offsets = GROUP * PART + gl.arange(0, PART, layout=gl.SliceLayout(1, layout))
-    k_blocks, columns = gl.cdiv(K, 128), gl.cdiv(N, 128)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
     turn = 0
-    m, n = tile_at(gl.program_id(0), M, N, HEIGHT, WIDTH, BAND)
-    a_s = a_s_ptr + gl.minimum(m + offsets, M - 1) * k_blocks
-    b_s = b_s_ptr + n // 128 * k_blocks
-    a_scale, b_scale = gl.load(a_s), gl.load(b_s)
-    product = begin_block(a_ring, b_ring, full, 0, zero, GROUP)
-    for number in range(gl.program_id(0), gl.cdiv(M, HEIGHT) * gl.cdiv(N, WIDTH), gl.num_programs(0)):
-        total = zero
-        for block in range(1, k_blocks):
-            scale = a_scale * b_scale
-            a_scale, b_scale = gl.load(a_s + block), gl.load(b_s + block)
-            total = add_scaled(total, end_block(product, empty, turn, STAGES, 0), scale)
-            product = begin_block(a_ring, b_ring, full, turn + 1, zero, GROUP)
+    m, n, piece = unit_at(gl.program_id(0), M, N, HEIGHT, COLUMNS, BAND, SPLITS)
+    first = first_block(piece, K, SPLITS)
+    a_s, one_s, two_s = scales_at(a_s_ptr, b_s_ptr, m, n, n + APART, first, M, K, columns, offsets)
+    a_scale, one_scale, two_scale = gl.load(a_s), gl.load(one_s), gl.load(two_s)
+    product = begin_product(a_ring, b_ring, full, 0, 0, zero, GROUP)
+    units = gl.cdiv(M, HEIGHT) * gl.cdiv(N, COLUMNS) * SPLITS
+    for number in range(gl.program_id(0), units, gl.num_programs(0)):
+        one, two = zero, zero
+        for block in range(1, first_block(piece + 1, K, SPLITS) - first_block(piece, K, SPLITS)):
+            scale_one, scale_two = a_scale * one_scale, a_scale * two_scale
+            a_scale, one_scale, two_scale = gl.load(a_s + block), gl.load(one_s + block), gl.load(two_s + block)
+            one, two, product = add_block(
+                one, two, product, scale_one, scale_two, a_ring, b_ring, full, empty, turn, GROUP
+            )  # fmt: skip
             turn += 1
-        scale, here_m, here_n = a_scale * b_scale, m + GROUP * PART, n
-        m, n = tile_at(number + gl.num_programs(0), M, N, HEIGHT, WIDTH, BAND)
-        a_s = a_s_ptr + gl.minimum(m + offsets, M - 1) * k_blocks
-        b_s = b_s_ptr + gl.minimum(n // 128, columns - 1) * k_blocks
-        a_scale, b_scale = gl.load(a_s), gl.load(b_s)
-        total = add_scaled(total, end_block(product, empty, turn, STAGES, 0), scale)
-        product = begin_block(a_ring, b_ring, full, turn + 1, zero, GROUP)
+        scale_one, scale_two = a_scale * one_scale, a_scale * two_scale
+        here_m, here_n, here_c = m + GROUP * PART, n, c
+        if SPLITS > 1:
+            here_c += piece.to(gl.int64) * M * N
+        m, n, piece = unit_at(number + gl.num_programs(0), M, N, HEIGHT, COLUMNS, BAND, SPLITS)
+        first = first_block(piece, K, SPLITS)
+        a_s, one_s, two_s = scales_at(a_s_ptr, b_s_ptr, m, n, n + APART, first, M, K, columns, offsets)
+        a_scale, one_scale, two_scale = gl.load(a_s), gl.load(one_s), gl.load(two_s)
+        one, two, product = add_block(one, two, product, scale_one, scale_two, a_ring, b_ring, full, empty, turn, GROUP)
         turn += 1
-        store_tile(c_desc, c_shared.index(GROUP), total, here_m, here_n)
+        if SPLITS > 1:
+            store_part(here_c, one, here_m, here_n, M, N)
+            store_part(here_c, two, here_m, here_n + WIDTH, M, N)
+        elif COLUMNS == WIDTH:
+            store_gated(c, c_shared.index(GROUP), s_ptr, one, two, here_m, here_n, M, N, ROUND)
+        else:
+            store_block(c, c_shared.index(GROUP), one, here_m, here_n)
+            store_block(c, c_shared.index(GROUP), two, here_m, here_n + WIDTH)
     warpgroup_mma_wait(0, deps=(product,))
     tma.store_wait(0)
 
 
 @gluon.jit
 def specialized_gemm_kernel(
-    a_desc, a_s_ptr, b_desc, b_s_ptr, c_desc, M, N, K,
-    GROUPS: gl.constexpr, PART: gl.constexpr, WIDTH: gl.constexpr, STAGES: gl.constexpr, BAND: gl.constexpr,
+    a_desc, a_s_ptr, b_desc, b_s_ptr, c, s_ptr, M, N, K, APART, columns,
+    GROUPS: gl.constexpr, PART: gl.constexpr, WIDTH: gl.constexpr, COLUMNS: gl.constexpr, STAGES: gl.constexpr,
+    BAND: gl.constexpr, SPLITS: gl.constexpr, ROUND: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
-    """As many programs as there are multiprocessors take tiles in turn: a tile's first blocks are loaded while the one
-    before is stored."""
+    """As many programs as there are multiprocessors take units in turn. A tile's columns are WIDTH from `n` on and
+    WIDTH from `n + APART` on, of `columns` blocks that the weight has. All of them are the result's (COLUMNS is twice
+    WIDTH), or the second are gated by the first (COLUMNS is WIDTH). `c`: a pointer to partial sums in float32 where K
+    is split, or else a descriptor of the result, in ROUND or, gated, in E4M3 with scales `s_ptr`."""
     a_ring = gl.allocate_shared_memory(gl.float8e4nv, [STAGES * GROUPS, PART, 128], a_desc.layout)
-    b_ring = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, WIDTH, 128], b_desc.layout)
-    c = gl.allocate_shared_memory(c_desc.dtype, [GROUPS, PART, WIDTH], c_desc.layout)
+    b_ring = gl.allocate_shared_memory(gl.float8e4nv, [STAGES * 2, WIDTH, 128], b_desc.layout)
+    stored: gl.constexpr = gl.uint8 if COLUMNS == WIDTH else ROUND
+    staged: gl.constexpr = gl.NVMMASharedLayout.get_default_for([PART, WIDTH], stored)
+    c_shared = gl.allocate_shared_memory(stored, [GROUPS, PART, WIDTH], staged)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
         mbarrier.init(empty.index(stage), count=GROUPS)  # all groups have read it
     fence_async_shared()
-    # registers of each thread: 232 for the second of two groups, 160 for those of three, 24 for the warp that loads;
-    # the first group gets the rest
-    if GROUPS == 2:
-        gl.warp_specialize(
-            [
-                (multiply_in_pairs, (a_s_ptr, b_s_ptr, c_desc, c, a_ring, b_ring, full, empty, M, N, K, 0, BAND)),
-                (multiply_in_pairs, (a_s_ptr, b_s_ptr, c_desc, c, a_ring, b_ring, full, empty, M, N, K, 1, BAND)),
-                (load_blocks, (a_desc, b_desc, a_ring, b_ring, full, empty, M, N, K, GROUPS, BAND)),
-            ],
-            [4, 1],
-            [232, 24],
-        )
-    else:
-        gl.warp_specialize(
-            [
-                (multiply_in_turn, (a_s_ptr, b_s_ptr, c_desc, c, a_ring, b_ring, full, empty, M, N, K, 0, BAND)),
-                (multiply_in_turn, (a_s_ptr, b_s_ptr, c_desc, c, a_ring, b_ring, full, empty, M, N, K, 1, BAND)),
-                (multiply_in_turn, (a_s_ptr, b_s_ptr, c_desc, c, a_ring, b_ring, full, empty, M, N, K, 2, BAND)),
-                (load_blocks, (a_desc, b_desc, a_ring, b_ring, full, empty, M, N, K, GROUPS, BAND)),
-            ],
-            [4, 4, 1],
-            [160, 160, 24],
-        )
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    # 240 registers for each thread that multiplies leave 24 for the others. (As the first of the roles, multiplying
+    # spills registers with Triton 3.6.)
+    gl.warp_specialize(
+        [
+            (load_units, (a_desc, b_desc, a_ring, b_ring, full, empty, M, N, K, APART, COLUMNS, BAND, SPLITS, PDL)),
+            (multiply_units, (
+                a_s_ptr, b_s_ptr, c, s_ptr, c_shared, a_ring, b_ring, full, empty, M, N, K, APART, columns,
+                0, COLUMNS, BAND, SPLITS, ROUND, PDL,
+            )),
+            (multiply_units, (
+                a_s_ptr, b_s_ptr, c, s_ptr, c_shared, a_ring, b_ring, full, empty, M, N, K, APART, columns,
+                1, COLUMNS, BAND, SPLITS, ROUND, PDL,
+            )),
+        ],
+        [4, 4],
+        [240, 240],
+    )  # fmt: skip
 
 
-def tiles_of(rows: int, n: int, groups: int = 2) -> int:
-    return triton.cdiv(rows, groups * PART) * triton.cdiv(n, WIDTH)
+def tiles_of(rows: int, n: int) -> int:
+    return triton.cdiv(rows, GROUPS * PART) * triton.cdiv(n, 2 * WIDTH)
 
 
-def groups_for(rows: int, n: int, k: int, programs: int) -> int:
-    """Two or three, whichever is through first: by how many tiles a program gets, and what one takes in units of a
-    block of 64 rows. Measured on an H200: three groups are 3% faster a block; the end of a tile is worth three blocks
-    of K to two groups, and half a one to three."""
-    blocks = triton.cdiv(k, 128)
-    two = triton.cdiv(tiles_of(rows, n, 2), programs) * 2 * (blocks + 3)
-    three = triton.cdiv(tiles_of(rows, n, 3), programs) * 3 * (blocks + 0.5) * 0.97
-    return 2 if two < three else 3
+def splits_for(rows: int, n: int, k_blocks: int, programs: int) -> int:
+    """Into how many pieces K is cut so that the units go round, or 0 where they can't: then smaller tiles are faster.
+    Measured on an H200 with what reads the pieces: those of less than 24 blocks, and more than four, cost their readers
+    more than they bring; and half of the multiprocessors have to be at work."""
+    tiles = tiles_of(rows, n)
+    splits = max(1, min(4, k_blocks // 24, programs // tiles))
+    return splits if rows > PART and tiles * splits >= programs // 2 - 2 else 0
+
+
+def described(t: torch.Tensor, rows: int, dtype) -> TensorDescriptor:
+    """`t`, whose numbers Gluon calls `dtype`, for copies of `rows` by 128 columns."""
+    block = [rows, 128]
+    return TensorDescriptor.from_tensor(t, block, gl.NVMMASharedLayout.get_default_for(block, dtype))
+
+
+def _launch(a, b, a_s, b_s, c, s, n: int, columns: int, splits: int, dtype: torch.dtype, programs: int) -> None:
+    rows, k = a.shape
+    units = triton.cdiv(rows, GROUPS * PART) * triton.cdiv(n, columns) * splits
+    specialized_gemm_kernel[(min(units, programs),)](
+        described(a, PART, gl.float8e4nv), a_s.contiguous(), described(b, WIDTH, gl.float8e4nv), b_s, c, s,
+        rows, n, k, len(b) // 2 if columns == WIDTH else WIDTH, len(b_s),
+        GROUPS=GROUPS, PART=PART, WIDTH=WIDTH, COLUMNS=columns, STAGES=STAGES, BAND=BAND, SPLITS=splits,
+        ROUND=GL_DTYPE[dtype], num_warps=4, **overlap(a),
+    )  # fmt: skip
 
 
 def specialized_product(
-    a, b, a_s, b_s, out_dtype: torch.dtype, programs: int | None = None, groups: int | None = None
+    a, b, a_s, b_s, out_dtype: torch.dtype, splits: int = 1, programs: int | None = None
 ) -> torch.Tensor:
-    """`[1, M, N]` in `out_dtype`, of 16 bits; `a` and `b` float8_e4m3fn, N a multiple of 8. `programs`: default one for
-    each multiprocessor."""
-    (rows, k), n = a.shape, len(b)
-    c = torch.empty(1, rows, n, dtype=out_dtype, device=a.device)
-    programs = programs or multiprocessors(a)
-    groups = groups or groups_for(rows, n, k, programs)
-    a_desc, b_desc, c_desc = (
-        TensorDescriptor.from_tensor(t, block, gl.NVMMASharedLayout.get_default_for(block, dtype))
-        for t, block, dtype in (
-            (a, [PART, 128], gl.float8e4nv),
-            (b, [WIDTH, 128], gl.float8e4nv),
-            (c[0], [PART, WIDTH], GL_DTYPE[out_dtype]),
-        )
-    )
-    specialized_gemm_kernel[(min(tiles_of(rows, n, groups), programs),)](
-        a_desc, a_s.contiguous(), b_desc, b_s, c_desc, rows, n, k,
-        GROUPS=groups, PART=PART, WIDTH=WIDTH, STAGES=STAGES, BAND=BAND, num_warps=4,
-    )  # fmt: skip
+    """Partial sums `[P, M, N]`, of one part in `out_dtype`, of 16 bits, of more in float32. `a` and `b` float8_e4m3fn,
+    N a multiple of 8. `programs`: default one for each multiprocessor."""
+    c = torch.empty(splits, len(a), len(b), dtype=out_dtype if splits == 1 else torch.float32, device=a.device)
+    target = c if splits > 1 else described(c[0], PART, GL_DTYPE[out_dtype])
+    _launch(a, b, a_s, b_s, target, a_s, len(b), 2 * WIDTH, splits, out_dtype, programs or multiprocessors(a))
     return c
+
+
+def specialized_swiglu(a, b, a_s, b_s, dtype: torch.dtype, programs: int | None = None) -> Formed:
+    """`swiglu` of the product, in E4M3: `b [2 * I, K]` holds gate, then up, I a multiple of 128; sums are rounded to
+    `dtype`, of 16 bits."""
+    n = len(b) // 2
+    out = allocate(Form(False, True), len(a), n, a)
+    codes = described(out.q.view(torch.uint8), PART, gl.uint8)
+    _launch(a, b, a_s, b_s, codes, out.s, n, WIDTH, 1, dtype, programs or multiprocessors(a))
+    return out

@@ -9,10 +9,20 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels.launch import has_tma, is_hopper, let_next_start, overlap, shared_memory, wait_for_previous
+from kernels.forms import Form, Formed
+from kernels.launch import (
+    has_tma,
+    is_hopper,
+    let_next_start,
+    multiprocessors,
+    overlap,
+    shared_memory,
+    wait_for_previous,
+)
 from kernels.moe import Schedule, schedule
+from kernels.norm import swiglu
 from kernels.quant import decode_e4m3, operands
-from kernels.specialized import specialized_product, tiles_of
+from kernels.specialized import specialized_product, specialized_swiglu, splits_for
 
 SPLIT_ROWS = 256  # up to this many, K is cut to have enough programs
 
@@ -134,14 +144,29 @@ def tma_product(a, b, a_s, b_s, out_dtype, tile: Tile | None = None) -> torch.Te
     return c
 
 
+def special_splits(like: torch.Tensor, rows: int, n: int, k: int, dtype: torch.dtype) -> int:
+    """Into how many pieces K is cut on the card of `like` where warps with roles multiply; 0 where they don't."""
+    if not is_hopper(like) or dtype.itemsize != 2 or n % 8:
+        return 0
+    return splits_for(rows, n, triton.cdiv(k, 128), multiprocessors(like))
+
+
+def wide_swiglu(a, b, a_s, b_s, form: Form, dtype: torch.dtype) -> Formed:
+    """SwiGLU of `b [2 * I, K]`, gate and then up, in one kernel where there is one."""
+    quantised = a_s is not None and form.fp8 and not form.plain and not form.ue8m0
+    if quantised and special_splits(a, len(a), len(b), a.shape[1], dtype) == 1:
+        return specialized_swiglu(a.contiguous(), b, a_s, b_s, dtype)
+    return swiglu(wide(a, b, a_s, b_s, dtype), dtype, form)
+
+
 def wide(a, b, a_s, b_s, out_dtype, experts=None, weights=None, decode: bool | None = None) -> torch.Tensor:
     """Partial sums `[P, M, N]`, as `tma_product`; with `experts [T, k]` one row per choice, `[1, T * k, N]`."""
     like, (rows, k), n = a, a.shape, b.shape[-2]
     a, b, flags = operands(a, b, a_s, decode)
     if experts is None and a_s is not None and has_tma(like) and not flags["DECODE"]:
-        many = rows > SPLIT_ROWS and tiles_of(rows, n) >= 128  # as many as multiprocessors, about
-        fits = is_hopper(like) and out_dtype.itemsize == 2 and n % 8 == 0
-        return (specialized_product if many and fits else tma_product)(a, b, a_s, b_s, out_dtype)
+        if splits := special_splits(like, rows, n, k, out_dtype):
+            return specialized_product(a, b, a_s, b_s, out_dtype, splits)
+        return tma_product(a, b, a_s, b_s, out_dtype)
     block_k = 128 if a_s is not None else 64 if a.element_size() == 2 else 32
     out_rows = rows if experts is None else experts.numel()
     c = torch.empty(1, out_rows, n, dtype=out_dtype, device=like.device)

@@ -35,6 +35,14 @@ def seen_by_prefill(kv: kernels.KV, slots: torch.Tensor, step: Step, dtype: torc
     return kernels.gather_kv(kv, slots if step.context is None else step.context, dtype=dtype)
 
 
+def attend_prompt(q, k, v, step: Step, form: kernels.Form, *, scale: float) -> kernels.Formed:
+    """`kernels.causal_attention`, of the tokens that the step wants."""
+    if step.wanted is None:
+        return kernels.causal_attention(q, k, v, form, scale=scale)
+    out = kernels.causal_attention(q, k, v, kernels.Form(plain=True, fp8=False), scale=scale)
+    return kernels.formed(step.of_wanted(out.plain), form)
+
+
 class LatentAttention(nn.Module):
     def __init__(self, config: ModelConfig, name: str):
         super().__init__()
@@ -88,10 +96,9 @@ class LatentAttention(nn.Module):
             if keep:
                 kernels.split_latents(parts, None, rope, keep, None, dtype=dtype)
             out = self._prefill(parts, rope, seen_by_prefill(kv, slots, step, dtype), step)
-            out = kernels.formed(step.of_wanted(out), form)
         return self.output(self.feed_output(out, step))
 
-    def _prefill(self, parts: torch.Tensor, rope: torch.Tensor, seen: torch.Tensor, step: Step) -> torch.Tensor:
+    def _prefill(self, parts: torch.Tensor, rope: torch.Tensor, seen: torch.Tensor, step: Step) -> kernels.Formed:
         a = self.config
         q = kernels.add_up(parts, dtype=seen.dtype)[:, : a.heads * a.qk_head_dim].unflatten(-1, (a.heads, -1))
         q_nope, q_rope = q.split([a.qk_nope_head_dim, a.qk_rope_head_dim], dim=-1)
@@ -101,4 +108,4 @@ class LatentAttention(nn.Module):
         kv = kernels.add_up(self.expand_latent(act), dtype=seen.dtype).unflatten(-1, (a.heads, -1))
         k_nope, v = kv.split([a.qk_nope_head_dim, a.v_head_dim], dim=-1)
         k = torch.cat([k_nope, k_rope[:, None].expand(-1, a.heads, -1)], dim=-1)
-        return kernels.causal_attention(q, k, v, scale=a.softmax_scale).flatten(1)
+        return attend_prompt(q, k, v, step, self.feed_output.form, scale=a.softmax_scale)

@@ -7,7 +7,7 @@ from torch import nn
 
 import kernels
 from playground.config import ModelConfig
-from playground.model.attention import places, seen_by_prefill
+from playground.model.attention import attend_prompt, places, seen_by_prefill
 from playground.model.layers import Feed, Linear, Product, RMSNorm
 from playground.model.step import Step
 
@@ -42,6 +42,5 @@ class GroupedQueryAttention(nn.Module):
             out = kernels.gqa_decode(q, cache, step.pages, step.lengths, form, scale=scale, kv_heads=a.kv_heads)
         else:
             k, v = seen_by_prefill(kv, slots, step, dtype).unflatten(-1, (2, a.kv_heads, a.head_dim)).unbind(1)
-            out = kernels.causal_attention(q, k, v, scale=scale).flatten(1)
-            out = kernels.formed(step.of_wanted(out), form)
+            out = attend_prompt(q, k, v, step, form, scale=scale)
         return self.output(self.feed_output(out, step))

@@ -148,6 +148,13 @@ class Product(nn.Module):
         a, b, (a_s, b_s) = self._operands(x)
         return kernels.gemm_parts(a, b[0], a_s, None if b_s is None else b_s[0], out_dtype=self.dtype)
 
+    def swiglu(self, x: Activation, form: kernels.Form, dtype: torch.dtype) -> kernels.Formed:
+        """`silu(gate) * up` of two projections, `[T, outputs / 2]` in `form`."""
+        if self.pieces:
+            return kernels.swiglu(self(x), form, dtype=dtype)
+        a, b, (a_s, b_s) = self._operands(x)
+        return kernels.gemm_swiglu(a, b[0], a_s, None if b_s is None else b_s[0], form=form, dtype=dtype)
+
     def of_experts(self, x: Activation, experts: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         """`[T, k, outputs]` for the stacks that `experts [T, k]` names."""
         a, b, scales = self._operands(x)
@@ -195,8 +202,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Activation, step: Step) -> torch.Tensor:
         """Partial sums `[P, T, D]`."""
-        inner = kernels.swiglu(self.gate_up(x), self.feed_down.form, dtype=self.down.dtype)
-        return self.down(self.feed_down(inner, step))
+        return self.down(self.feed_down(self.gate_up.swiglu(x, self.feed_down.form, self.down.dtype), step))
 
 
 def _frozen(tensor: torch.Tensor) -> nn.Parameter:

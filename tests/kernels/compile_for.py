@@ -34,6 +34,7 @@ from kernels import (
     quant,
     rope,
     specialized,
+    specialized_attention,
     streamed,
     streamed_attention,
     surveying,
@@ -71,15 +72,15 @@ def pretend(capability: int, shared: int) -> None:
         room.has_fp8_units = lambda device: capability >= 89
     for room in (prefill, wide):
         room.has_tma = lambda tensor: capability >= 90
-    for room in (attention, gemm, wide):
+    for room in (attention, gemm, prefill, wide):
         room.is_hopper = lambda tensor: capability == 90
-    for room in (specialized, streamed):
+    for room in (specialized, specialized_attention, streamed, wide):
         room.multiprocessors = lambda tensor: 132
     for room in (prefill, streamed, wide):
         room.shared_memory = lambda tensor: shared
     options = {"PDL": True, "launch_pdl": True} if capability >= 90 else {"PDL": False}
     launching = (attention, drawing, gemm, latent, moe, narrow, norm, prefill, quant, rope, surveying, wide)
-    for room in (*launching, streamed, streamed_attention):
+    for room in (*launching, specialized, specialized_attention, streamed, streamed_attention):
         room.overlap = lambda tensor: options
 
 
@@ -92,6 +93,9 @@ def products(rows: int) -> None:
     bf16, form = torch.bfloat16, Form(True, True)
     for n, k in ((6144, 4096), (24576, 4096)):
         gemm.gemm_parts(fp8(rows, k), fp8(n, k), torch.ones(rows, k // 128), torch.ones(n // 128, k // 128), bf16)
+        gemm.gemm_swiglu(
+            fp8(rows, k), fp8(n, k), torch.ones(rows, k // 128), torch.ones(n // 128, k // 128), Form(False, True), bf16
+        )
         gemm.gemm_parts(torch.zeros(rows, k, dtype=bf16), torch.zeros(64, k, dtype=bf16), None, None, bf16)
     experts, weights = torch.zeros(rows, 8, dtype=torch.int32), torch.ones(rows, 8)
     scales = torch.ones(rows, 16), torch.ones(4, 44, 16)
@@ -131,8 +135,9 @@ def prompts() -> None:
     bf16 = torch.bfloat16
     for tokens in (100, 600):
         keys, queries = torch.zeros(600, 16, 192, dtype=bf16), torch.zeros(tokens, 16, 192, dtype=bf16)
-        prefill.causal_attention(queries, keys, keys[..., :128], 0.1)
-        prefill.causal_attention(queries[..., :128].contiguous(), keys[..., :128], keys[..., 64:], 0.1)
+        prefill.causal_attention(queries, keys, keys[..., :128], 0.1, Form(True, False))
+        for form in (Form(True, False), Form(False, True)):
+            prefill.causal_attention(queries[..., :128].contiguous(), keys[..., :128], keys[..., 64:], 0.1, form)
 
 
 def draws(rows: int) -> None:
@@ -154,11 +159,9 @@ if __name__ == "__main__":
     hopper = wide.is_hopper(None)
     for rows in (1, 32, 300, *([100] if hopper else [])):  # tiles of products follow the rows
         products(rows)
-    for groups in (2, 3) if hopper else ():
+    for splits in (1, 2) if hopper else ():
         scales = torch.ones(300, 16), torch.ones(8, 16)
-        specialized.specialized_product(
-            fp8(300, 2048), fp8(1024, 2048), *scales, torch.bfloat16, programs=132, groups=groups
-        )
+        specialized.specialized_product(fp8(300, 2048), fp8(1024, 2048), *scales, torch.bfloat16, splits)
     for dtype in (torch.bfloat16, torch.float8_e4m3fn):
         cached(70, dtype)
     prompts()

@@ -5,7 +5,7 @@ import torch
 from compare import assert_bits_equal, assert_close
 
 import kernels
-from kernels import KV, Form, Formed, Keep, Routing, attention, latent, moe, norm, prefill, reference, rope
+from kernels import KV, Form, Formed, Keep, Routing, attention, latent, moe, norm, prefill, quant, reference, rope
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CACHES = {"plain": torch.float32, "fp8": torch.float8_e4m3fn}
@@ -261,12 +261,43 @@ def test_causal_attention_kernel_equals_its_twin(queries, tokens, heads, groups,
     torch.manual_seed(tokens)
     q, both = torch.randn(queries, heads, width), torch.randn(tokens, groups, width + value)
     k, v = both.split([width, value], dim=-1)  # strided, as they lie in a cache
-    ref = reference.causal_attention(q, k, v, 0.3)
+    ref = reference.causal_attention(q, k, v, 0.3, FORMS["plain"])
     both = both.to(DEVICE)
-    assert_close(prefill.causal_attention(q.to(DEVICE), *both.split([width, value], dim=-1), 0.3), ref, "float32")
+    out = prefill.causal_attention(q.to(DEVICE), *both.split([width, value], dim=-1), 0.3, FORMS["plain"])
+    assert_formed(out, ref)
+
+
+PIECES = {  # queries, tokens, heads, key-value heads, width
+    "from the start": (300, 300, 4, 2, 128),
+    "a later piece": (256, 2304, 8, 2, 128),
+    "that begins within a block of keys": (77, 1000, 8, 2, 128),
+    "one query": (1, 5, 4, 1, 128),
+    "narrow heads": (513, 700, 6, 2, 64),
+    "more tiles than multiprocessors": (700, 701, 40, 8, 64),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("queries", "tokens", "heads", "groups", "width"), PIECES.values(), ids=PIECES)
+def test_causal_attention_by_warps_with_roles_equals_its_twin(queries, tokens, heads, groups, width, dtype):
+    """Gluon has no interpreter: elsewhere than on Hopper the other kernel is asked."""
+    generator = torch.Generator().manual_seed(tokens)
+    q = torch.randn(queries, heads, width, generator=generator).to(DEVICE, dtype)
+    both = torch.randn(tokens, 2 * groups, width, generator=generator).to(DEVICE, dtype)
+    k, v = both.split(groups, dim=1)  # as they lie in a cache
+    ref = reference.causal_attention(q.double(), k.double(), v.double(), 0.09, FORMS["plain"]).plain
+    out = prefill.causal_attention(q, k, v, 0.09, FORMS["plain"])
+    assert_close(out.plain, ref, "bfloat16" if dtype == torch.bfloat16 else "float16")
+    for form in list(FORMS.values())[1:]:
+        after = quant.formed(out.plain, form)
+        for _ in range(3):
+            got = prefill.causal_attention(q, k, v, 0.09, form)
+            assert_bits_equal(got.s, after.s)
+            assert_bits_equal(got.q, after.q)
 
 
 def test_causal_attention_refuses_what_does_not_fit():
     q, k = torch.zeros(3, 4, 8), torch.zeros(2, 2, 8)
     with pytest.raises(ValueError, match="fit together"):
-        kernels.causal_attention(q, k, k, scale=1.0)
+        kernels.causal_attention(q, k, k, FORMS["plain"], scale=1.0)

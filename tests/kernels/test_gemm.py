@@ -3,7 +3,7 @@ import torch
 from compare import assert_bits_equal, assert_close
 
 import kernels
-from kernels import gemm, narrow, reference, specialized, streamed, tune, tuned, wide
+from kernels import Form, gemm, narrow, norm, reference, specialized, streamed, tune, tuned, wide
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"  # cpu: Triton's interpreter, hence tiny shapes there
@@ -48,18 +48,59 @@ def test_a_product_of_copied_tiles_multiplies_its_dequantised_operands(m, n, k, 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("m", "n", "k"), [(257, 136, 128), (300, 1000, 384), (1000, 64, 4096), (513, 576, 7168)])
 @pytest.mark.parametrize("programs", [None, 3], ids=["each its tile", "several tiles in turn"])
-@pytest.mark.parametrize("groups", [2, 3])
-def test_a_product_of_warps_with_roles_multiplies_its_dequantised_operands(m, n, k, programs, groups):
+@pytest.mark.parametrize("splits", [1, 3])
+def test_a_product_of_warps_with_roles_multiplies_its_dequantised_operands(m, n, k, programs, splits):
     """Gluon has no interpreter: this kernel is shown to compile without a card, and to be right only on one."""
     if torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("only cards of sm_90 have these instructions")
+    if splits > k // 128:
+        pytest.skip("no piece of K may be empty")
     ops = operands(m, n, k)
     a, a_s, b, b_s = ops
-    out, again = (
-        specialized.specialized_product(a, b, a_s, b_s, torch.bfloat16, programs, groups)[0] for _ in range(2)
-    )
-    assert_close(out, exact_product(*ops), "bfloat16")
-    assert torch.equal(out, again)
+    out, again = (specialized.specialized_product(a, b, a_s, b_s, torch.bfloat16, splits, programs) for _ in range(2))
+    assert len(out) == splits and torch.equal(out, again)
+    exact = exact_product(*ops)
+    assert_close(gemm.add_up(out, torch.float32), exact, "bfloat16" if splits == 1 else "fp8 unit")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("m", "inner", "k"), [(100, 128, 384), (300, 640, 128), (513, 1152, 1024)])
+@pytest.mark.parametrize("programs", [None, 3], ids=["each its tile", "several tiles in turn"])
+def test_swiglu_at_the_end_of_a_product_has_the_bits_of_swiglu_behind_it(m, inner, k, programs):
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("only cards of sm_90 have these instructions")
+    a, a_s, b, b_s = operands(m, 2 * inner, k)
+    out = specialized.specialized_swiglu(a, b, a_s, b_s, torch.bfloat16, programs)
+    both = specialized.specialized_product(a, b, a_s, b_s, torch.bfloat16)
+    after = norm.swiglu(both, torch.bfloat16, Form(plain=False, fp8=True))
+    assert out.plain is None and torch.equal(out.s, after.s)
+    assert torch.equal(out.q.view(torch.uint8), after.q.view(torch.uint8))
+
+
+@pytest.mark.parametrize("rows", [2, 40, 300] if CUDA else [2, 40])
+def test_a_gated_product_is_swiglu_of_the_product(rows):
+    a, a_s, b, b_s = operands(rows, 256, 128)
+    given = [t.cpu() for t in (a, b, a_s, b_s)]
+    ref = reference.gemm_swiglu(*given, Form(plain=True, fp8=False), torch.float32).plain
+    out = gemm.gemm_swiglu(a, b, a_s, b_s, Form(plain=True, fp8=False), torch.float32).plain
+    assert_close(out, ref, "fp8 unit" if CUDA else "float32")
+
+
+def test_a_gated_product_refuses_halves_that_are_no_whole_blocks():
+    a, a_s, b, b_s = (t.cpu() for t in operands(2, 192, 128))
+    with pytest.raises(ValueError, match="two multiples of 128"):
+        kernels.gemm_swiglu(a, b, a_s, b_s, form=Form(plain=True, fp8=False), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("k_blocks", [1, 23, 32, 96])
+def test_k_is_cut_only_where_units_then_go_round_and_no_piece_is_short(k_blocks):
+    for rows in (33, 64, 65, 128, 256, 1000, 4096):
+        for n in (128, 4096, 6144, 24576):
+            splits = specialized.splits_for(rows, n, k_blocks, 132)
+            if splits > 1:
+                assert k_blocks // splits >= 24 and specialized.tiles_of(rows, n) * splits <= 132
+            if splits:
+                assert specialized.tiles_of(rows, n) * splits >= 64
 
 
 @pytest.mark.gpu

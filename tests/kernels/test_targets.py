@@ -9,7 +9,10 @@ KERNELS = {
     "join_draw", "join_heads", "join_parts", "join_survey", "mla_decode", "narrow_gemm", "rope_heads", "route",
     "split_latents", "survey", "swiglu", "weight_dequant", "weight_quant", "wide_gemm",
 }  # fmt: skip
-NEWER = {90: {"tma_gemm", "specialized_gemm", "streamed_attention", "streamed_gemm"}, 120: {"tma_gemm"}}
+NEWER = {
+    90: {"tma_gemm", "specialized_attention", "specialized_gemm", "streamed_attention", "streamed_gemm"},
+    120: {"tma_gemm"},
+}
 
 
 @pytest.mark.parametrize("capability", [80, 89, 90, 120])
