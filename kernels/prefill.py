@@ -15,6 +15,8 @@ from kernels.launch import has_tma, is_hopper, let_next_start, overlap, shared_m
 from kernels.quant import formed
 from kernels.specialized_attention import attends, specialized_attention
 
+FEW_QUERIES = 512  # up to this many, kernels that begin and end at once count for more than those that multiply fast
+
 
 @triton.jit
 def rows_of(
@@ -120,7 +122,7 @@ def described(x: torch.Tensor, tokens: int, columns: int) -> TensorDescriptor:
 
 
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, form: Form) -> Formed:
-    if is_hopper(q) and attends(q, k, v):
+    if len(q) > FEW_QUERIES and is_hopper(q) and attends(q, k, v):
         return specialized_attention(q, k, v, scale, form)
     return formed(attention_by_blocks(q, k, v, scale).flatten(1), form)
 

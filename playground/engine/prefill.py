@@ -45,9 +45,8 @@ class Piece:
         # piece may be longer than a context, a prompt in it is not
         self.positions = torch.arange(kind.start, end, device=device)
         self.positions.clamp_(max=model.config.max_position_embeddings - 1)
-        self.tokens = torch.zeros(kind.size, dtype=torch.int64, device=device)
-        self.slots = torch.zeros(end, dtype=torch.int64, device=device)
-        self.last = torch.zeros(1, dtype=torch.int64, device=device)
+        self.inputs = torch.zeros(kind.size + end + 1, dtype=torch.int64, device=device)  # one transfer brings them all
+        self.tokens, self.slots, self.last = self.inputs.split([kind.size, end, 1])
         self.met, self.graph, self.fed = False, None, None
 
     def run(self) -> Fed | None:
@@ -60,12 +59,12 @@ class Piece:
     def feed(self, prompt: Sequence[int], slots: torch.Tensor, recorder: Recorder | None) -> Fed | None:
         """Begins it, with the piece's tokens and the slots of all up to its end. The first time launches one operation
         after another, which compiles them; the second records. What a recording returned the next of any overwrites."""
-        tokens = torch.zeros(self.kind.size, dtype=torch.int64)
-        places = torch.full_like(self.slots, self.cache.scratch * PAGE_SIZE, device="cpu")
-        tokens[: len(prompt)], places[: len(slots)] = torch.tensor(prompt), slots
-        self.tokens.copy_(tokens)
-        self.slots.copy_(places)
-        self.last.fill_(len(prompt) - 1)
+        inputs = torch.zeros_like(self.inputs, device="cpu")
+        tokens, places, last = inputs.split([len(self.tokens), len(self.slots), 1])
+        tokens[: len(prompt)] = torch.tensor(prompt)
+        places[: len(slots)], places[len(slots) :] = slots, self.cache.scratch * PAGE_SIZE
+        last[0] = len(prompt) - 1
+        self.inputs.copy_(inputs)
         if recorder and self.met and not self.graph and not recorder.full:
             try:
                 self.graph, self.fed = recorder(self.run, compiled=True)

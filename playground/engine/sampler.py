@@ -19,21 +19,19 @@ class Settings(NamedTuple):
     top_k: torch.Tensor  # int64
     top_p: torch.Tensor  # float64
     min_p: torch.Tensor  # float64
-    multinomial: torch.Tensor  # bool
+    multinomial: torch.Tensor  # int64, 0 or 1
 
     @classmethod
     def of(cls, params: Sequence[SamplingParams], device: torch.device) -> Settings:
-        def column(values, dtype=torch.float64):
-            return torch.tensor(list(values), dtype=dtype).to(device)
-
-        return cls(
-            column(0.0 if p.is_greedy else p.temperature for p in params),
-            column((max(p.seed, 0) for p in params), torch.int64),
-            column((0 if p.is_greedy else p.top_k for p in params), torch.int64),
-            column(1.0 if p.is_greedy else p.top_p for p in params),
-            column(0.0 if p.is_greedy else p.min_p for p in params),
-            column((p.sampler is Sampler.MULTINOMIAL for p in params), torch.bool),
-        )
+        used = [(0.0, 0, 1.0, 0.0) if p.is_greedy else (p.temperature, p.top_k, p.top_p, p.min_p) for p in params]
+        temperature, top_k, top_p, min_p = zip(*used, strict=True)
+        real = torch.tensor([temperature, top_p, min_p], dtype=torch.float64)
+        seeds, multinomial = [max(p.seed, 0) for p in params], [p.sampler is Sampler.MULTINOMIAL for p in params]
+        whole = torch.tensor([seeds, top_k, multinomial], dtype=torch.int64)
+        there = torch.cat([real.view(torch.int64), whole]).to(device)  # in one transfer: each makes the host wait
+        temperature, top_p, min_p = there[:3].view(torch.float64)
+        seeds, top_k, multinomial = there[3:]
+        return cls(temperature, seeds, top_k, top_p, min_p, multinomial)
 
 
 class Needs(NamedTuple):
@@ -76,7 +74,7 @@ def draw_rows(
         ids = torch.where(drawn & ((s.top_k > 0) | (s.top_p < 1) | (s.min_p > 0)), by_noise, ids)
     if needs.summed:
         by_sum = kernels.draw_multinomial(processed, s.seeds, positions.long())
-        ids = torch.where(drawn & s.multinomial, by_sum, ids)
+        ids = torch.where(drawn & (s.multinomial > 0), by_sum, ids)
     return ids, (logits.gather(-1, ids[:, None]) - logits.logsumexp(-1, keepdim=True))[:, 0]
 
 

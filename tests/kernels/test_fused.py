@@ -280,8 +280,11 @@ PIECES = {  # queries, tokens, heads, key-value heads, width
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("queries", "tokens", "heads", "groups", "width"), PIECES.values(), ids=PIECES)
-def test_causal_attention_by_warps_with_roles_equals_its_twin(queries, tokens, heads, groups, width, dtype):
+def test_causal_attention_by_warps_with_roles_equals_its_twin(
+    queries, tokens, heads, groups, width, dtype, monkeypatch
+):
     """Gluon has no interpreter: elsewhere than on Hopper the other kernel is asked."""
+    monkeypatch.setattr(prefill, "FEW_QUERIES", 0)
     generator = torch.Generator().manual_seed(tokens)
     q = torch.randn(queries, heads, width, generator=generator).to(DEVICE, dtype)
     both = torch.randn(tokens, 2 * groups, width, generator=generator).to(DEVICE, dtype)
