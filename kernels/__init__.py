@@ -328,8 +328,8 @@ def _check_values_across(cache: KV) -> None:
 
 def gather_kv(kv: KV, places: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
     """What the cache holds at `places [S]`, restored: `[S, width]` in `dtype`, which without scales is that of the
-    cache. Torch on every device: only a piece of a prompt asks for it."""
-    return reference.gather_kv(kv, places, dtype)
+    cache."""
+    return _implementation("gather", kv.values).gather_kv(kv, places, dtype)
 
 
 def split_latents(

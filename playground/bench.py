@@ -2,18 +2,17 @@
 
 First a gate: every product against its dequantised operands, and a row's tokens alone against the same row in company.
 Red gate, no figures. Then, for each number of rows: tokens per second of all rows together, time to first token, the
-share of the floor (bytes that a step must read, at the rate at which this card copies), and memory. `--kernels` adds
-the time of every kernel of a step with the most rows, run one after another. `--curve` shows what the KV cache buys
-instead.
+share of the floor (bytes that a step must read, at the rate at which this card copies), and memory; a table, and a JSON
+object for each case. `--kernels` adds where the time of a step and of a prompt goes, kernel by kernel, run one after
+another; `--arriving` what a prompt costs the rows that write while it comes; `--against torch` the same products by
+torch. `--curve` shows what the KV cache buys instead.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
 
 import torch
 
@@ -21,45 +20,16 @@ import kernels
 from playground.api import EMBEDDED, choose_cache, choose_device, load_model, plain_dtype
 from playground.arguments import add_model_arguments
 from playground.config import CheckpointError
-from playground.engine.cache import token_bytes
 from playground.engine.engine import Engine
-from playground.engine.request import Request, SamplingParams
 from playground.engine.service import Service
 from playground.hub import find
 from playground.inspect.curve import cache_curve
-from playground.model.attention import LatentAttention
 from playground.model.layers import Activation, Product
-from playground.model.moe import Gate
 from playground.model.transformer import Transformer
 from playground.shapes import SHAPES, random_model
+from playground.timing import against_torch, arrival, copy_rate, kernel_times, measure, write
 
 GATE = 4e-3  # rounding of a result to bfloat16, as the tests of the kernels allow it
-RUNS, FIRST_TOKENS = 3, 9
-
-
-def prompt_ids(model: Transformer, length: int, seed: int) -> tuple[int, ...]:
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randint(3, model.config.vocab_size, (length,), generator=generator).tolist())
-
-
-def add_rows(engine: Engine, rows: int, prompt: int, tokens: int, inspect: bool) -> list:
-    """Queues `rows` prompts of their own."""
-    params = [SamplingParams("gumbel", 1.0, seed=row) for row in range(rows)]
-    requests = [
-        Request(
-            prompt_ids(engine.model, prompt, row), p, tokens, ignore_eos=True, trace_scales=inspect, inspect=inspect
-        )
-        for row, p in enumerate(params)
-    ]
-    return [engine.add([request])[0] for request in requests]
-
-
-def write(engine: Engine, rows: int, prompt: int, tokens: int, inspect: bool = False) -> list:
-    """Runs rows to their end; they hold their times."""
-    running = add_rows(engine, rows, prompt, tokens, inspect)
-    while engine.busy:
-        engine.step()
-    return running
 
 
 @torch.inference_mode()
@@ -94,137 +64,75 @@ def gate(model: Transformer, engine: Engine) -> list[str]:
     return wrong
 
 
-def step_bytes(model: Transformer, rows: int, length: int, cache_dtype: torch.dtype) -> float:
-    """The fewest bytes that a step reads: every weight that it uses, once, and the cache of each row."""
-    c, total = model.config, model.lm_head.weight.nbytes
-    prefill = {id(part.expand_latent) for part in model.modules() if isinstance(part, LatentAttention)}
-    for part in model.modules():
-        if isinstance(part, LatentAttention):  # in the form that decode absorbs
-            total += part.absorb_keys.nbytes + part.absorb_values.nbytes
-        elif isinstance(part, Gate):
-            total += part.weight.nbytes
-        elif id(part) in prefill:
-            continue
-        elif isinstance(part, Product) and part.multiplied and part.weight is not None:
-            size = part.weight.nbytes + (part.scale.nbytes if part.fp8 else 0)
-            size = size if part.decoded is None else part.decoded.nbytes  # what a CPU reads
-            if len(part.stacks) > 1:  # experts: those that at least one of the rows is expected to choose
-                missed = (1 - c.moe.num_experts_per_tok / c.moe.n_routed_experts) ** rows
-                size *= (c.moe.n_routed_experts * (1 - missed) + part.spare) / len(part.weight)
-            total += size
-    return total + rows * length * token_bytes(c, cache_dtype)
-
-
-def copy_rate(device: torch.device) -> float:
-    """Bytes per second of a large copy, read and written."""
-    source = torch.empty(1 << (31 if device.type == "cuda" else 27), dtype=torch.uint8, device=device).fill_(1)
-    target, seconds = torch.empty_like(source), []
-    for _ in range(6):
-        _synchronise(device)
-        began = time.perf_counter()
-        target.copy_(source)
-        _synchronise(device)
-        seconds.append(time.perf_counter() - began)
-    return 2 * source.nbytes / min(seconds)
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def steady_rate(engine: Engine, rows: int, prompt: int, tokens: int, inspect: bool) -> float:
-    """Tokens per second while all rows write: from the moment when the last of them has its first token to the moment
-    when the first of them ends, counting what was written in between and nothing else."""
-    written, began = [], 0.0
-    running = add_rows(engine, rows, prompt, tokens, inspect)
-    while not any(row.finished for row in running):
-        engine.step()
-        if not began and all(row.new_ids for row in running):
-            began, written = time.perf_counter(), [len(row.new_ids) for row in running]
-    ended, count = time.perf_counter(), sum(len(row.new_ids) for row in running)
-    while engine.busy:
-        engine.step()
-    if not began or count <= sum(written):
-        raise CheckpointError(f"{tokens} tokens are too few to see {rows} rows write together; use more --tokens.")
-    return (count - sum(written)) / (ended - began)
-
-
-def measure(engine: Engine, rows: int, prompt: int, tokens: int, rate: float, inspect: bool) -> dict:
-    """One case, warmed up: medians of some runs."""
-    write(engine, rows, prompt, 4, inspect)
-    rates = []
-    for _ in range(RUNS):
-        rates.append(steady_rate(engine, rows, prompt, tokens, inspect))
-    waits = sorted(
-        r.first_token - r.submitted for _ in range(FIRST_TOKENS) for r in write(engine, 1, prompt, 1, inspect)
+def print_cases(cases: list[dict]) -> None:
+    print(
+        f"{'rows':>5} {'prompt':>7} {'tok/s':>9} {'floor':>9} {'share':>6} {'TTFT ms':>8} {'p95':>8} {'in a row':>8} "
+        f"{'GB':>6}"
     )
-    speed = statistics.median(rates)
-    floor = rows * rate / step_bytes(engine.model, rows, prompt + tokens // 2, engine.cache.kv.values.dtype)
-    return {
-        "rows": rows,
-        "prompt": prompt,
-        "tokens": tokens,
-        "tokens_per_second": round(speed, 1),
-        "spread": round((max(rates) - min(rates)) / speed, 4),
-        "floor_tokens_per_second": round(floor, 1),
-        "share_of_floor": round(speed / floor, 3),
-        "ttft_ms": {"p50": round(statistics.median(waits) * 1e3, 2), "p95": round(waits[-1] * 1e3, 2)},
-    }
+    for case in cases:
+        ttft = case["ttft_ms"]
+        print(
+            f"{case['rows']:>5} {case['prompt']:>7} {case['tokens_per_second']:>9.1f} "
+            f"{case['floor_tokens_per_second']:>9.1f} {case['share_of_floor']:>6.1%} {ttft['p50']:>8.2f} "
+            f"{ttft['p95']:>8.2f} {case['ttft_in_a_row_ms']:>8.2f} {case.get('memory_gb', 0):>6.2f}"
+        )
 
 
-def kernel_times(model: Transformer, rows: int, prompt: int, cache_dtype: torch.dtype) -> list[dict]:
-    """Microseconds of every kernel in a decode step, largest first."""
-    steps = 10
-    with kernels.one_after_another():
-        engine = Engine(model, None, rows, context=prompt + 128, cache_dtype=cache_dtype, share_prefixes=False)
-        running = add_rows(engine, rows, prompt, 128, inspect=False)
-        while not all(len(row.new_ids) >= 4 for row in running):
-            engine.step()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            for _ in range(steps):
-                engine.step()
-            torch.cuda.synchronize()
-    found: dict[str, list[float]] = {}
-    for event in profile.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
-            found.setdefault(event.name[:48], []).append(event.device_time)
-    rows = [{"kernel": n, "calls": len(t) / steps, "us": round(sum(t) / steps, 1)} for n, t in found.items()]
-    return sorted(rows, key=lambda row: -row["us"])
+def print_kernels(what: str, lines: list[dict]) -> None:
+    print(f"{what}, each kernel after the other, microseconds")
+    for line in lines:
+        floor = f"floor {line['floor_us']:>9.1f}" if line.get("floor_us") else ""
+        print(
+            f"{line['us']:>10.1f}  {floor:<15}  {'  ' if 'kernel' in line else ''}{line.get('kernel', line['family'])}"
+        )
+
+
+def print_products(lines: list[dict]) -> None:
+    print(f"{'N x K':>14} {'calls':>6} {'ours us':>9} {'cuBLASLt':>9} {'BF16':>9}")
+    for line in lines:
+        times = [line[f"{name}_us"] for name in ("ours", "cublaslt", "bf16")]
+        shown = " ".join(f"{'-':>9}" if t is None else f"{t:>9.2f}" for t in times)
+        print(f"{line['n']:>7} x{line['k']:>5} {line['calls']:>6} {shown}")
 
 
 def bench(name: str, model: Transformer, args: argparse.Namespace, cache_dtype: torch.dtype) -> bool:
-    """Prints a model's table, or JSON lines; False where the gate is red."""
-    limit, context = model.config.max_position_embeddings, max(args.prompt + args.tokens, 128)
+    """Prints a model's figures; False where the gate is red."""
+    limit, most = model.config.max_position_embeddings, max(*args.rows, 5)
+    context = max(args.prompt + args.tokens, args.prompt + 64 if args.arriving else 0, args.arriving + 1, 128)
     if context > limit:
-        raise CheckpointError(f"--prompt and --tokens make {context} tokens, and the context of {name} holds {limit}.")
-    engine = Engine(model, None, max(*args.rows, 5), context=context, cache_dtype=cache_dtype, share_prefixes=False)
+        raise CheckpointError(f"What is asked for makes {context} tokens, and the context of {name} holds {limit}.")
+    engine = Engine(
+        model, None, most + bool(args.arriving), context=context, cache_dtype=cache_dtype, share_prefixes=False
+    )
     if wrong := gate(model, engine):
         print(f"{name}: the gate is red, no figures. {'; '.join(wrong)}", file=sys.stderr)
         return False
     rate = copy_rate(model.device)
     device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu"
     print(f"{name} on {device}, copy {rate / 1e12:.2f} TB/s; gate green", file=sys.stderr)
-    if not args.json:
-        print(f"{'rows':>5} {'prompt':>7} {'tok/s':>9} {'floor':>9} {'share':>6} {'TTFT ms':>8} {'p95':>8}")
-    for rows in args.rows:
-        case = measure(engine, rows, args.prompt, args.tokens, rate, args.inspect)
-        if args.json:
-            print(json.dumps({"shape": name, "device": device, "cache": str(cache_dtype)[6:], **case}), flush=True)
-            continue
-        ttft, share = case["ttft_ms"], case["share_of_floor"]
-        print(
-            f"{rows:>5} {args.prompt:>7} {case['tokens_per_second']:>9.1f} {case['floor_tokens_per_second']:>9.1f} "
-            f"{share:>6.1%} {ttft['p50']:>8.2f} {ttft['p95']:>8.2f}",
-            flush=True,
-        )
-    if model.device.type == "cuda":
-        print(f"memory, at most: {torch.cuda.max_memory_allocated(model.device) / 1e9:.2f} GB", file=sys.stderr)
+    found = {"cases": [measure(engine, rows, args.prompt, args.tokens, rate, args.inspect) for rows in args.rows]}
+    if args.arriving:
+        found["arrivals"] = [arrival(engine, rows, args.prompt, args.arriving) for rows in args.rows]
     if args.kernels:
-        for row in kernel_times(model, max(args.rows), args.prompt, cache_dtype):
+        found |= kernel_times(model, max(args.rows), args.prompt, cache_dtype, rate)
+    if args.against:
+        found["products"] = against_torch(model, max(args.rows))
+    if not args.json:
+        print_cases(found["cases"])
+        for line in found.get("arrivals", []):
             print(
-                json.dumps(row) if args.json else f"{row['us']:>9.1f} us  {row['calls']:>6.1f} calls  {row['kernel']}"
+                f"a prompt of {line['arriving']} tokens comes while {line['rows']} write: they wait "
+                f"{line['longest_wait_ms']} ms at most for a token, {line['median_wait_ms']} ms in the median"
             )
+        for what in ("step", "prompt"):
+            if what in found:
+                print_kernels(f"a {what}", found[what])
+        if "products" in found:
+            print_products(found["products"])
+    about = {"shape": name, "device": device, "cache": str(cache_dtype)[6:]}
+    for what, lines in found.items():
+        for line in lines:
+            print(json.dumps({**about, "what": what, **line}), flush=True)
     return True
 
 
@@ -258,8 +166,14 @@ def arguments() -> argparse.ArgumentParser:
         "--inspect", action="store_true", help="with each token's alternatives, noise and activation scales"
     )
     parser.add_argument("--kernels", action="store_true", help="also each kernel's time, with the most rows (CUDA)")
+    parser.add_argument(
+        "--arriving", type=int, default=0, metavar="N", help="also what a prompt of N tokens costs rows that write"
+    )
+    parser.add_argument(
+        "--against", choices=["torch"], help="also the products by cuBLASLt and in BF16, with the most rows (CUDA)"
+    )
     parser.add_argument("--curve", action="store_true", help="time per token as the text grows, cache on and off")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="JSON lines alone, without the tables")
     add_model_arguments(parser)
     return parser
 
@@ -270,8 +184,8 @@ def main() -> int:
         device = choose_device(args.device)
         if not all(1 <= rows <= kernels.INVARIANT_ROWS for rows in args.rows) or args.prompt < 1 or args.tokens < 8:
             raise CheckpointError(f"Use 1 to {kernels.INVARIANT_ROWS} rows, a prompt of 1 and 8 tokens at least.")
-        if args.kernels and device.type != "cuda":
-            raise CheckpointError("--kernels times the kernels of a CUDA card, and there is none.")
+        if (args.kernels or args.against) and device.type != "cuda":
+            raise CheckpointError("--kernels and --against time the kernels of a CUDA card, and there is none.")
         green = True
         for shape in args.shape or [None]:
             if shape:

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from playground import bench
+from kernels import attention, drawing, gather, gemm, latent, moe, narrow, norm, prefill, rope, surveying, wide
+from playground import bench, floors, timing
 
 
 @pytest.fixture
@@ -21,14 +22,24 @@ def run(monkeypatch, capsys):
 
 
 def test_the_bench_prints_figures_of_what_all_rows_write_together(run, monkeypatch):
-    monkeypatch.setattr(bench, "RUNS", 1)
-    monkeypatch.setattr(bench, "FIRST_TOKENS", 2)
-    code, out, _ = run("--rows", "1", "2", "--prompt", "8", "--tokens", "12", "--inspect")
-    cases = [json.loads(line) for line in out.splitlines()]
-    assert code == 0 and [case["rows"] for case in cases] == [1, 2]
+    monkeypatch.setattr(timing, "RUNS", 1)
+    monkeypatch.setattr(timing, "FIRST_TOKENS", 2)
+    code, out, _ = run("--rows", "1", "2", "--prompt", "8", "--tokens", "12", "--inspect", "--arriving", "40")
+    lines = [json.loads(line) for line in out.splitlines()]
+    cases, arrivals = ([line for line in lines if line["what"] == what] for what in ("cases", "arrivals"))
+    assert code == 0 and [line["rows"] for line in (*cases, *arrivals)] == [1, 2, 1, 2]
     for case in cases:
         assert 0 < case["tokens_per_second"] < case["floor_tokens_per_second"]
         assert case["ttft_ms"]["p50"] <= case["ttft_ms"]["p95"]
+    for line in arrivals:
+        assert 0 < line["median_wait_ms"] <= line["longest_wait_ms"]
+
+
+def test_every_kernel_has_a_family():
+    rooms = (attention, drawing, gather, gemm, latent, moe, narrow, norm, prefill, rope, surveying, wide)
+    names = {name for room in rooms for name in vars(room) if name.endswith("_kernel")}
+    assert len(names) > 15 and all(floors.family_of(name) != "torch" for name in names), names
+    assert floors.family_of("void at::native::copy") == "torch"
 
 
 def test_behind_a_red_gate_there_are_no_figures(run, monkeypatch):
@@ -38,11 +49,11 @@ def test_behind_a_red_gate_there_are_no_figures(run, monkeypatch):
 
 
 def test_a_row_that_writes_otherwise_in_company_makes_the_gate_red(run, monkeypatch):
-    write, runs = bench.write, iter(range(100))
-    params = bench.SamplingParams
+    write, runs = timing.write, iter(range(100))
+    params = timing.SamplingParams
 
     def other_luck(engine, rows, *rest):
-        monkeypatch.setattr(bench, "SamplingParams", lambda *a, seed=0, **k: params(*a, seed=seed + next(runs), **k))
+        monkeypatch.setattr(timing, "SamplingParams", lambda *a, seed=0, **k: params(*a, seed=seed + next(runs), **k))
         return write(engine, rows, *rest)
 
     monkeypatch.setattr(bench, "write", other_luck)

@@ -25,6 +25,7 @@ from kernels import (
     Routing,
     attention,
     drawing,
+    gather,
     gemm,
     latent,
     moe,
@@ -79,7 +80,7 @@ def pretend(capability: int, shared: int) -> None:
     for room in (prefill, streamed, wide):
         room.shared_memory = lambda tensor: shared
     options = {"PDL": True, "launch_pdl": True} if capability >= 90 else {"PDL": False}
-    launching = (attention, drawing, gemm, latent, moe, narrow, norm, prefill, quant, rope, surveying, wide)
+    launching = (attention, drawing, gather, gemm, latent, moe, narrow, norm, prefill, quant, rope, surveying, wide)
     for room in (*launching, specialized, specialized_attention, streamed, streamed_attention):
         room.overlap = lambda tensor: options
 
@@ -119,6 +120,7 @@ def cached(rows: int, dtype: torch.dtype) -> None:
     kv, shorter = (KV.zeros(8, page, widths=(128,) * 16, dtype=dtype, device="cpu", across=1024) for page in (64, 32))
     angles, q = torch.zeros(rows, 2, 64), torch.zeros(rows, 32, 128, dtype=bf16)
     rope.rope_heads(torch.zeros(4, rows, 6144), (0, 4096, 5120), norms, angles, slots, kv, 32, 1e-6, bf16)
+    gather.gather_kv(kv, slots, bf16)
     for cache in (kv, shorter):  # pages of 32 tokens go by pointer on Hopper, too
         attention.gqa_decode(q, cache, pages, lengths, 0.1, 8, form)
     angles, latents = torch.zeros(rows, 2, 32), KV.zeros(8, 64, widths=(512, 64), dtype=dtype, device="cpu")

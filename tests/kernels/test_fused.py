@@ -5,7 +5,22 @@ import torch
 from compare import assert_bits_equal, assert_close
 
 import kernels
-from kernels import KV, Form, Formed, Keep, Routing, attention, latent, moe, norm, prefill, quant, reference, rope
+from kernels import (
+    KV,
+    Form,
+    Formed,
+    Keep,
+    Routing,
+    attention,
+    gather,
+    latent,
+    moe,
+    norm,
+    prefill,
+    quant,
+    reference,
+    rope,
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CACHES = {"plain": torch.float32, "fp8": torch.float8_e4m3fn}
@@ -229,6 +244,17 @@ def test_gqa_decode_kernels_equal_their_twin_on_ragged_paged_rows(heads, kv_head
         k, v = seen.unflatten(-1, (2, kv_heads, dim)).permute(1, 2, 0, 3)
         exact = torch.nn.functional.scaled_dot_product_attention(q[2][:, None], k, v, scale=0.2, enable_gqa=True)
         assert_close(ref.plain[2], exact.flatten(), "float32")
+
+
+@pytest.mark.parametrize("widths", [(32,) * 6, (64, 16)], ids=["heads", "a latent and its rotary key"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16][: 1 + (DEVICE == "cuda")], ids=str)
+def test_gather_kernel_restores_the_bits_of_its_twin_wherever_tokens_lie(widths, dtype):
+    torch.manual_seed(len(widths))
+    cache, pages, _ = ragged(*widths, dtype=HELD["fp8"], across=96 if len(widths) > 2 else 0)
+    places = pages[1:3, torch.arange(37) // 16] * 16 + torch.arange(37) % 16  # two rows' tokens, in no order of pages
+    places = torch.cat([places.flatten().long(), torch.zeros(5, dtype=torch.int64)])
+    ref = reference.gather_kv(cache, places, dtype)
+    assert_bits_equal(gather.gather_kv(there(cache), places.to(DEVICE), dtype), ref)
 
 
 def test_how_many_programs_share_the_spans_changes_no_bit(monkeypatch):
