@@ -51,13 +51,14 @@ class Case:
         """The same product by torch: BF16, and FP8 with the same blocks where cuBLASLt has it."""
         (m, _, k), plain = self.shape, [kernels.weight_dequant(*w, dtype=torch.bfloat16) for w in self.weights]
         calls = {"bf16": [lambda w=w: F.linear(self.plain, w) for w in plain]}
-        rows = -(-m // 4) * 4  # cuBLASLt wants the scales of A along M, padded to 4, and those of B along K
-        a_s = torch.ones(k // 128, rows, device="cuda").T[:m]
-        a_s.copy_(self.a_s)
+        rows = -(-m // 4) * 4  # cuBLASLt wants the scales of A along M, and M padded to 4, and those of B along K
+        a = F.pad(self.a.view(torch.uint8), (0, 0, 0, rows - m)).view(self.a.dtype)
+        a_s = torch.ones(k // 128, rows, device="cuda").T
+        a_s[:m] = self.a_s
         pad = -(-(k // 128) // 4) * 4
         scales = [F.pad(s, (0, pad - k // 128)).T[: k // 128] for _, s in self.weights]
         calls["cublaslt"] = [
-            lambda q=q, s=s: torch._scaled_mm(self.a, q.T, a_s, s, out_dtype=torch.bfloat16)
+            lambda q=q, s=s: torch._scaled_mm(a, q.T, a_s, s, out_dtype=torch.bfloat16)
             for (q, _), s in zip(self.weights, scales, strict=True)
         ]
         return calls

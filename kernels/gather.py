@@ -43,10 +43,24 @@ def gather_kernel(
     tl.store(out, y.to(out_ptr.dtype.element_ty), mask=(token < count)[:, None] & (d < DIM)[None, :])
 
 
+@triton.jit
+def copy_rows_kernel(values_ptr, places_ptr, out_ptr, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """One token of a cache that is not scaled."""
+    token, at = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    let_next_start(PDL)
+    wait_for_previous(PDL)
+    x = tl.load(values_ptr + tl.load(places_ptr + token) * width + at, mask=at < width)
+    tl.store(out_ptr + token * width + at, x, mask=at < width)
+
+
 def gather_kv(kv: KV, places: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    dtype = kv.values.dtype if kv.scales is None else dtype
+    out = torch.empty(len(places), kv.width, dtype=dtype, device=places.device)
     if kv.scales is None:
-        return kv.values.view(-1, kv.width)[places]
-    out = torch.empty(len(places), kv.width, dtype=dtype, device=kv.values.device)
+        copy_rows_kernel[(len(places),)](
+            kv.values, places, out, kv.width, BLOCK=triton.next_power_of_2(kv.width), num_warps=4, **overlap(out)
+        )
+        return out
     column, first, along, codes = 0, 0, kv.width - kv.across, kv.values.view(torch.uint8)
     starts = [sum(kv.widths[:i]) for i in range(len(kv.widths))]
     for (dim, across), run in groupby(zip(kv.widths, starts, strict=True), key=lambda v: (v[0], v[1] >= along)):

@@ -12,7 +12,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.forms import LOG2_E, Form, Formed
 from kernels.launch import has_tma, is_hopper, let_next_start, overlap, shared_memory, wait_for_previous
-from kernels.quant import formed
+from kernels.quant import allocate, emit, emitted, formed
 from kernels.specialized_attention import attends, specialized_attention
 
 FEW_QUERIES = 512  # up to this many, kernels that begin and end at once count for more than those that multiply fast
@@ -59,11 +59,11 @@ def attend(
 
 @triton.jit
 def causal_attention_kernel(
-    q_ptr, k, k_rest, v, out_ptr, queries, tokens, scale, heads, share, q_token, q_head, k_token, k_head, v_token,
-    v_head,
+    q_ptr, k, k_rest, v, plain_ptr, q8_ptr, s_ptr, queries, tokens, scale, heads, share, q_token, q_head, k_token,
+    k_head, v_token, v_head,
     DIM: tl.constexpr, REST: tl.constexpr, VALUE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr,
-    PDL: tl.constexpr,
+    PLAIN: tl.constexpr, FP8: tl.constexpr, UE8M0: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M queries of a head: first the keys that all of them see, then those where they differ. A head's width is
     DIM, a power of two, and REST."""
@@ -96,8 +96,12 @@ def causal_attention_kernel(
             top, total, acc, q, q_rest, k, k_rest, v, start, last, tokens, scale, k_at, k_token, v_at, v_token,
             DIM, REST, VALUE, BLOCK_D, BLOCK_R, BLOCK_V, BLOCK_N, True, TMA,
         )  # fmt: skip
-    out = out_ptr + (t[:, None].to(tl.int64) * heads + head) * VALUE + column[None, :]
-    tl.store(out, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=inside & (column < VALUE)[None, :])
+    row = t.to(tl.int64) * heads + head
+    y = (acc / total[:, None]).to(q_ptr.dtype.element_ty).to(tl.float32)
+    emit(
+        y, row[:, None] * VALUE + column[None, :], inside & (column < VALUE)[None, :], row, t < queries,
+        plain_ptr, q8_ptr, s_ptr, PLAIN, FP8, UE8M0,
+    )  # fmt: skip
 
 
 class Blocks(NamedTuple):
@@ -124,11 +128,6 @@ def described(x: torch.Tensor, tokens: int, columns: int) -> TensorDescriptor:
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, form: Form) -> Formed:
     if len(q) > FEW_QUERIES and is_hopper(q) and attends(q, k, v):
         return specialized_attention(q, k, v, scale, form)
-    return formed(attention_by_blocks(q, k, v, scale).flatten(1), form)
-
-
-def attention_by_blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-    """`[T, H, V]` in the dtype of `q`."""
     (queries, heads, width), (tokens, groups, value) = q.shape, v.shape
     dim = 1 << (width.bit_length() - 1)
     rest = width - dim
@@ -139,12 +138,15 @@ def attention_by_blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale
     sources = (k, k, v)
     if tma:
         sources = tuple(described(x, blocks.keys, w) for x, w in ((k, dim), (k, rest or dim), (v, value)))
-    out = torch.empty(queries, heads, value, dtype=q.dtype, device=q.device)
+    fused = form if value == 128 else Form(plain=True, fp8=False)  # a head is a block
+    out = allocate(fused, queries, heads * value, q)
+    pointers, flags = emitted(fused, out, q)
     causal_attention_kernel[(triton.cdiv(queries, blocks.queries), heads)](
-        q, *sources, out, queries, tokens, scale * LOG2_E, heads, heads // groups, *q.stride()[:2], *k.stride()[:2],
-        *v.stride()[:2],
+        q, *sources, *pointers, queries, tokens, scale * LOG2_E, heads, heads // groups, *q.stride()[:2],
+        *k.stride()[:2], *v.stride()[:2],
         DIM=dim, REST=rest, VALUE=value, BLOCK_D=max(dim, 16), BLOCK_R=max(16, triton.next_power_of_2(rest)),
         BLOCK_V=max(16, triton.next_power_of_2(value)), BLOCK_M=blocks.queries, BLOCK_N=blocks.keys,
-        STAGES=blocks.num_stages, TMA=tma, num_warps=blocks.num_warps, num_stages=blocks.num_stages, **overlap(q),
+        STAGES=blocks.num_stages, TMA=tma, **flags, num_warps=blocks.num_warps, num_stages=blocks.num_stages,
+        **overlap(q),
     )  # fmt: skip
-    return out
+    return out if fused == form else formed(out.plain, form)

@@ -11,6 +11,8 @@ Gluon, Triton's language one level down, where layouts, barriers and who waits f
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -32,8 +34,8 @@ from kernels.quant import allocate, block_scale, quantise
 
 PART = 64  # rows of a group
 GROUPS = 2
-WIDTH = 128  # columns of a block, of which a tile has two
-STAGES = 4  # blocks of K that are on their way or being read
+WIDTH = 128  # columns of a block, of which a tile has two, or one where few tiles have to go round
+STAGES = {1: 6, 2: 4}  # by a tile's blocks of columns: blocks of K that are on their way or being read
 BAND = 16  # tiles along M that are worked on together: what they read of `b` is then in the L2 cache
 GL_DTYPE = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 
@@ -57,11 +59,14 @@ def first_block(piece, K, SPLITS: gl.constexpr):
 
 @gluon.jit
 def ask_weight(b_desc, b_ring, full, turn, n, other, k, BYTES: gl.constexpr, wanted):
-    """Begins the copies of a block's weights, with columns from `n` and `other` on."""
+    """Begins the copies of a block's weights, with columns from `n` and, where a tile is wide, from `other` on."""
+    WIDE: gl.constexpr = b_ring.shape[0] // full.shape[0]
     stage = turn % full.shape[0]
     mbarrier.expect(full.index(stage), BYTES, pred=wanted)
-    tma.async_copy_global_to_shared(b_desc, [n, k], full.index(stage), b_ring.index(stage * 2), pred=wanted)
-    tma.async_copy_global_to_shared(b_desc, [other, k], full.index(stage), b_ring.index(stage * 2 + 1), pred=wanted)
+    tma.async_copy_global_to_shared(b_desc, [n, k], full.index(stage), b_ring.index(stage * WIDE), pred=wanted)
+    if WIDE == 2:
+        b = b_ring.index(stage * WIDE + 1)
+        tma.async_copy_global_to_shared(b_desc, [other, k], full.index(stage), b, pred=wanted)
 
 
 @gluon.jit
@@ -75,7 +80,7 @@ def load_units(
     STAGES: gl.constexpr = full.shape[0]
     GROUPS: gl.constexpr = a_ring.shape[0] // STAGES
     PART: gl.constexpr = a_ring.shape[1]
-    BYTES: gl.constexpr = (GROUPS * PART + 2 * b_ring.shape[1]) * 128
+    BYTES: gl.constexpr = (GROUPS * PART + b_ring.shape[0] // STAGES * b_ring.shape[1]) * 128
     units = gl.cdiv(M, GROUPS * PART) * gl.cdiv(N, COLUMNS) * SPLITS
     m, n, piece = unit_at(gl.program_id(0), M, N, GROUPS * PART, COLUMNS, BAND, SPLITS)
     first = first_block(piece, K, SPLITS)
@@ -108,7 +113,8 @@ def begin_product(a_ring, b_ring, full, turn, half, before, GROUP: gl.constexpr)
     stage = turn % STAGES
     mbarrier.wait(full.index(stage), turn // STAGES & 1)
     a = a_ring.index(stage * (a_ring.shape[0] // STAGES) + GROUP)
-    return warpgroup_mma(a, b_ring.index(stage * 2 + half).permute((1, 0)), before, use_acc=turn < 0, is_async=True)
+    b = b_ring.index(stage * (b_ring.shape[0] // STAGES) + half).permute((1, 0))
+    return warpgroup_mma(a, b, before, use_acc=turn < 0, is_async=True)
 
 
 @gluon.jit
@@ -123,11 +129,15 @@ def add_scaled(total, done, scale):
 def add_block(one, two, product, scale_one, scale_two, a_ring, b_ring, full, empty, turn, GROUP: gl.constexpr):
     """Scales and adds the product under way, then the other columns'; leaves the next block's first one under way."""
     done = warpgroup_mma_wait(0, deps=(product,))
-    one = add_scaled(one, done, scale_one)
-    product = begin_product(a_ring, b_ring, full, turn, 1, done, GROUP)
-    done = warpgroup_mma_wait(0, deps=(product,))
-    mbarrier.arrive(empty.index(turn % full.shape[0]), count=1)
-    two = add_scaled(two, done, scale_two)
+    if b_ring.shape[0] == 2 * full.shape[0]:
+        one = add_scaled(one, done, scale_one)
+        product = begin_product(a_ring, b_ring, full, turn, 1, done, GROUP)
+        done = warpgroup_mma_wait(0, deps=(product,))
+        mbarrier.arrive(empty.index(turn % full.shape[0]), count=1)
+        two = add_scaled(two, done, scale_two)
+    else:
+        mbarrier.arrive(empty.index(turn % full.shape[0]), count=1)
+        one = add_scaled(one, done, scale_one)
     return one, two, begin_product(a_ring, b_ring, full, turn + 1, 0, done, GROUP)
 
 
@@ -182,6 +192,7 @@ def multiply_units(
     waited for with nothing else under way, and nothing is moved between."""
     PART: gl.constexpr = a_ring.shape[1]
     WIDTH: gl.constexpr = b_ring.shape[1]
+    WIDE: gl.constexpr = b_ring.shape[0] // full.shape[0]
     HEIGHT: gl.constexpr = a_ring.shape[0] // full.shape[0] * PART
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 32])
     zero = gl.zeros([PART, WIDTH], gl.float32, layout)
@@ -216,12 +227,14 @@ def multiply_units(
         turn += 1
         if SPLITS > 1:
             store_part(here_c, one, here_m, here_n, M, N)
-            store_part(here_c, two, here_m, here_n + WIDTH, M, N)
-        elif COLUMNS == WIDTH:
+            if WIDE == 2:
+                store_part(here_c, two, here_m, here_n + WIDTH, M, N)
+        elif COLUMNS < WIDE * WIDTH:
             store_gated(c, c_shared.index(GROUP), s_ptr, one, two, here_m, here_n, M, N, ROUND)
         else:
             store_block(c, c_shared.index(GROUP), one, here_m, here_n)
-            store_block(c, c_shared.index(GROUP), two, here_m, here_n + WIDTH)
+            if WIDE == 2:
+                store_block(c, c_shared.index(GROUP), two, here_m, here_n + WIDTH)
     warpgroup_mma_wait(0, deps=(product,))
     tma.store_wait(0)
 
@@ -229,16 +242,16 @@ def multiply_units(
 @gluon.jit
 def specialized_gemm_kernel(
     a_desc, a_s_ptr, b_desc, b_s_ptr, c, s_ptr, M, N, K, APART, columns,
-    GROUPS: gl.constexpr, PART: gl.constexpr, WIDTH: gl.constexpr, COLUMNS: gl.constexpr, STAGES: gl.constexpr,
-    BAND: gl.constexpr, SPLITS: gl.constexpr, ROUND: gl.constexpr, PDL: gl.constexpr,
+    GROUPS: gl.constexpr, PART: gl.constexpr, WIDTH: gl.constexpr, WIDE: gl.constexpr, COLUMNS: gl.constexpr,
+    STAGES: gl.constexpr, BAND: gl.constexpr, SPLITS: gl.constexpr, ROUND: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
-    """As many programs as there are multiprocessors take units in turn. A tile's columns are WIDTH from `n` on and
-    WIDTH from `n + APART` on, of `columns` blocks that the weight has. All of them are the result's (COLUMNS is twice
-    WIDTH), or the second are gated by the first (COLUMNS is WIDTH). `c`: a pointer to partial sums in float32 where K
-    is split, or else a descriptor of the result, in ROUND or, gated, in E4M3 with scales `s_ptr`."""
+    """As many programs as there are multiprocessors take units in turn. A tile's columns are WIDTH from `n` on and,
+    where it is WIDE (2), as many from `n + APART` on, of `columns` blocks that the weight has. All of them are COLUMNS
+    of the result, or the second are gated by the first. `c`: a pointer to partial sums in float32 where K is split, or
+    else a descriptor of the result, in ROUND or, gated, in E4M3 with scales `s_ptr`."""
     a_ring = gl.allocate_shared_memory(gl.float8e4nv, [STAGES * GROUPS, PART, 128], a_desc.layout)
-    b_ring = gl.allocate_shared_memory(gl.float8e4nv, [STAGES * 2, WIDTH, 128], b_desc.layout)
-    stored: gl.constexpr = gl.uint8 if COLUMNS == WIDTH else ROUND
+    b_ring = gl.allocate_shared_memory(gl.float8e4nv, [STAGES * WIDE, WIDTH, 128], b_desc.layout)
+    stored: gl.constexpr = gl.uint8 if COLUMNS < WIDE * WIDTH else ROUND
     staged: gl.constexpr = gl.NVMMASharedLayout.get_default_for([PART, WIDTH], stored)
     c_shared = gl.allocate_shared_memory(stored, [GROUPS, PART, WIDTH], staged)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -268,17 +281,31 @@ def specialized_gemm_kernel(
     )  # fmt: skip
 
 
-def tiles_of(rows: int, n: int) -> int:
-    return triton.cdiv(rows, GROUPS * PART) * triton.cdiv(n, 2 * WIDTH)
+class Cut(NamedTuple):
+    """How a product falls into units of work."""
+
+    wide: int  # blocks of columns of a tile: 1 or 2
+    splits: int  # pieces of K
 
 
-def splits_for(rows: int, n: int, k_blocks: int, programs: int) -> int:
-    """Into how many pieces K is cut so that the units go round, or 0 where they can't: then smaller tiles are faster.
-    Measured on an H200 with what reads the pieces: those of less than 24 blocks, and more than four, cost their readers
-    more than they bring; and half of the multiprocessors have to be at work."""
-    tiles = tiles_of(rows, n)
-    splits = max(1, min(4, k_blocks // 24, programs // tiles))
-    return splits if rows > PART and tiles * splits >= programs // 2 - 2 else 0
+WHOLE = Cut(wide=2, splits=1)
+
+
+def tiles_of(rows: int, n: int, wide: int) -> int:
+    return triton.cdiv(rows, GROUPS * PART) * triton.cdiv(n, wide * WIDTH)
+
+
+def cut_for(rows: int, n: int, k_blocks: int, programs: int) -> Cut | None:
+    """How it falls into units for `programs` multiprocessors; None where smaller tiles are faster. Measured on an H200:
+    a round of wide tiles takes 5/3 of one of narrow ones. K is cut in two where few units become more or their K is
+    long, and never in more: reading three partial sums costs more than a shorter piece brings."""
+    wide, narrow = tiles_of(rows, n, 2), tiles_of(rows, n, 1)
+    if triton.cdiv(wide, programs) * 5 <= triton.cdiv(narrow, programs) * 3:
+        cut, units = WHOLE, wide
+    else:
+        splits = 2 if 2 * narrow <= programs * (1.0 if k_blocks >= 64 else 0.6) else 1
+        cut, units = Cut(1, splits), narrow * splits
+    return cut if rows > PART and units >= programs * 0.45 else None
 
 
 def described(t: torch.Tensor, rows: int, dtype) -> TensorDescriptor:
@@ -287,25 +314,26 @@ def described(t: torch.Tensor, rows: int, dtype) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(t, block, gl.NVMMASharedLayout.get_default_for(block, dtype))
 
 
-def _launch(a, b, a_s, b_s, c, s, n: int, columns: int, splits: int, dtype: torch.dtype, programs: int) -> None:
-    rows, k = a.shape
-    units = triton.cdiv(rows, GROUPS * PART) * triton.cdiv(n, columns) * splits
+def _launch(a, b, a_s, b_s, c, s, n: int, gated: bool, cut: Cut, dtype: torch.dtype, programs: int) -> None:
+    (rows, k), columns = a.shape, WIDTH if gated else cut.wide * WIDTH
+    units = triton.cdiv(rows, GROUPS * PART) * triton.cdiv(n, columns) * cut.splits
     specialized_gemm_kernel[(min(units, programs),)](
         described(a, PART, gl.float8e4nv), a_s.contiguous(), described(b, WIDTH, gl.float8e4nv), b_s, c, s,
-        rows, n, k, len(b) // 2 if columns == WIDTH else WIDTH, len(b_s),
-        GROUPS=GROUPS, PART=PART, WIDTH=WIDTH, COLUMNS=columns, STAGES=STAGES, BAND=BAND, SPLITS=splits,
-        ROUND=GL_DTYPE[dtype], num_warps=4, **overlap(a),
+        rows, n, k, n if gated else WIDTH, len(b_s),
+        GROUPS=GROUPS, PART=PART, WIDTH=WIDTH, WIDE=cut.wide, COLUMNS=columns, STAGES=STAGES[cut.wide], BAND=BAND,
+        SPLITS=cut.splits, ROUND=GL_DTYPE[dtype], num_warps=4, **overlap(a),
     )  # fmt: skip
 
 
 def specialized_product(
-    a, b, a_s, b_s, out_dtype: torch.dtype, splits: int = 1, programs: int | None = None
+    a, b, a_s, b_s, out_dtype: torch.dtype, cut: Cut = WHOLE, programs: int | None = None
 ) -> torch.Tensor:
     """Partial sums `[P, M, N]`, of one part in `out_dtype`, of 16 bits, of more in float32. `a` and `b` float8_e4m3fn,
     N a multiple of 8. `programs`: default one for each multiprocessor."""
-    c = torch.empty(splits, len(a), len(b), dtype=out_dtype if splits == 1 else torch.float32, device=a.device)
-    target = c if splits > 1 else described(c[0], PART, GL_DTYPE[out_dtype])
-    _launch(a, b, a_s, b_s, target, a_s, len(b), 2 * WIDTH, splits, out_dtype, programs or multiprocessors(a))
+    parts = cut.splits
+    c = torch.empty(parts, len(a), len(b), dtype=out_dtype if parts == 1 else torch.float32, device=a.device)
+    target = c if parts > 1 else described(c[0], PART, GL_DTYPE[out_dtype])
+    _launch(a, b, a_s, b_s, target, a_s, len(b), False, cut, out_dtype, programs or multiprocessors(a))
     return c
 
 
@@ -315,5 +343,5 @@ def specialized_swiglu(a, b, a_s, b_s, dtype: torch.dtype, programs: int | None 
     n = len(b) // 2
     out = allocate(Form(False, True), len(a), n, a)
     codes = described(out.q.view(torch.uint8), PART, gl.uint8)
-    _launch(a, b, a_s, b_s, codes, out.s, n, WIDTH, 1, dtype, programs or multiprocessors(a))
+    _launch(a, b, a_s, b_s, codes, out.s, n, True, WHOLE, dtype, programs or multiprocessors(a))
     return out

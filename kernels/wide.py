@@ -22,7 +22,7 @@ from kernels.launch import (
 from kernels.moe import Schedule, schedule
 from kernels.norm import swiglu
 from kernels.quant import decode_e4m3, operands
-from kernels.specialized import specialized_product, specialized_swiglu, splits_for
+from kernels.specialized import WHOLE, Cut, cut_for, specialized_product, specialized_swiglu
 
 SPLIT_ROWS = 256  # up to this many, K is cut to have enough programs
 
@@ -144,17 +144,17 @@ def tma_product(a, b, a_s, b_s, out_dtype, tile: Tile | None = None) -> torch.Te
     return c
 
 
-def special_splits(like: torch.Tensor, rows: int, n: int, k: int, dtype: torch.dtype) -> int:
-    """Into how many pieces K is cut on the card of `like` where warps with roles multiply; 0 where they don't."""
+def special_cut(like: torch.Tensor, rows: int, n: int, k: int, dtype: torch.dtype) -> Cut | None:
+    """How a product on the card of `like` falls into units for warps with roles; None where it is not theirs."""
     if not is_hopper(like) or dtype.itemsize != 2 or n % 8:
-        return 0
-    return splits_for(rows, n, triton.cdiv(k, 128), multiprocessors(like))
+        return None
+    return cut_for(rows, n, triton.cdiv(k, 128), multiprocessors(like))
 
 
 def wide_swiglu(a, b, a_s, b_s, form: Form, dtype: torch.dtype) -> Formed:
     """SwiGLU of `b [2 * I, K]`, gate and then up, in one kernel where there is one."""
     quantised = a_s is not None and form.fp8 and not form.plain and not form.ue8m0
-    if quantised and special_splits(a, len(a), len(b), a.shape[1], dtype) == 1:
+    if quantised and special_cut(a, len(a), len(b), a.shape[1], dtype) == WHOLE:
         return specialized_swiglu(a.contiguous(), b, a_s, b_s, dtype)
     return swiglu(wide(a, b, a_s, b_s, dtype), dtype, form)
 
@@ -164,8 +164,8 @@ def wide(a, b, a_s, b_s, out_dtype, experts=None, weights=None, decode: bool | N
     like, (rows, k), n = a, a.shape, b.shape[-2]
     a, b, flags = operands(a, b, a_s, decode)
     if experts is None and a_s is not None and has_tma(like) and not flags["DECODE"]:
-        if splits := special_splits(like, rows, n, k, out_dtype):
-            return specialized_product(a, b, a_s, b_s, out_dtype, splits)
+        if cut := special_cut(like, rows, n, k, out_dtype):
+            return specialized_product(a, b, a_s, b_s, out_dtype, cut)
         return tma_product(a, b, a_s, b_s, out_dtype)
     block_k = 128 if a_s is not None else 64 if a.element_size() == 2 else 32
     out_rows = rows if experts is None else experts.numel()

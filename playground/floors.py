@@ -18,7 +18,10 @@ FAMILIES = {
         "causal_attention", "specialized_attention",
     ),
     "drawing": ("draw", "join_draw", "survey", "join_survey", "advance"),
-    "between": ("add_norm", "swiglu", "rope_heads", "split_latents", "route", "add_up", "act_quant", "gather"),
+    "between": (
+        "add_norm", "swiglu", "rope_heads", "split_latents", "route", "schedule", "add_up", "act_quant", "gather",
+        "copy_rows",
+    ),
 }  # fmt: skip
 
 

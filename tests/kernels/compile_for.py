@@ -121,6 +121,7 @@ def cached(rows: int, dtype: torch.dtype) -> None:
     angles, q = torch.zeros(rows, 2, 64), torch.zeros(rows, 32, 128, dtype=bf16)
     rope.rope_heads(torch.zeros(4, rows, 6144), (0, 4096, 5120), norms, angles, slots, kv, 32, 1e-6, bf16)
     gather.gather_kv(kv, slots, bf16)
+    gather.gather_kv(KV.zeros(8, 64, widths=(576,), dtype=bf16, device="cpu"), slots, bf16)
     for cache in (kv, shorter):  # pages of 32 tokens go by pointer on Hopper, too
         attention.gqa_decode(q, cache, pages, lengths, 0.1, 8, form)
     angles, latents = torch.zeros(rows, 2, 32), KV.zeros(8, 64, widths=(512, 64), dtype=dtype, device="cpu")
@@ -161,9 +162,9 @@ if __name__ == "__main__":
     hopper = wide.is_hopper(None)
     for rows in (1, 32, 300, *([100] if hopper else [])):  # tiles of products follow the rows
         products(rows)
-    for splits in (1, 2) if hopper else ():
-        scales = torch.ones(300, 16), torch.ones(8, 16)
-        specialized.specialized_product(fp8(300, 2048), fp8(1024, 2048), *scales, torch.bfloat16, splits)
+    for cut in ((1, 1), (1, 2), (2, 1)) if hopper else ():
+        operands = fp8(300, 2048), fp8(1024, 2048), torch.ones(300, 16), torch.ones(8, 16)
+        specialized.specialized_product(*operands, torch.bfloat16, specialized.Cut(*cut))
     for dtype in (torch.bfloat16, torch.float8_e4m3fn):
         cached(70, dtype)
     prompts()

@@ -246,13 +246,20 @@ def test_gqa_decode_kernels_equal_their_twin_on_ragged_paged_rows(heads, kv_head
         assert_close(ref.plain[2], exact.flatten(), "float32")
 
 
+def test_gather_kernel_copies_what_is_not_scaled():
+    cache, pages, _ = ragged(48, dtype=torch.float32)
+    places = (pages[3, torch.arange(37) // 16] * 16 + torch.arange(37) % 16).long()
+    out = gather.gather_kv(there(cache), places.to(DEVICE), torch.float32)
+    assert_bits_equal(out, reference.gather_kv(cache, places, torch.float32))
+
+
 @pytest.mark.parametrize("widths", [(32,) * 6, (64, 16)], ids=["heads", "a latent and its rotary key"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16][: 1 + (DEVICE == "cuda")], ids=str)
 def test_gather_kernel_restores_the_bits_of_its_twin_wherever_tokens_lie(widths, dtype):
     torch.manual_seed(len(widths))
     cache, pages, _ = ragged(*widths, dtype=HELD["fp8"], across=96 if len(widths) > 2 else 0)
-    places = pages[1:3, torch.arange(37) // 16] * 16 + torch.arange(37) % 16  # two rows' tokens, in no order of pages
-    places = torch.cat([places.flatten().long(), torch.zeros(5, dtype=torch.int64)])
+    places = pages[2:, torch.arange(37) // 16] * 16 + torch.arange(37) % 16  # two rows' tokens, in no order of pages
+    places = places.flatten().long()
     ref = reference.gather_kv(cache, places, dtype)
     assert_bits_equal(gather.gather_kv(there(cache), places.to(DEVICE), dtype), ref)
 
@@ -279,6 +286,7 @@ SHAPES = {  # queries, tokens, heads, key-value heads, width, width of a value
     "GQA, a later piece": (40, 103, 4, 1, 16, 16),
     "MLA: a rotary part, narrower values": (33, 65, 2, 2, 48, 24),
     "one query": (1, 31, 2, 2, 8, 8),
+    "heads that are blocks": (20, 40, 2, 1, 32, 128),
 }
 
 
@@ -287,9 +295,10 @@ def test_causal_attention_kernel_equals_its_twin(queries, tokens, heads, groups,
     torch.manual_seed(tokens)
     q, both = torch.randn(queries, heads, width), torch.randn(tokens, groups, width + value)
     k, v = both.split([width, value], dim=-1)  # strided, as they lie in a cache
-    ref = reference.causal_attention(q, k, v, 0.3, FORMS["plain"])
+    form = FORMS["both, powers of two" if heads * value % 128 == 0 else "plain"]
+    ref = reference.causal_attention(q, k, v, 0.3, form)
     both = both.to(DEVICE)
-    out = prefill.causal_attention(q.to(DEVICE), *both.split([width, value], dim=-1), 0.3, FORMS["plain"])
+    out = prefill.causal_attention(q.to(DEVICE), *both.split([width, value], dim=-1), 0.3, form)
     assert_formed(out, ref)
 
 

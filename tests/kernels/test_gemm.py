@@ -48,8 +48,9 @@ def test_a_product_of_copied_tiles_multiplies_its_dequantised_operands(m, n, k, 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("m", "n", "k"), [(257, 136, 128), (300, 1000, 384), (1000, 64, 4096), (513, 576, 7168)])
 @pytest.mark.parametrize("programs", [None, 3], ids=["each its tile", "several tiles in turn"])
+@pytest.mark.parametrize("wide", [1, 2])
 @pytest.mark.parametrize("splits", [1, 3])
-def test_a_product_of_warps_with_roles_multiplies_its_dequantised_operands(m, n, k, programs, splits):
+def test_a_product_of_warps_with_roles_multiplies_its_dequantised_operands(m, n, k, programs, splits, wide):
     """Gluon has no interpreter: this kernel is shown to compile without a card, and to be right only on one."""
     if torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("only cards of sm_90 have these instructions")
@@ -57,7 +58,8 @@ def test_a_product_of_warps_with_roles_multiplies_its_dequantised_operands(m, n,
         pytest.skip("no piece of K may be empty")
     ops = operands(m, n, k)
     a, a_s, b, b_s = ops
-    out, again = (specialized.specialized_product(a, b, a_s, b_s, torch.bfloat16, splits, programs) for _ in range(2))
+    cut = specialized.Cut(wide, splits)
+    out, again = (specialized.specialized_product(a, b, a_s, b_s, torch.bfloat16, cut, programs) for _ in range(2))
     assert len(out) == splits and torch.equal(out, again)
     exact = exact_product(*ops)
     assert_close(gemm.add_up(out, torch.float32), exact, "bfloat16" if splits == 1 else "fp8 unit")
@@ -92,18 +94,17 @@ def test_a_gated_product_refuses_halves_that_are_no_whole_blocks():
         kernels.gemm_swiglu(a, b, a_s, b_s, form=Form(plain=True, fp8=False), dtype=torch.float32)
 
 
-@pytest.mark.parametrize("k_blocks", [1, 23, 32, 96])
-def test_k_is_cut_only_where_units_then_go_round_and_no_piece_is_short(k_blocks):
-    for rows in (33, 64, 65, 128, 256, 1000, 4096):
+@pytest.mark.parametrize("k_blocks", [1, 2, 32, 96])
+def test_a_product_of_many_rows_falls_into_units_that_keep_half_of_the_card_busy_or_is_none(k_blocks):
+    assert specialized.cut_for(64, 24576, k_blocks, 132) is None
+    for rows in (65, 128, 256, 1000, 4096):
         for n in (128, 4096, 6144, 24576):
-            splits = specialized.splits_for(rows, n, k_blocks, 132)
-            if splits > 1:
-                assert k_blocks // splits >= 24 and specialized.tiles_of(rows, n) * splits <= 132
-            if splits:
-                assert specialized.tiles_of(rows, n) * splits >= 64
+            if cut := specialized.cut_for(rows, n, k_blocks, 132):
+                units = specialized.tiles_of(rows, n, cut.wide) * cut.splits
+                assert units > 58 and (cut.splits == 1 or units <= 132) and cut.splits <= max(1, k_blocks)
+    assert specialized.cut_for(4096, 4096, k_blocks, 132) == specialized.WHOLE
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize(
     ("m", "n", "k"), [(1, 64, 128), (3, 136, 640), (16, 576, 1536), (17, 1000, 512), (32, 130, 4096)]
 )
