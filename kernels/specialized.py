@@ -297,13 +297,14 @@ def tiles_of(rows: int, n: int, wide: int) -> int:
 
 def cut_for(rows: int, n: int, k_blocks: int, programs: int) -> Cut | None:
     """How it falls into units for `programs` multiprocessors; None where smaller tiles are faster. Measured on an H200:
-    a round of wide tiles takes 5/3 of one of narrow ones. K is cut in two where few units become more or their K is
+    a round of wide tiles takes 5/3 of one of narrow ones. K is cut in two where that makes few units more or K is
     long, and never in more: reading three partial sums costs more than a shorter piece brings."""
     wide, narrow = tiles_of(rows, n, 2), tiles_of(rows, n, 1)
     if triton.cdiv(wide, programs) * 5 <= triton.cdiv(narrow, programs) * 3:
         cut, units = WHOLE, wide
     else:
-        splits = 2 if 2 * narrow <= programs * (1.0 if k_blocks >= 64 else 0.6) else 1
+        room = 0 if k_blocks < 32 else 0.6 * programs if k_blocks < 64 else programs
+        splits = 2 if 2 * narrow <= room else 1
         cut, units = Cut(1, splits), narrow * splits
     return cut if rows > PART and units >= programs * 0.45 else None
 
