@@ -16,7 +16,7 @@ import torch
 import kernels
 from playground.engine.cache import PAGE_SIZE, PagedCache, pages_for
 from playground.engine.decoder import Drawn, Variant, draw_output, make_decoder
-from playground.engine.graph import Recorder
+from playground.engine.graph import Recorder, sent
 from playground.engine.kept import Kept, Prefix
 from playground.engine.prefill import Fed, Prefill
 from playground.engine.request import Event, FinishEvent, Request, RequestError, TokenEvent
@@ -206,8 +206,6 @@ class Engine:
         prompt, start = filling.rows[0].request.prompt, filling.done
         filling.done = end = min(start + self.prefill_chunk, len(prompt))
         traced = any(row.request.trace_scales for row in filling.rows)
-        # on its way to the device before it has work to do
-        draw = self._first_draw(filling.rows) if end == len(prompt) else None
         fed = self.prefill.feed(prompt, start, end, filling.pages, traced)
         self.kept.keep_piece(prompt, start, end, filling.pages)
         if fed is None:
@@ -218,26 +216,22 @@ class Engine:
         rows, self.filling = filling.rows, None
         rows[0].pages = filling.pages
         self.running += rows
-        drawn = draw(fed)
+        drawn = self._first_draw(rows, fed)
         for row in rows:
             row.prefill_seconds = filling.seconds + time.perf_counter() - began
         return self._advance(rows, drawn)
 
-    def _first_draw(self, rows: list[Row]) -> Callable[[Fed], Drawn]:
-        """The draw of every row's first token, from what the end of their prompt leaves."""
+    def _first_draw(self, rows: list[Row], fed: Fed) -> Drawn:
+        """Draws every row's first token from what the end of their prompt leaves, or will leave."""
         device, length = self.model.device, len(rows[0].request.prompt)
         settings = Settings.of([row.request.params for row in rows], device)
-        at, variant = torch.full((len(rows),), length, device=device), Variant.of(rows)
-
-        def draw(fed: Fed) -> Drawn:
-            for row in rows:
-                row.length = length
-                if row is not rows[0]:
-                    self._fork(rows[0], row, length)
-            logits = fed.logits.expand(len(rows), -1).contiguous()
-            return draw_output(logits, settings, at, variant, fed.trace).read(fed.trace, [0] * len(rows))
-
-        return draw
+        at = sent(torch.full((len(rows),), length), device)  # copied, not filled there: a draw reads it before it waits
+        for row in rows:
+            row.length = length
+            if row is not rows[0]:
+                self._fork(rows[0], row, length)
+        logits = fed.logits.expand(len(rows), -1).contiguous()
+        return draw_output(logits, settings, at, Variant.of(rows), fed.trace).read(fed.trace, [0] * len(rows))
 
     def _fork(self, source: Row, row: Row, length: int) -> None:
         """Shares the full pages of `length` tokens and copies the page that both will go on writing."""

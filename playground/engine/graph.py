@@ -10,6 +10,12 @@ import torch
 T = TypeVar("T")
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A host's tensor on its way to the device: to a card through pinned memory, so that the host does not wait for
+    what the card has to do before."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 class Recorder:
     """Records graphs into one pool of memory, in which they follow each other: what one of them leaves is to be read,
     in stream order, before the next one runs."""

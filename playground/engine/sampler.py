@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 import kernels
+from playground.engine.graph import sent
 from playground.engine.request import Sampler, SamplingParams
 
 
@@ -28,7 +29,7 @@ class Settings(NamedTuple):
         real = torch.tensor([temperature, top_p, min_p], dtype=torch.float64)
         seeds, multinomial = [max(p.seed, 0) for p in params], [p.sampler is Sampler.MULTINOMIAL for p in params]
         whole = torch.tensor([seeds, top_k, multinomial], dtype=torch.int64)
-        there = torch.cat([real.view(torch.int64), whole]).to(device)  # in one transfer: each makes the host wait
+        there = sent(torch.cat([real.view(torch.int64), whole]), device)  # in one transfer
         temperature, top_p, min_p = there[:3].view(torch.float64)
         seeds, top_k, multinomial = there[3:]
         return cls(temperature, seeds, top_k, top_p, min_p, multinomial)
