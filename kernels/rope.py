@@ -110,13 +110,19 @@ def rope_head(
         tl.store(out + half, y, mask=inside)
 
 
+def at_once(rows: int) -> tuple[int, int]:
+    """How many tokens and how many heads a program turns: of many rows each token's angles are read once for four
+    heads, where few have to be spread over the card."""
+    return (1, 1) if rows <= 64 else (4, 2) if rows <= 256 else (16, 4)
+
+
 def rope_heads(parts, starts, norms, rope, slots, kv: KV, heads: int, eps: float, dtype: torch.dtype) -> torch.Tensor:
     (count, rows, _), dim = parts.shape, rope.shape[-1] * 2
     kv_heads = kv.width // 2 // dim
     q = torch.empty(rows, heads, dim, dtype=dtype, device=parts.device)
     q_norm, k_norm = norms or (q, q)
     cache, flags = stored(kv)
-    tokens, group = (1, 1) if rows <= 64 else (16, 4)
+    tokens, group = at_once(rows)
     if rows:
         rope_heads_kernel[(triton.cdiv(rows, tokens), triton.cdiv(heads + 2 * kv_heads, group))](
             parts, q_norm, k_norm, rope, slots, q, *cache, rows, *parts.stride()[:2], starts[1], starts[2], heads,
