@@ -392,6 +392,8 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, form: Fo
     fits = q.shape[-1] == k.shape[-1] and k.shape[:2] == v.shape[:2] and q.shape[1] % k.shape[1] == 0
     if not (fits and len(q) <= len(k) and all(t.stride(-1) == 1 for t in (q, k, v))):
         raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} don't fit together")
+    if form.fp8 and q.shape[1] * v.shape[-1] % 128:
+        raise ValueError(f"{q.shape[1]} heads of {v.shape[-1]} are no whole blocks of 128, and can't be quantised")
     return _implementation("prefill", q).causal_attention(q, k, v, scale, form)
 
 

@@ -13,7 +13,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from kernels.forms import LOG2_E, Form, Formed
 from kernels.launch import has_tma, is_hopper, let_next_start, overlap, shared_memory, wait_for_previous
 from kernels.quant import allocate, emit, emitted, formed
-from kernels.specialized_attention import attends, specialized_attention
+from kernels.specialized_attention import as_matrix, attends, specialized_attention
 
 FEW_QUERIES = 512  # up to this many, kernels that begin and end at once count for more than those that multiply fast
 
@@ -121,8 +121,7 @@ def blocks_for(q: torch.Tensor, width: int) -> Blocks:
 
 def described(x: torch.Tensor, tokens: int, columns: int) -> TensorDescriptor:
     """What TMA copies of `x [S, G, W]` at once: `columns` of `tokens` tokens."""
-    count, groups, width = x.shape
-    return TensorDescriptor(x, [count, (groups - 1) * x.stride(1) + width], [x.stride(0), 1], [tokens, columns])
+    return TensorDescriptor(x, *as_matrix(x), [tokens, columns])
 
 
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, form: Form) -> Formed:

@@ -74,7 +74,7 @@ def load_units(
     a_desc, b_desc, a_ring, b_ring, full, empty, M, N, K, APART,
     COLUMNS: gl.constexpr, BAND: gl.constexpr, SPLITS: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
-    """The role of one warp: asks for a block of K as soon as its stage is `empty`; the copies themselves say when it is
+    """One role: asks for a block of K as soon as its stage is `empty`; the copies themselves say when it is
     `full`. A weight is nobody's output: its first blocks are on their way before the input is there. One block more
     than there are: a product too many is begun."""
     STAGES: gl.constexpr = full.shape[0]
@@ -297,14 +297,15 @@ def tiles_of(rows: int, n: int, wide: int) -> int:
 
 def cut_for(rows: int, n: int, k_blocks: int, programs: int) -> Cut | None:
     """How it falls into units for `programs` multiprocessors; None where smaller tiles are faster. Measured on an H200:
-    a round of wide tiles takes 5/3 of one of narrow ones. K is cut in two where that makes few units more or K is
-    long, and never in more: reading three partial sums costs more than a shorter piece brings."""
+    a round of wide tiles takes 5/3 of one of narrow ones. A K of 32 blocks is cut in two where all units then fit in
+    0.6 of the card, one of 64 where they fit in the card; none is cut in more: reading three partial sums costs more
+    than shorter pieces bring."""
     wide, narrow = tiles_of(rows, n, 2), tiles_of(rows, n, 1)
     if triton.cdiv(wide, programs) * 5 <= triton.cdiv(narrow, programs) * 3:
         cut, units = WHOLE, wide
     else:
-        room = 0 if k_blocks < 32 else 0.6 * programs if k_blocks < 64 else programs
-        splits = 2 if 2 * narrow <= room else 1
+        share = 1.0 if k_blocks >= 64 else 0.6 if k_blocks >= 32 else 0.0  # of the card that two pieces may take
+        splits = 2 if 2 * narrow <= share * programs else 1
         cut, units = Cut(1, splits), narrow * splits
     return cut if rows > PART and units >= programs * 0.45 else None
 
@@ -317,6 +318,8 @@ def described(t: torch.Tensor, rows: int, dtype) -> TensorDescriptor:
 
 def _launch(a, b, a_s, b_s, c, s, n: int, gated: bool, cut: Cut, dtype: torch.dtype, programs: int) -> None:
     (rows, k), columns = a.shape, WIDTH if gated else cut.wide * WIDTH
+    if cut.splits > triton.cdiv(k, 128):
+        raise ValueError(f"K of {k} can't be cut in {cut.splits}: every piece needs a block")
     units = triton.cdiv(rows, GROUPS * PART) * triton.cdiv(n, columns) * cut.splits
     specialized_gemm_kernel[(min(units, programs),)](
         described(a, PART, gl.float8e4nv), a_s.contiguous(), described(b, WIDTH, gl.float8e4nv), b_s, c, s,

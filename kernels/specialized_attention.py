@@ -153,7 +153,8 @@ def attend_tiles(
     o_desc, s_ptr, q_shared, o_shared, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty,
     queries, tokens, heads, scale, GROUP: gl.constexpr, FP8: gl.constexpr, UE8M0: gl.constexpr,
 ):  # fmt: skip
-    """The role of four warps: 64 queries of each tile."""
+    """The role of four warps: 64 queries of each tile. They wait for the kernel before this one by waiting for what the
+    loading warp has asked for."""
     GROUPS: gl.constexpr = q_shared.shape[0]
     PART: gl.constexpr = q_shared.shape[1]
     DIM: gl.constexpr = q_shared.shape[2]
@@ -260,16 +261,22 @@ def specialized_attention_kernel(
     )  # fmt: skip
 
 
-def described(x: torch.Tensor, rows: int) -> TensorDescriptor:
+def as_matrix(x: torch.Tensor) -> tuple[list[int], list[int]]:
+    """Shape and strides of `x [S, G, W]` as TMA is to see it: a row of columns for each token."""
+    count, groups, width = x.shape
+    return [count, (groups - 1) * x.stride(1) + width], [x.stride(0), 1]
+
+
+def a_head(x: torch.Tensor, rows: int) -> TensorDescriptor:
     """What TMA copies of `x [S, G, W]` at once: a head of `rows` tokens."""
-    (count, groups, width), block = x.shape, [rows, x.shape[-1]]
+    block = [rows, x.shape[-1]]
     layout = gl.NVMMASharedLayout.get_default_for(block, GL_DTYPE[x.dtype])
-    return TensorDescriptor(x, [count, (groups - 1) * x.stride(1) + width], [x.stride(0), 1], block, layout)
+    return TensorDescriptor(x, *as_matrix(x), block, layout)
 
 
 def attends(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
     """Whether attention can be this: of 16 bits, keys and values both 64 or 128 wide, and where TMA can copy them."""
-    aligned = all(x.data_ptr() % 16 == 0 and x.stride(0) % 8 == 0 for x in (k, v))
+    aligned = all(x.data_ptr() % 16 == 0 for x in (q, k, v)) and all(x.stride(0) % 8 == 0 for x in (k, v))
     return aligned and q.element_size() == 2 and k.shape[-1] == v.shape[-1] and k.shape[-1] in (64, 128)
 
 
@@ -282,7 +289,7 @@ def specialized_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sca
     tiles = triton.cdiv(queries, 2 * PART) * heads
     if queries:
         specialized_attention_kernel[(min(tiles, multiprocessors(q)),)](
-            described(q, PART), described(k, KEYS), described(v, KEYS), described(stored, PART),
+            a_head(q, PART), a_head(k, KEYS), a_head(v, KEYS), a_head(stored, PART),
             out.s if fused else q, queries, tokens, heads, heads // groups, scale * LOG2_E, k.stride(1), v.stride(1),
             PART=PART, KEYS=KEYS, DIM=dim, STAGES=STAGES, FP8=fused, UE8M0=form.ue8m0, num_warps=4, **overlap(q),
         )  # fmt: skip

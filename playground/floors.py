@@ -10,7 +10,7 @@ from playground.model.layers import Product
 from playground.model.moe import Gate
 from playground.model.transformer import Transformer
 
-# Kernels by what they do, as their names begin. Those of the last family move next to nothing: their time is latency.
+# Kernels by what they do, as their names begin. But for a gate, the last family moves next to nothing: it is latency.
 FAMILIES = {
     "products": ("streamed_gemm", "narrow_gemm", "tma_gemm", "wide_gemm", "specialized_gemm"),
     "attention": (
@@ -31,20 +31,25 @@ def family_of(kernel: str) -> str:
     return found[0] if found else "torch"
 
 
+def prompts_alone(model: Transformer) -> set[int]:
+    """`id` of the products that only a prompt asks for: decode has absorbed them."""
+    return {id(part.expand_latent) for part in model.modules() if isinstance(part, LatentAttention)}
+
+
 def step_bytes(model: Transformer, rows: int, length: int, cache_dtype: torch.dtype) -> dict[str, float]:
     """By family: every weight that a step uses, once; the cache of each row, `length` tokens, and what MLA absorbs;
     the logits, once."""
     c = model.config
-    prefill = {id(part.expand_latent) for part in model.modules() if isinstance(part, LatentAttention)}
-    products, attention = model.lm_head.weight.nbytes, rows * length * token_bytes(c, cache_dtype)
+    prefill = prompts_alone(model)
+    products, attention, between = model.lm_head.weight.nbytes, rows * length * token_bytes(c, cache_dtype), 0
     for part in model.modules():
         if isinstance(part, LatentAttention):  # in the form that decode absorbs
             attention += part.absorb_keys.nbytes + part.absorb_values.nbytes
-        elif isinstance(part, Gate):
-            products += part.weight.nbytes
+        elif isinstance(part, Gate):  # multiplied by the norm before it
+            between += part.weight.nbytes
         elif isinstance(part, Product) and part.multiplied and part.weight is not None and id(part) not in prefill:
             products += _product_bytes(part, model, rows)
-    return {"products": products, "attention": attention, "drawing": rows * c.vocab_size * 4}
+    return {"products": products, "attention": attention, "between": between, "drawing": rows * c.vocab_size * 4}
 
 
 def _product_bytes(part: Product, model: Transformer, rows: int) -> float:

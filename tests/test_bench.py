@@ -26,11 +26,11 @@ def test_the_bench_prints_figures_of_what_all_rows_write_together(run, monkeypat
     monkeypatch.setattr(timing, "FIRST_TOKENS", 2)
     code, out, _ = run("--rows", "1", "2", "--prompt", "8", "--tokens", "12", "--inspect", "--arriving", "40")
     lines = [json.loads(line) for line in out.splitlines()]
-    cases, arrivals = ([line for line in lines if line["what"] == what] for what in ("cases", "arrivals"))
+    cases, arrivals = ([line for line in lines if line["what"] == what] for what in ("case", "arrival"))
     assert code == 0 and [line["rows"] for line in (*cases, *arrivals)] == [1, 2, 1, 2]
     for case in cases:
         assert 0 < case["tokens_per_second"] < case["floor_tokens_per_second"]
-        assert case["ttft_ms"]["p50"] <= case["ttft_ms"]["p95"]
+        assert case["ttft_ms"]["p50"] <= case["ttft_ms"]["max"]
     for line in arrivals:
         assert 0 < line["median_wait_ms"] <= line["longest_wait_ms"]
 

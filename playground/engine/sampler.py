@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 import kernels
 from playground.engine.graph import sent
@@ -29,7 +30,9 @@ class Settings(NamedTuple):
         real = torch.tensor([temperature, top_p, min_p], dtype=torch.float64)
         seeds, multinomial = [max(p.seed, 0) for p in params], [p.sampler is Sampler.MULTINOMIAL for p in params]
         whole = torch.tensor([seeds, top_k, multinomial], dtype=torch.int64)
-        there = sent(torch.cat([real.view(torch.int64), whole]), device)  # in one transfer
+        packed = torch.cat([real.view(torch.int64), whole])  # for one transfer
+        padded = F.pad(packed, (0, len(used) % 2))  # each begins at 16 bytes, as kernels like it
+        there = sent(padded, device)[:, : len(used)]
         temperature, top_p, min_p = there[:3].view(torch.float64)
         seeds, top_k, multinomial = there[3:]
         return cls(temperature, seeds, top_k, top_p, min_p, multinomial)

@@ -339,3 +339,5 @@ def test_causal_attention_refuses_what_does_not_fit():
     q, k = torch.zeros(3, 4, 8), torch.zeros(2, 2, 8)
     with pytest.raises(ValueError, match="fit together"):
         kernels.causal_attention(q, k, k, FORMS["plain"], scale=1.0)
+    with pytest.raises(ValueError, match="no whole blocks"):
+        kernels.causal_attention(q[:2], k, k, FORMS["fp8"], scale=1.0)

@@ -101,10 +101,17 @@ def test_a_product_of_many_rows_falls_into_units_that_keep_half_of_the_card_busy
         for n in (128, 4096, 6144, 24576):
             if cut := specialized.cut_for(rows, n, k_blocks, 132):
                 units = specialized.tiles_of(rows, n, cut.wide) * cut.splits
-                assert units > 58 and (cut.splits == 1 or units <= 132) and k_blocks >= 16 * cut.splits - 15
+                assert units > 58 and (cut.splits == 1 or (units <= 132 and k_blocks >= 32))
     assert specialized.cut_for(4096, 4096, k_blocks, 132) == specialized.WHOLE
 
 
+def test_a_piece_of_k_without_a_block_is_refused():
+    a, a_s, b, b_s = (t.cpu() for t in operands(2, 192, 128))
+    with pytest.raises(ValueError, match="every piece needs a block"):
+        specialized.specialized_product(a, b, a_s, b_s, torch.bfloat16, specialized.Cut(1, 2), programs=4)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     ("m", "n", "k"), [(1, 64, 128), (3, 136, 640), (16, 576, 1536), (17, 1000, 512), (32, 130, 4096)]
 )
