@@ -164,7 +164,7 @@ def bench(name: str, model: Transformer, args: argparse.Namespace, cache_dtype: 
         writing = [min(rows, room - 1) for rows in args.rows]  # and one that comes
         show("arrival", [arrival(engine, n, args.prompt, args.arriving) for n in writing], print_arrivals)
     if args.kernels:
-        times = kernel_times(model, max(args.rows), args.prompt, cache_dtype, rate)
+        times = kernel_times(model, max(args.rows), args.prompt, cache_dtype, rate, args.inspect)
         show("step", times["step"], lambda lines: print_kernels("a step", lines))
         show("prompt", times["prompt"], lambda lines: print_kernels("a prompt", lines))
     if args.against:

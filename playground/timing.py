@@ -168,15 +168,17 @@ def _by_family(found: Counter[str], floors: dict[str, float]) -> list[dict]:
     return lines
 
 
-def kernel_times(model: Transformer, rows: int, prompt: int, cache_dtype: torch.dtype, rate: float) -> dict[str, list]:
+def kernel_times(
+    model: Transformer, rows: int, prompt: int, cache_dtype: torch.dtype, rate: float, inspect: bool
+) -> dict[str, list]:
     """Where a decode step's time goes, and a prompt's, every kernel after the one before it has ended."""
     steps = 10
     with kernels.one_after_another():
         engine = Engine(model, None, rows, context=prompt + 128, cache_dtype=cache_dtype, share_prefixes=False)
         for _ in range(2):
-            write(engine, 1, prompt, 1)
-        fed = _profiled(lambda: write(engine, 1, prompt, 1))
-        running = add_rows(engine, rows, prompt, 128, inspect=False)
+            write(engine, 1, prompt, 1, inspect)
+        fed = _profiled(lambda: write(engine, 1, prompt, 1, inspect))
+        running = add_rows(engine, rows, prompt, 128, inspect)
         while not all(len(row.new_ids) >= 4 for row in running):
             engine.step()
         found = _profiled(lambda: [engine.step() for _ in range(steps)])
