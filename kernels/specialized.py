@@ -208,6 +208,7 @@ def multiply_units(
     units = gl.cdiv(M, HEIGHT) * gl.cdiv(N, COLUMNS) * SPLITS
     for number in range(gl.program_id(0), units, gl.num_programs(0)):
         one, two = zero, zero
+        # reckoned here: of a bound that is assigned in this loop's body, Triton 3.6 takes the first value throughout
         for block in range(1, first_block(piece + 1, K, SPLITS) - first_block(piece, K, SPLITS)):
             scale_one, scale_two = a_scale * one_scale, a_scale * two_scale
             a_scale, one_scale, two_scale = gl.load(a_s + block), gl.load(one_s + block), gl.load(two_s + block)
