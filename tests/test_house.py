@@ -69,3 +69,27 @@ def test_every_file_fits_a_plain_push_to_a_space():
 
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
     assert all((ROOT / f).stat().st_size < 9_500_000 for f in files if f and (ROOT / f).exists())
+
+
+def calls_of(function: ast.FunctionDef) -> set[str]:
+    """Names of functions that it calls or hands on."""
+    return {node.id for node in ast.walk(function) if isinstance(node, ast.Name)} | {
+        node.attr for node in ast.walk(function) if isinstance(node, ast.Attribute)
+    }
+
+
+def test_every_kernel_that_may_begin_early_waits_and_lets_the_next_begin():
+    """Itself or in one of its roles (see `kernels/launch.py`): behind one that did not, others would read too early."""
+    kernels = 0
+    for file in ROOT.glob("kernels/*.py"):
+        functions = {node.name: node for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)}
+        for name, function in functions.items():
+            if not (name.endswith("_kernel") and "PDL" in {argument.arg for argument in function.args.args}):
+                continue
+            kernels += 1
+            called = calls_of(function)
+            for role in called & set(functions):
+                called = called | calls_of(functions[role])
+            assert called & {"wait_for_previous", "gdc_wait"}, f"{file.name}: {name} does not wait"
+            assert called & {"let_next_start", "gdc_launch_dependents"}, f"{file.name}: {name} lets nobody begin"
+    assert kernels > 25
