@@ -1,12 +1,16 @@
-"""What was behind a draw, as `sampler.explain_rows` leaves it."""
+"""What was behind a draw, as `sampler.explain_rows` leaves it: surveys as the device made them. What they say is
+reckoned here, when somebody looks: on a card each small operation costs every step as much as a small kernel."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kernels import SCORED, SHOWN
+from kernels import SCORED, SHOWN, Survey
 
-_SINGLE = 10  # numbers that stand alone at the beginning
+_SIZES = [1] * 6 + [SHOWN] * 2 + [SCORED] * 3  # of a survey's fields
+_SURVEY = sum(_SIZES)
+_FIRST, _SECOND = 2, 3 + _SURVEY  # where surveys begin: behind temperature and count, and behind what filters cut
+_DRAW = 3  # numbers of a multinomial draw, at the end
 
 
 class Insight:
@@ -16,42 +20,95 @@ class Insight:
     __slots__ = ("numbers",)
 
     def __init__(self, numbers: Sequence[float]):
+        """Temperature, how many tokens the filters left, and the survey of the logits; then, where rows of the step had
+        filters, the probability that they cut and the survey of what they left; then, where some drew multinomially,
+        the uniform number and the interval."""
         self.numbers = numbers
 
-    logprob = property(lambda self: self.numbers[0], doc="Raw, of the token drawn.")
-    entropy = property(lambda self: self.numbers[1], doc="Of the raw distribution, in nats.")
-    rank = property(lambda self: int(self.numbers[2]), doc="How many tokens are likelier than the one drawn.")
-    processed_logprob = property(lambda self: self.numbers[3], doc="Of the token drawn.")
-    processed_entropy = property(lambda self: self.numbers[4], doc="In nats.")
-    kept = property(lambda self: int(self.numbers[5]), doc="How many tokens the filters left.")
-    cut = property(
-        lambda self: self.numbers[6], doc="Probability, at the row's temperature, that the filters took away."
-    )
-    uniform = property(lambda self: self.numbers[7], doc="The one random number of a multinomial draw, in (0, 1).")
+    def _survey(self, start: int) -> Survey:
+        fields, at = [], start
+        for size in _SIZES:
+            fields.append(self.numbers[at] if size == 1 else self.numbers[at : at + size])
+            at += size
+        return Survey(*fields)
+
+    @property
+    def _raw(self) -> Survey:
+        return self._survey(_FIRST)
+
+    @property
+    def _filtered(self) -> bool:
+        return len(self.numbers) >= _SECOND + _SURVEY
+
+    def _processed(self) -> tuple[Survey, float, float]:
+        """The survey of what the row drew from, and what its values are divided by and lowered by."""
+        if self._filtered:
+            return self._survey(_SECOND), 1.0, 0.0
+        return self._raw, self.numbers[0] or 1.0, self._raw.heated_logsumexp
+
+    @property
+    def logprob(self) -> float:
+        """Raw, of the token drawn."""
+        return self._raw.logit - self._raw.logsumexp
+
+    @property
+    def entropy(self) -> float:
+        """Of the raw distribution, in nats."""
+        return self._raw.entropy
+
+    @property
+    def rank(self) -> int:
+        """How many tokens are likelier than the one drawn."""
+        return int(self._raw.rank)
+
+    @property
+    def processed_logprob(self) -> float:
+        """Of the token drawn."""
+        survey, by, less = self._processed()
+        return survey.logit / by - less
+
+    @property
+    def processed_entropy(self) -> float:
+        """In nats."""
+        return self._processed()[0].entropy if self._filtered else self._raw.heated_entropy
+
+    @property
+    def kept(self) -> int:
+        """How many tokens the filters left."""
+        return int(self.numbers[1])
+
+    @property
+    def cut(self) -> float:
+        """Probability, at the row's temperature, that the filters took away."""
+        return self.numbers[_SECOND - 1] if self._filtered else 0.0
+
+    @property
+    def uniform(self) -> float:
+        """The one random number of a multinomial draw, in (0, 1)."""
+        return self.numbers[-_DRAW]
 
     @property
     def interval(self) -> tuple[float, float]:
         """Where the drawn token lies in the cumulative processed distribution, by id."""
-        return self.numbers[8], self.numbers[9]
-
-    def _block(self, start: int, count: int) -> Sequence[float]:
-        return self.numbers[_SINGLE + start : _SINGLE + start + count]
+        return self.numbers[-2], self.numbers[-1]
 
     @property
     def raw(self) -> list[tuple[int, float]]:
         """The likeliest tokens, best first: ids and log-probabilities."""
-        return _pairs(self._block(0, SHOWN), self._block(SHOWN, SHOWN))
+        return _pairs(self._raw.top, [x - self._raw.logsumexp for x in self._raw.top_logits])
 
     @property
     def processed(self) -> list[tuple[int, float]]:
         """As `raw`, of the processed distribution; tokens that a filter cut are absent."""
-        return _pairs(self._block(2 * SHOWN, SHOWN), self._block(3 * SHOWN, SHOWN))
+        survey, by, less = self._processed()
+        return _pairs(survey.top, [x / by - less for x in survey.top_logits])
 
     @property
     def scores(self) -> list[tuple[int, float, float]]:
         """The best candidates of a Gumbel-max draw, best first: ids, processed log-probabilities, and their noise."""
-        ids, logprobs, noise = (self._block(4 * SHOWN + part * SCORED, SCORED) for part in range(3))
-        return [(i, p, n) for (i, p), n in zip(_pairs(ids, logprobs), noise, strict=False)]
+        survey, _, less = self._processed()
+        pairs = _pairs(survey.scored, [x - less for x in survey.heated])
+        return [(i, p, n) for (i, p), n in zip(pairs, survey.noise, strict=False)]
 
 
 def _pairs(ids: Sequence[float], logprobs: Sequence[float]) -> list[tuple[int, float]]:

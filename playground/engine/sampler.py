@@ -86,34 +86,20 @@ def explain_rows(
     logits: torch.Tensor, settings: Settings, positions: torch.Tensor, ids: torch.Tensor, needs: Needs
 ) -> torch.Tensor:
     """What `Insight` takes apart, `[R, N]` float64, of the draw by `draw_rows` from these arguments that gave `ids`."""
-    s, zero, one = settings, torch.zeros_like(settings.temperature), torch.ones_like(settings.temperature)
+    s = settings
+    one = torch.ones_like(s.temperature) if needs.filtered else None  # long before a survey reads it without waiting
     raw = kernels.survey(logits, s.temperature, s.seeds, positions, ids)
+    told = [s.temperature, torch.full_like(s.temperature, logits.shape[-1]), *raw]
     processed = processed_rows(logits, s, needs) if any(needs) else None
-    kept, cut, uniform, low, high = zero + logits.shape[-1], zero, zero, zero, zero
     if needs.filtered:
-        after = kernels.survey(processed, one, s.seeds, positions, ids)
         left = processed > float("-inf")
-        kept, cut = left.sum(-1).double(), (_heated(logits.double(), raw, s).exp() * ~left).sum(-1)
-    else:  # raw at another temperature: the same order, nothing cut
-        after = raw._replace(
-            logit=_heated(raw.logit[:, None], raw, s)[:, 0],
-            entropy=raw.heated_entropy,
-            top_logits=_heated(raw.top_logits, raw, s),
-            heated=raw.heated - raw.heated_logsumexp[:, None],
-        )
+        heated = torch.where(s.temperature > 0, s.temperature, 1.0)[:, None]
+        before = (logits.double() / heated - raw.heated_logsumexp[:, None]).exp()
+        told[1] = left.sum(-1)
+        told += [(before * ~left).sum(-1), *kernels.survey(processed, one, s.seeds, positions, ids)]
     if needs.summed:
         cumulative, chosen = processed.exp().cumsum(-1), ids[:, None]
         total = cumulative[:, -1]
         low = torch.where(ids > 0, cumulative.gather(-1, (chosen - 1).clamp(min=0))[:, 0], 0.0) / total
-        high = cumulative.gather(-1, chosen)[:, 0] / total
-        uniform = kernels.uniform_noise(s.seeds, positions.long())
-    single = [raw.logit - raw.logsumexp, raw.entropy, raw.rank, after.logit, after.entropy, kept, cut]
-    blocks = [raw.top.double(), raw.top_logits - raw.logsumexp[:, None], after.top.double(), after.top_logits]
-    blocks += [after.scored.double(), after.heated, after.noise]
-    return torch.cat([torch.stack([*single, uniform, low, high], -1), *blocks], -1)
-
-
-def _heated(logits: torch.Tensor, raw: kernels.Survey, s: Settings) -> torch.Tensor:
-    """Log-probabilities of some logits `[R, N]` at their rows' temperatures."""
-    heated = torch.where(s.temperature > 0, s.temperature, 1.0)
-    return logits / heated[:, None] - raw.heated_logsumexp[:, None]
+        told += [kernels.uniform_noise(s.seeds, positions.long()), low, cumulative.gather(-1, chosen)[:, 0] / total]
+    return torch.cat([(t if t.ndim == 2 else t[:, None]).double() for t in told], dim=-1)
