@@ -1,12 +1,12 @@
 """`python -m playground.bench`: how fast a model writes, against the floor that the card's memory sets.
 
 First a gate: every product against its dequantised operands, SwiGLU at a product's end against SwiGLU behind it, a
-prompt's attention against float64, and a row's tokens alone against the same row in company. Red gate, no figures. Then,
-for each number of rows: tokens per second of all rows together, time to first token, the share of the floor (bytes that
-a step must read, at the rate at which this card copies), and memory; a table, and a JSON object for each case.
-`--kernels` adds where the time of a step and of a prompt goes, kernel by kernel, run one after another; `--arriving`
-what a prompt costs the rows that write while it comes; `--against torch` the same products by torch. `--curve` shows
-what the KV cache buys instead.
+prompt's attention against float64, and a row's tokens alone against the same row in company. Red gate, no figures.
+Then, for each number of rows: tokens per second of all rows together, time to first token, the share of the floor
+(bytes that a step must read, at the rate at which this card copies), and memory; a table, and a JSON object for each
+case. `--kernels` adds where the time of a step and of a prompt goes, kernel by kernel, run one after another;
+`--arriving` what a prompt costs the rows that write while it comes; `--against torch` the same products by torch.
+`--curve` shows what the KV cache buys instead.
 """
 
 from __future__ import annotations
