@@ -44,12 +44,14 @@ class Insight:
         """The survey of what the row drew from, and what its values are divided by and lowered by."""
         if self._filtered:
             return self._survey(_SECOND), 1.0, 0.0
-        return self._raw, self.numbers[0] or 1.0, self._raw.heated_logsumexp
+        raw = self._raw
+        return raw, self.numbers[0] or 1.0, raw.heated_logsumexp
 
     @property
     def logprob(self) -> float:
         """Raw, of the token drawn."""
-        return self._raw.logit - self._raw.logsumexp
+        raw = self._raw
+        return raw.logit - raw.logsumexp
 
     @property
     def entropy(self) -> float:
@@ -70,7 +72,8 @@ class Insight:
     @property
     def processed_entropy(self) -> float:
         """In nats."""
-        return self._processed()[0].entropy if self._filtered else self._raw.heated_entropy
+        survey, _, _ = self._processed()
+        return survey.entropy if self._filtered else survey.heated_entropy
 
     @property
     def kept(self) -> int:
@@ -84,18 +87,19 @@ class Insight:
 
     @property
     def uniform(self) -> float:
-        """The one random number of a multinomial draw, in (0, 1)."""
+        """The one random number of a multinomial draw, in (0, 1); of other draws nothing."""
         return self.numbers[-_DRAW]
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the drawn token lies in the cumulative processed distribution, by id."""
+        """Where a multinomial draw's token lies in the cumulative processed distribution, by id."""
         return self.numbers[-2], self.numbers[-1]
 
     @property
     def raw(self) -> list[tuple[int, float]]:
         """The likeliest tokens, best first: ids and log-probabilities."""
-        return _pairs(self._raw.top, [x - self._raw.logsumexp for x in self._raw.top_logits])
+        raw = self._raw
+        return _pairs(raw.top, [x - raw.logsumexp for x in raw.top_logits])
 
     @property
     def processed(self) -> list[tuple[int, float]]:
