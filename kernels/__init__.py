@@ -12,11 +12,12 @@ own began after it; `experts` also where another `expert_gemm` lies between `rou
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 
 import torch
 
 from kernels import reference
-from kernels.forms import FP8_MAX, INVARIANT_ROWS, KV, SCORED, SHOWN, Form, Formed, Keep, Routing, Survey
+from kernels.forms import FP8_MAX, INVARIANT_ROWS, KV, SCORED, SHOWN, SURVEYED, Form, Formed, Keep, Routing, Survey
 from kernels.reference import has_fp8_units
 from kernels.sampling import draw_multinomial, gumbel_noise, process_logits, uniform_noise
 
@@ -26,6 +27,7 @@ __all__ = [
     "KV",
     "SCORED",
     "SHOWN",
+    "SURVEYED",
     "Form",
     "Formed",
     "Keep",
@@ -39,6 +41,7 @@ __all__ = [
     "add_up",
     "advance",
     "causal_attention",
+    "deliver",
     "draw",
     "draw_multinomial",
     "expert_gemm",
@@ -50,6 +53,7 @@ __all__ = [
     "gqa_decode",
     "gumbel_noise",
     "has_fp8_units",
+    "look_up",
     "mla_decode",
     "one_after_another",
     "plain_gemm",
@@ -444,9 +448,25 @@ def survey(
     seeds: torch.Tensor,
     positions: torch.Tensor,
     ids: torch.Tensor,
-) -> Survey:
-    """What stood behind the draw of `ids [R]` by `draw` from the other arguments: see `Survey`."""
+) -> torch.Tensor:
+    """What stood behind the draw of `ids [R]` by `draw` from the other arguments: `[R, SURVEYED]` float64, of which
+    `Survey.of` takes a row apart."""
     return _implementation("surveying", logits).survey(logits, temperature, seeds, positions, ids)
+
+
+def look_up(
+    tokens: torch.Tensor, positions: torch.Tensor, weight: torch.Tensor, table: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a forward begins with: rows `tokens [T]` of the embeddings `weight [V, D]`, and rows `positions [T]` (both
+    int64) of the angles `table [P, 2, R/2]`. No index is checked on a card."""
+    return _implementation("stepping", weight).look_up(tokens, positions, weight, table)
+
+
+def deliver(tensors: Sequence[torch.Tensor], starts: Sequence[int], host: torch.Tensor, turn: torch.Tensor) -> None:
+    """Copies each tensor, contiguous, of elements of 4 or 8 bytes, word by word to its start in row `turn [1]` (int32)
+    of `host [2, W]` int32. With tensors on a card this is pinned memory, and the words are there when what has been
+    launched so far has ended."""
+    _implementation("stepping", turn).deliver(tensors, starts, host, turn)
 
 
 def advance(
@@ -458,9 +478,11 @@ def advance(
     positions: torch.Tensor,
     lengths: torch.Tensor,
     slots: torch.Tensor,
+    turn: torch.Tensor,
     page_size: int,
 ) -> None:
     """Moves R rows on by `moves [R]` (0 or 1): the drawn `ids [R]` become `tokens`, and `positions`, `lengths` (int32,
-    position + 1) and `slots` (places in the flattened cache, through `pages [R, P]` int32) follow, all in place."""
-    room = _implementation("drawing", ids)
-    room.advance(ids, moves, pages, tokens, positions, lengths, slots, page_size)
+    position + 1) and `slots` (places in the flattened cache, through `pages [R, P]` int32) follow; `turn [1]` (int32, 0
+    or 1) becomes the other. All in place."""
+    room = _implementation("stepping", ids)
+    room.advance(ids, moves, pages, tokens, positions, lengths, slots, turn, page_size)

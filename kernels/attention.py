@@ -156,30 +156,46 @@ def gqa_decode_kernel(
 
 
 @triton.jit
-def join_spans(
+def join_some_spans(
     acc_ptr, top_ptr, total_ptr, head, d, active,
-    DIM: tl.constexpr, SPLITS: tl.constexpr, WIDTH: tl.constexpr, AT_ONCE: tl.constexpr,
+    DIM: tl.constexpr, SPLITS: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """Attention output `[WIDTH]` at columns `d` of `head` (both `[WIDTH]`), from the row's spans in order. Loads come
-    before the first sum over them, so that they are on their way together."""
-    top = tl.full((WIDTH,), float("-inf"), dtype=tl.float32)
-    total = tl.zeros((WIDTH,), dtype=tl.float32)
-    acc = tl.zeros((WIDTH,), dtype=tl.float32)
+    """`join_spans`, AT_ONCE at a time: their loads are all on their way before the first is needed. Each thread joins
+    its own columns, so that threads never meet."""
+    top = tl.full(d.shape, float("-inf"), dtype=tl.float32)
+    total = tl.zeros(d.shape, dtype=tl.float32)
+    acc = tl.zeros(d.shape, dtype=tl.float32)
+    place = head.to(tl.int64) * SPLITS
     for start in tl.range(0, active, AT_ONCE):
-        span = start + tl.arange(0, AT_ONCE)
-        there = (span < active)[:, None] & (d < DIM)[None, :]
-        place = head[None, :].to(tl.int64) * SPLITS + span[:, None]
-        pieces = tl.load(acc_ptr + place * DIM + d[None, :], mask=there, other=0.0)
-        tops = tl.load(top_ptr + place, mask=there, other=float("-inf"))
-        totals = tl.load(total_ptr + place, mask=there, other=0.0)
-        new_top = tl.maximum(top, tl.max(tops, axis=0))
+        tops, totals, pieces = (), (), ()
+        new_top = top
+        for s in tl.static_range(AT_ONCE):
+            there = (d < DIM) & (start + s < active)
+            at = place + start + s
+            tops += (tl.load(top_ptr + at, mask=there, other=float("-inf")),)
+            totals += (tl.load(total_ptr + at, mask=there, other=0.0),)
+            pieces += (tl.load(acc_ptr + at * DIM + d, mask=there, other=0.0),)
+        for s in tl.static_range(AT_ONCE):
+            new_top = tl.maximum(new_top, tops[s])
         finite = tl.where(new_top == float("-inf"), 0.0, new_top)
-        weight = tl.exp2(tops - finite[None, :])
         shrink = tl.exp2(top - finite)
-        total = total * shrink + tl.sum(weight * totals, axis=0)
-        acc = acc * shrink + tl.sum(weight * pieces, axis=0)
-        top = new_top
+        total, acc, top = total * shrink, acc * shrink, new_top
+        for s in tl.static_range(AT_ONCE):
+            weight = tl.exp2(tops[s] - finite)
+            total += weight * totals[s]
+            acc += weight * pieces[s]
     return acc / tl.where(total == 0.0, 1.0, total)
+
+
+@triton.jit
+def join_spans(acc_ptr, top_ptr, total_ptr, head, d, active, DIM: tl.constexpr, SPLITS: tl.constexpr):
+    """Attention output at columns `d` of `head` (of one shape), from the row's spans in order. Few spans are not made
+    to wait for the loads of none."""
+    if active <= 8:
+        out = join_some_spans(acc_ptr, top_ptr, total_ptr, head, d, active, DIM, SPLITS, 8)
+    else:
+        out = join_some_spans(acc_ptr, top_ptr, total_ptr, head, d, active, DIM, SPLITS, 32)
+    return out
 
 
 @triton.jit
@@ -210,7 +226,7 @@ def join_heads_kernel(
     let_next_start(PDL)
     wait_for_previous(PDL)
     head = row * heads + tl.minimum(cols, width - 1) // DIM
-    y = join_spans(acc_ptr, top_ptr, total_ptr, head, cols % DIM, active, DIM, SPLITS, 128, 8)
+    y = join_spans(acc_ptr, top_ptr, total_ptr, head, cols % DIM, active, DIM, SPLITS)
     y = y.to(like_ptr.dtype.element_ty).to(tl.float32)[None, :]
     emit_block(y, row, block, width, plain_ptr, q_ptr, s_ptr, PLAIN, FP8, UE8M0)
 
@@ -237,9 +253,9 @@ def multiplied(q: torch.Tensor, cache: KV) -> torch.dtype:
 def gqa_decode(q, cache: KV, pages, lengths, scale: float, kv_heads: int, form: Form) -> Formed:
     rows, heads, dim = q.shape
     q, per_group, room = q.contiguous(), heads // kv_heads, spans(q, dim, SPLITS)
-    scaled, cut_by = cache.scales is not None, cache.page_size
+    scaled = cache.scales is not None
     if is_hopper(q) and streams_pages(q, cache):
-        cut_by = streamed_attention(q, cache, pages, lengths, room, scale * LOG2_E, kv_heads, SPLITS, programs_for)
+        streamed_attention(q, cache, pages, lengths, room, scale * LOG2_E, kv_heads, SPLITS, programs_for)
     else:
         columns = kv_heads * triton.cdiv(per_group, HEADS_PER_PROGRAM)
         gqa_decode_kernel[(rows, columns, programs_for(rows * columns, SPLITS))](
@@ -252,7 +268,7 @@ def gqa_decode(q, cache: KV, pages, lengths, scale: float, kv_heads: int, form: 
     out = allocate(form, rows, heads * dim, q)
     pointers, flags = emitted(form, out, q)
     join_heads_kernel[(rows, triton.cdiv(heads * dim, 128))](
-        *room, lengths, *pointers, heads, q, DIM=dim, PAGE=cut_by, SPLITS=SPLITS, **flags,
+        *room, lengths, *pointers, heads, q, DIM=dim, PAGE=cache.page_size, SPLITS=SPLITS, **flags,
         num_warps=4, **overlap(q),
     )  # fmt: skip
     return out

@@ -108,28 +108,3 @@ def draw(logits, temperature, seeds, positions) -> tuple[torch.Tensor, torch.Ten
         BLOCK=triton.next_power_of_2(tiles), num_warps=4, **overlap(logits),
     )  # fmt: skip
     return ids, logprobs
-
-
-@triton.jit
-def advance_kernel(
-    ids_ptr, moves_ptr, pages_ptr, tokens_ptr, positions_ptr, lengths_ptr, slots_ptr, rows, pages_row,
-    PAGE: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    row = tl.arange(0, BLOCK)
-    real = row < rows
-    let_next_start(PDL)
-    wait_for_previous(PDL)
-    moves = tl.load(moves_ptr + row, mask=real, other=0)
-    position = tl.load(positions_ptr + row, mask=real, other=0) + moves
-    page = tl.load(pages_ptr + row * pages_row + position // PAGE, mask=real, other=0).to(tl.int64)
-    tl.store(tokens_ptr + row, tl.load(ids_ptr + row, mask=real, other=0), mask=real)
-    tl.store(positions_ptr + row, position, mask=real)
-    tl.store(lengths_ptr + row, (position + 1).to(tl.int32), mask=real)
-    tl.store(slots_ptr + row, page * PAGE + position % PAGE, mask=real)
-
-
-def advance(ids, moves, pages, tokens, positions, lengths, slots, page_size: int) -> None:
-    advance_kernel[(1,)](
-        ids, moves, pages, tokens, positions, lengths, slots, len(ids), pages.stride(0),
-        PAGE=page_size, BLOCK=triton.next_power_of_2(len(ids)), num_warps=1, **overlap(ids),
-    )  # fmt: skip

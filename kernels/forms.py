@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -97,20 +98,33 @@ class Keep(NamedTuple):
 
 
 SHOWN, SCORED = 10, 6  # of a survey: likeliest tokens, and best candidates of a Gumbel-max draw
+SINGLE = 8  # numbers of a survey that stand alone, in front of those lists
+SURVEYED = SINGLE + 2 * SHOWN + 3 * SCORED  # numbers of a survey
 
 
 class Survey(NamedTuple):
-    """What stood behind a draw, R rows, float64. Where the vocabulary is smaller than what is shown, ids are 0 and
-    their values -inf."""
+    """What stood behind one row's draw: numbers, or tensors of them, as `survey` leaves them side by side, ids too.
+    Where the vocabulary is smaller than what is shown, ids are 0 and their values -inf."""
 
-    logsumexp: torch.Tensor  # [R] of the logits
-    entropy: torch.Tensor  # [R] nats, at T=1
-    heated_logsumexp: torch.Tensor  # [R] of the logits over the row's temperature (0 counts as 1)
-    heated_entropy: torch.Tensor  # [R]
-    rank: torch.Tensor  # [R] how many logits are larger than that of the token drawn
-    logit: torch.Tensor  # [R] of the token drawn
-    top: torch.Tensor  # [R, SHOWN] int64, the largest logits' ids, best first
-    top_logits: torch.Tensor
-    scored: torch.Tensor  # [R, SCORED] int64, ids of the largest logit / temperature + noise, best first
-    heated: torch.Tensor  # [R, SCORED] their logit / temperature
-    noise: torch.Tensor  # [R, SCORED] their Gumbel noise
+    temperature: float  # by which heated logits were divided: 1 for a greedy row
+    count: float  # of logits above -inf
+    logsumexp: float  # of the logits
+    entropy: float  # nats, at T=1
+    heated_logsumexp: float
+    heated_entropy: float
+    rank: float  # how many logits are larger than that of the token drawn
+    logit: float  # of the token drawn
+    top: Sequence[float]  # SHOWN ids of the largest logits, best first
+    top_logits: Sequence[float]
+    scored: Sequence[float]  # SCORED ids of the largest logit / temperature + noise, best first
+    heated: Sequence[float]  # their logit / temperature
+    noise: Sequence[float]  # their Gumbel noise
+
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> Survey:
+        """Takes `SURVEYED` numbers apart."""
+        fields, at = list(numbers[:SINGLE]), SINGLE
+        for size in (SHOWN, SHOWN, SCORED, SCORED, SCORED):
+            fields.append(numbers[at : at + size])
+            at += size
+        return cls(*fields)

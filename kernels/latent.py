@@ -117,7 +117,7 @@ def expand_latents_kernel(
     let_next_start(PDL)
     wait_for_previous(PDL)
     which = row * heads + head + d * 0
-    latent = join_spans(acc_ptr, top_ptr, total_ptr, which, d, active, LATENT, SPLITS, BLOCK_L, 8)
+    latent = join_spans(acc_ptr, top_ptr, total_ptr, which, d, active, LATENT, SPLITS)
     latent = latent.to(like_ptr.dtype.element_ty).to(tl.float32)
     out = ((part * tl.num_programs(0) + row) * heads + head).to(tl.int64) * VALUE + v
     tl.store(parts_ptr + out, tl.sum(expand.to(tl.float32) * latent[None, :], axis=1), mask=v < VALUE)

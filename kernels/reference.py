@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-from kernels.forms import AMAX_FLOOR, FP8_MAX, INVARIANT_ROWS, KV, SCORED, SHOWN, Form, Formed, Keep, Routing, Survey
+from kernels.forms import AMAX_FLOOR, FP8_MAX, INVARIANT_ROWS, KV, SCORED, SHOWN, Form, Formed, Keep, Routing
 from kernels.sampling import gumbel_noise
 
 
@@ -328,24 +328,35 @@ def draw(logits, temperature, seeds, positions) -> tuple[torch.Tensor, torch.Ten
     return ids, logprobs.float()
 
 
-def advance(ids, moves, pages, tokens, positions, lengths, slots, page_size: int) -> None:
+def look_up(tokens, positions, weight, table) -> tuple[torch.Tensor, torch.Tensor]:
+    return F.embedding(tokens, weight), table[positions]
+
+
+def deliver(tensors, starts, host, turn) -> None:
+    for tensor, start in zip(tensors, starts, strict=True):
+        words = tensor.view(torch.int32).flatten()
+        host[turn, start : start + len(words)] = words
+
+
+def advance(ids, moves, pages, tokens, positions, lengths, slots, turn, page_size: int) -> None:
     tokens.copy_(ids)
     positions.add_(moves)
     lengths.copy_(positions + 1)
     page = pages.gather(1, (positions // page_size)[:, None])[:, 0]
     slots.copy_(page * page_size + positions % page_size)
+    turn.copy_(1 - turn)
 
 
-def survey(logits, temperature, seeds, positions, ids) -> Survey:
+def survey(logits, temperature, seeds, positions, ids) -> torch.Tensor:
     def best(values: torch.Tensor, count: int, *others: torch.Tensor) -> list[torch.Tensor]:
         ids = values.topk(min(count, values.shape[-1])).indices
         missing = (0, count - ids.shape[-1])
         return [F.pad(ids, missing)] + [F.pad(t.gather(-1, ids), missing, value=float("-inf")) for t in others]
 
-    wide = logits.double()
-    heated = wide / torch.where(temperature > 0, temperature, 1.0)[:, None]
-    drawn = wide.gather(-1, ids[:, None])
+    wide, temperature = logits.double(), torch.where(temperature > 0, temperature, 1.0)
+    heated, drawn = wide / temperature[:, None], wide.gather(-1, ids[:, None])
     noise = _noise(seeds, positions, logits.shape[-1])
     totals = [t for x in (wide, heated) for t in (x.logsumexp(-1), torch.special.entr(x.softmax(-1)).sum(-1))]
-    rank = (wide > drawn).sum(-1).double()
-    return Survey(*totals, rank, drawn[:, 0], *best(wide, SHOWN, wide), *best(heated + noise, SCORED, heated, noise))
+    single = [temperature, (wide > float("-inf")).sum(-1), *totals, (wide > drawn).sum(-1), drawn[:, 0]]
+    lists = [*best(wide, SHOWN, wide), *best(heated + noise, SCORED, heated, noise)]
+    return torch.cat([*(t[:, None] for t in single), *lists], dim=-1)

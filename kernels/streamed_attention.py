@@ -4,7 +4,7 @@ shared memory, and are multiplied where they lie.
 All pages but the newest were written in earlier steps, so a program asks for as many as its ring holds and only then
 waits for the kernel before it, as `streamed.py` does with weights. Nothing is converted: what the cache keeps in E4M3
 is multiplied as E4M3, by queries and weights that are sums of two E4M3 numbers each (see `split_e4m3`). What comes out
-is as in `attention.py`; spans are cut by what a turn takes, which is two pages of an E4M3 cache.
+is as in `attention.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PAGE = 64  # tokens: what four warps multiply
 HEADS = 8  # of a program: the narrowest side that the tensor core has
 FINER = 32.0  # what the second of two E4M3 numbers is multiplied by
 HIGHEST = 256.0  # what weights, which are 1 at most, are multiplied by: a power of two that E4M3 holds
-DEPTH = {1: (1, 3), 2: (2, 2)}  # by PARTS: pages at a time, and how many times as many are on their way
+STAGES = {1: 3, 2: 4}  # by PARTS: pages that are on their way or being read
 GLUON = {torch.float8_e4m3fn: gl.float8e4nv, torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 
 
@@ -115,60 +115,42 @@ def place_queries(
 
 
 @gluon.jit
-def attend_pages(
-    k_ring, v_ring, scale_of, queries, weights, at, begin, length, unit, top, sums, acc,
-    PARTS: gl.constexpr, PAGES: gl.constexpr, FINER: gl.constexpr, HIGHEST: gl.constexpr,
+def attend_page(
+    k, v, scale_of, queries, weights, at, begin, length, unit, top, sums, acc,
+    PARTS: gl.constexpr, FINER: gl.constexpr, HIGHEST: gl.constexpr,
 ):  # fmt: skip
-    """PAGES pages more, from place `at` of the ring on, the first with token `begin` of `length`. `sums` are of the
-    weights, token by token of a page: they are added up at the end."""
+    """One page more, at place `at` of the ring, the first with token `begin` of `length`. `sums` are of the weights,
+    token by token of a page: they are added up at the end."""
     layout: gl.constexpr = sums.type.layout
     N: gl.constexpr = queries.shape[0]
-    PAGE: gl.constexpr = k_ring.shape[1]
-    DIM: gl.constexpr = acc.shape[0]
+    PAGE: gl.constexpr = sums.shape[0]
     parted: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16 * PARTS])
-    token = gl.arange(0, PAGE, layout=gl.SliceLayout(1, layout))
+    seen = begin + gl.arange(0, PAGE, layout=gl.SliceLayout(1, layout)) < length
     none = gl.zeros([PAGE, N], gl.float32, parted)
-    nothing = gl.zeros([DIM, N], gl.float32, parted)
-    products, scores, inverses = (), (), ()
-    highest = gl.full(sums.shape, float("-inf"), gl.float32, layout)
-    for p in gl.static_range(PAGES):
-        k = k_ring.index(at + p)
-        products += (warpgroup_mma(k, queries.permute((1, 0)), none, use_acc=False, is_async=True),)
-    for p in gl.static_range(PAGES):
-        x = warpgroup_mma_wait(PAGES - 1 - p, deps=(products[p],))
-        x = sum_of_parts(x, PARTS, FINER, layout) * unit[None, :]
-        seen = begin + p * PAGE + token < length
-        if PARTS > 1:  # a value's scale goes into its token's weight
-            key_scale = scale_of.index((at + p) * 2).load(gl.SliceLayout(1, layout))
-            value_log = gl.log2(gl.where(seen, scale_of.index((at + p) * 2 + 1).load(gl.SliceLayout(1, layout)), 1.0))
-            x = x * key_scale[:, None] + value_log[:, None]
-            inverses += (gl.exp2(-value_log),)
-        scores += (gl.where(seen[:, None], x, float("-inf")),)
-        highest = gl.maximum(highest, scores[p])
-    new_top = gl.maximum(top, gl.max(highest, axis=0))
+    x = warpgroup_mma(k, queries.permute((1, 0)), none, use_acc=False, is_async=True)
+    x = sum_of_parts(warpgroup_mma_wait(0, deps=(x,)), PARTS, FINER, layout) * unit[None, :]
+    if PARTS > 1:  # a value's scale goes into its token's weight
+        key_scale = scale_of.index(at * 2).load(gl.SliceLayout(1, layout))
+        value_log = gl.log2(gl.where(seen, scale_of.index(at * 2 + 1).load(gl.SliceLayout(1, layout)), 1.0))
+        x = x * key_scale[:, None] + value_log[:, None]
+    x = gl.where(seen[:, None], x, float("-inf"))
+    new_top = gl.maximum(top, gl.max(x, axis=0))
     shrink = gl.exp2(top - new_top)
-    top = new_top
-    sums = sums * shrink[None, :]
-    for p in gl.static_range(PAGES):
-        weight = gl.exp2(scores[p] - new_top[None, :])
-        target = weights.index(p).permute((1, 0))
-        if PARTS > 1:  # ... and out of the sum of weights again
-            target.store(split_e4m3(weight * HIGHEST, FINER))
-            sums += weight * inverses[p][:, None]
-        else:
-            target.store(weight.to(k_ring.dtype))
-            sums += weight
+    weight = gl.exp2(x - new_top[None, :])
+    if PARTS > 1:  # ... and out of the sum of weights again
+        weights.permute((1, 0)).store(split_e4m3(weight * HIGHEST, FINER))
+        sums = sums * shrink[None, :] + weight * gl.exp2(-value_log)[:, None]
+    else:
+        weights.permute((1, 0)).store(weight.to(k.dtype))
+        sums = sums * shrink[None, :] + weight
     fence_async_shared()
-    if begin + PAGES * PAGE > length:
-        for p in gl.static_range(PAGES):
-            clear_behind(v_ring.index(at + p), length - begin - p * PAGE, PARTS)
-    out = nothing
-    for p in gl.static_range(PAGES):
-        v = v_ring.index(at + p) if PARTS > 1 else v_ring.index(at + p).permute((1, 0))
-        out = warpgroup_mma(v, weights.index(p).permute((1, 0)), out, use_acc=p > 0, is_async=True)
+    if begin + PAGE > length:
+        clear_behind(v, length - begin, PARTS)
+    values = v if PARTS > 1 else v.permute((1, 0))
+    out = gl.zeros([acc.shape[0], N], gl.float32, parted)
+    out = warpgroup_mma(values, weights.permute((1, 0)), out, use_acc=False, is_async=True)
     out = warpgroup_mma_wait(0, deps=(out,))
-    acc = acc * shrink[None, :] + sum_of_parts(out, PARTS, FINER, layout)
-    return top, sums, acc
+    return new_top, sums, acc * shrink[None, :] + sum_of_parts(out, PARTS, FINER, layout)
 
 
 @gluon.jit
@@ -176,11 +158,11 @@ def streamed_attention_kernel(
     q_ptr, k_desc, v_desc, scales_desc, pages_ptr, lengths_ptr, acc_ptr, top_ptr, total_ptr, scale, heads, per_group,
     pages_row, kv_heads,
     DIM: gl.constexpr, PAGE: gl.constexpr, HEADS: gl.constexpr, PARTS: gl.constexpr, SPLITS: gl.constexpr,
-    PAGES: gl.constexpr, STAGES: gl.constexpr, FINER: gl.constexpr, HIGHEST: gl.constexpr, PDL: gl.constexpr,
+    STAGES: gl.constexpr, FINER: gl.constexpr, HIGHEST: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
-    """A row's spans, every so many (the third dimension's programs), for up to HEADS heads that share keys; PAGES pages
-    at a time, STAGES times as many on their way. Tokens are the rows of the products. `scale` is in units of log 2, and
-    so is `top`. PARTS: how many numbers of the cache's dtype a query or a weight is the sum of."""
+    """A row's spans, every so many (the third dimension's programs), for up to HEADS heads that share keys. Tokens are
+    the rows of the products. `scale` is in units of log 2, and so is `top`. PARTS: how many numbers of the cache's
+    dtype a query or a weight is the sum of."""
     N: gl.constexpr = HEADS * PARTS
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEADS, 16 * PARTS])
     by_head: gl.constexpr = gl.SliceLayout(0, layout)
@@ -188,13 +170,13 @@ def streamed_attention_kernel(
     v_shape: gl.constexpr = v_desc.block_shape
     q_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([N, DIM], held)
     w_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([N, PAGE], held)
-    BYTES: gl.constexpr = PAGES * (4 * PAGE * DIM if PARTS == 1 else 2 * PAGE * DIM + 8 * PAGE)
-    k_ring = gl.allocate_shared_memory(held, [STAGES * PAGES, PAGE, DIM], k_desc.layout)
-    v_ring = gl.allocate_shared_memory(held, [STAGES * PAGES, v_shape[0], v_shape[1]], v_desc.layout)
-    scales_ring = gl.allocate_shared_memory(gl.float32, [STAGES * PAGES, 2, PAGE], scales_desc.layout)
-    scale_of = scales_ring._reinterpret(gl.float32, [STAGES * PAGES * 2, PAGE], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    BYTES: gl.constexpr = 4 * PAGE * DIM if PARTS == 1 else 2 * PAGE * DIM + 8 * PAGE
+    k_ring = gl.allocate_shared_memory(held, [STAGES, PAGE, DIM], k_desc.layout)
+    v_ring = gl.allocate_shared_memory(held, [STAGES, v_shape[0], v_shape[1]], v_desc.layout)
+    scales_ring = gl.allocate_shared_memory(gl.float32, [STAGES, 2, PAGE], scales_desc.layout)
+    scale_of = scales_ring._reinterpret(gl.float32, [STAGES * 2, PAGE], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     queries = gl.allocate_shared_memory(held, [N, DIM], q_layout)
-    weights = gl.allocate_shared_memory(held, [PAGES, N, PAGE], w_layout)
+    weights = gl.allocate_shared_memory(held, [N, PAGE], w_layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
@@ -202,9 +184,8 @@ def streamed_attention_kernel(
     group, block = gl.program_id(1) // blocks, gl.program_id(1) % blocks
     length = gl.load(lengths_ptr + row)
     newest = gl.cdiv(length, PAGE) - 1  # page, which this step still writes to
-    count = newest // PAGES + 1  # turns that all of the row takes
-    span = gl.cdiv(count, SPLITS)  # of which each span has so many, but the last
-    mine = gl.maximum(gl.cdiv(gl.cdiv(count, span) - gl.program_id(2), gl.num_programs(2)), 0)  # spans
+    span = gl.cdiv(newest + 1, SPLITS)  # pages, of which each span has so many, but the last
+    mine = gl.maximum(gl.cdiv(gl.cdiv(newest + 1, span) - gl.program_id(2), gl.num_programs(2)), 0)  # spans
     if mine == 0:
         return  # at once, before it waits: its room is for the next product's weights. Programs with work do wait
     pages_ptr += row * pages_row
@@ -214,65 +195,53 @@ def streamed_attention_kernel(
     starts, pages = (), ()  # all of them before the first copy: loads that wait for each other take long
     for stage in gl.static_range(STAGES + 1):
         start = (gl.program_id(2) + stage // span * gl.num_programs(2)) * span + stage % span
-        starts += (start * PAGES,)
-        for p in gl.static_range(PAGES):
-            pages += (gl.load(pages_ptr + gl.minimum(start * PAGES + p, newest)),)
+        starts += (start,)
+        pages += (gl.load(pages_ptr + gl.minimum(start, newest)),)
     for stage in gl.static_range(STAGES):
         mbarrier.expect(full.index(stage), BYTES, pred=starts[stage] <= newest)
-        for p in gl.static_range(PAGES):
-            copy_page(
-                k_desc, v_desc, scales_desc, k_ring, v_ring, scales_ring, full.index(stage), stage * PAGES + p,
-                pages[stage * PAGES + p], group, kv_heads, starts[stage] + p < newest, DIM, PAGE, PARTS,
-            )  # fmt: skip
+        copy_page(
+            k_desc, v_desc, scales_desc, k_ring, v_ring, scales_ring, full.index(stage), stage, pages[stage], group,
+            kv_heads, starts[stage] < newest, DIM, PAGE, PARTS,
+        )  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_wait()
     for stage in gl.static_range(STAGES):
-        for p in gl.static_range(PAGES):
-            late = (starts[stage] <= newest) & (starts[stage] + p >= newest)
-            copy_page(
-                k_desc, v_desc, scales_desc, k_ring, v_ring, scales_ring, full.index(stage), stage * PAGES + p,
-                pages[stage * PAGES + p], group, kv_heads, late, DIM, PAGE, PARTS,
-            )  # fmt: skip
+        copy_page(
+            k_desc, v_desc, scales_desc, k_ring, v_ring, scales_ring, full.index(stage), stage, pages[stage], group,
+            kv_heads, starts[stage] == newest, DIM, PAGE, PARTS,
+        )  # fmt: skip
     first = row * heads + group * per_group + block * HEADS
     members = gl.minimum(per_group - block * HEADS, HEADS)
     unit = place_queries(q_ptr, queries, first, members, scale, DIM, HEADS, PARTS, FINER)
     unit = gl.convert_layout(unit, by_head)
     head = gl.arange(0, HEADS, layout=by_head)
     d = gl.arange(0, DIM, layout=gl.SliceLayout(1, layout))
-    start, inside = starts[STAGES], STAGES % span  # of the turn that is asked for next, and its number in its span
-    page, second = pages[STAGES * PAGES], pages[STAGES * PAGES + PAGES - 1]
+    start, inside, page = starts[STAGES], STAGES % span, pages[STAGES]  # that is asked for next; its number in its span
     for s in range(mine):
         split = gl.program_id(2) + s * gl.num_programs(2)
         top = gl.full([HEADS], float("-inf"), gl.float32, by_head)
         sums = gl.zeros([PAGE, HEADS], gl.float32, layout)
         acc = gl.zeros([DIM, HEADS], gl.float32, layout)
-        for j in range(gl.minimum(span, count - split * span)):
+        for j in range(gl.minimum(span, newest + 1 - split * span)):
             turn = s * span + j
-            at = turn % STAGES * PAGES
-            begin = (split * span + j) * PAGES * PAGE
-            mbarrier.wait(full.index(turn % STAGES), turn // STAGES & 1)
-            top, sums, acc = attend_pages(
-                k_ring, v_ring, scale_of, queries, weights, at, begin, length, unit, top, sums, acc,
-                PARTS, PAGES, FINER, HIGHEST,
+            at = turn % STAGES
+            mbarrier.wait(full.index(at), turn // STAGES & 1)
+            top, sums, acc = attend_page(
+                k_ring.index(at), v_ring.index(at), scale_of, queries, weights, at, (split * span + j) * PAGE, length,
+                unit, top, sums, acc, PARTS, FINER, HIGHEST,
             )  # fmt: skip
             tl.debug_barrier()  # all warps have read the stage
-            mbarrier.expect(full.index(turn % STAGES), BYTES, pred=start <= newest)
+            mbarrier.expect(full.index(at), BYTES, pred=start <= newest)
             copy_page(
-                k_desc, v_desc, scales_desc, k_ring, v_ring, scales_ring, full.index(turn % STAGES), at, page, group,
-                kv_heads, start <= newest, DIM, PAGE, PARTS,
+                k_desc, v_desc, scales_desc, k_ring, v_ring, scales_ring, full.index(at), at, page, group, kv_heads,
+                start <= newest, DIM, PAGE, PARTS,
             )  # fmt: skip
-            if PAGES > 1:
-                copy_page(
-                    k_desc, v_desc, scales_desc, k_ring, v_ring, scales_ring, full.index(turn % STAGES), at + 1, second,
-                    group, kv_heads, start <= newest, DIM, PAGE, PARTS,
-                )  # fmt: skip
             inside += 1
-            start += PAGES
+            start += 1
             if inside == span:
                 inside = 0
-                start += (gl.num_programs(2) - 1) * span * PAGES
+                start += (gl.num_programs(2) - 1) * span
             page = gl.load(pages_ptr + gl.minimum(start, newest))
-            second = gl.load(pages_ptr + gl.minimum(start + PAGES - 1, newest))
         if PARTS > 1:
             acc = acc * (1.0 / HIGHEST)
         place = (first + head).to(gl.int64) * SPLITS + split
@@ -296,8 +265,8 @@ def streams_pages(q: torch.Tensor, cache: KV) -> bool:
 def streamed_attention(
     q, cache: KV, pages, lengths, room, scale: float, kv_heads: int, splits: int,
     programs_for: Callable[[int, int], int],
-) -> int:  # fmt: skip
-    """Spans of every row, into `room`. `scale` is in units of log 2. Returns by how many tokens spans are cut."""
+) -> None:  # fmt: skip
+    """Spans of every row, into `room`. `scale` is in units of log 2."""
     (rows, heads, dim), width, held = q.shape, cache.width, len(cache.values)
     if cache.scales is None:
         parts = 1
@@ -308,12 +277,11 @@ def streamed_attention(
         keys = described(cache.values, [held * 2 * PAGE, width // 2], [PAGE, dim])
         values = described(cache.values, [held * width, PAGE], [dim, PAGE])
         scales = described(cache.scales, [held * 2, kv_heads * PAGE], [2, PAGE])
-    (at_once, stages), per_group = DEPTH[parts], heads // kv_heads
+    per_group = heads // kv_heads
     columns = kv_heads * triton.cdiv(per_group, HEADS)
     if rows:
         streamed_attention_kernel[(rows, columns, programs_for(rows * columns, splits))](
             q, keys, values, scales, pages, lengths, *room, scale, heads, per_group, pages.stride(0), kv_heads,
-            DIM=dim, PAGE=PAGE, HEADS=HEADS, PARTS=parts, SPLITS=splits, PAGES=at_once, STAGES=stages, FINER=FINER,
+            DIM=dim, PAGE=PAGE, HEADS=HEADS, PARTS=parts, SPLITS=splits, STAGES=STAGES[parts], FINER=FINER,
             HIGHEST=HIGHEST, num_warps=4, **overlap(q),
         )  # fmt: skip
-    return at_once * PAGE

@@ -1,6 +1,8 @@
 """What stood behind a draw, in Triton: sums over the vocabulary, its largest logits, and the best scores of Gumbel-max.
 
-One pass in tiles, as `drawing.py` draws, and a kernel that joins them; `reference.py` says what each number is.
+One pass in tiles, as `drawing.py` draws, and a kernel that joins them; `reference.py` says what each number is. Sums,
+largest logits and best scores are programs of their own in both: each is a chain of reductions, which waits for none of
+the others.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import triton
 import triton.language as tl
 
 from kernels.drawing import philox_word
-from kernels.forms import SCORED, SHOWN, Survey
+from kernels.forms import SCORED, SHOWN, SINGLE, SURVEYED
 from kernels.launch import let_next_start, overlap, wait_for_previous
 
 TILE = 1024
@@ -35,133 +37,189 @@ def sums(x, real):
 
 
 @triton.jit
+def gumbel(seed, position, token):
+    """The noise of `sampling.gumbel_noise` in float64; 1 - u is exact: 33 bits of it."""
+    word = philox_word(seed, position, token)
+    return -tl.log(-tl.log(1.0 - (word.to(tl.float64) + 0.5) * 2.3283064365386963e-10))
+
+
+@triton.jit
+def store_sums(x, heated, drawn, real, sums_ptr, counts_ptr):
+    """Sums at T=1 and at the row's temperature; how many logits are above that of the token drawn, and above -inf."""
+    top, total, weighted = sums(x, real)
+    tl.store(sums_ptr, top)
+    tl.store(sums_ptr + 1, total)
+    tl.store(sums_ptr + 2, weighted)
+    top, total, weighted = sums(heated, real)
+    tl.store(sums_ptr + 3, top)
+    tl.store(sums_ptr + 4, total)
+    tl.store(sums_ptr + 5, weighted)
+    tl.store(counts_ptr, tl.sum((real & (x > drawn)).to(tl.int32), axis=0))
+    tl.store(counts_ptr + 1, tl.sum((real & (x > float("-inf"))).to(tl.int32), axis=0))
+
+
+@triton.jit
+def largest(key, SHOWN: tl.constexpr, ROOM: tl.constexpr):
+    """The SHOWN largest of the keys, in order, in `[ROOM]`."""
+    place, found = tl.arange(0, ROOM), tl.full((ROOM,), LOWEST, tl.int64)
+    for number in tl.static_range(SHOWN):
+        best = tl.max(key, axis=0)
+        found = tl.where(place == number, best, found)
+        key = tl.where(key == best, LOWEST, key)
+    return found
+
+
+@triton.jit
+def best_scores(score, token, SCORED: tl.constexpr, ROOM: tl.constexpr):
+    """The SCORED best scores and their tokens, in order, in `[ROOM]`; of equals the one that stands first."""
+    place = tl.arange(0, ROOM)
+    scores, tokens = tl.full((ROOM,), float("-inf"), tl.float64), tl.zeros((ROOM,), tl.int32)
+    at = tl.arange(0, score.shape[0])
+    for number in tl.static_range(SCORED):
+        best, which = tl.max(score, axis=0, return_indices=True)
+        scores = tl.where(place == number, best, scores)
+        tokens = tl.where(place == number, tl.sum(tl.where(at == which, token, 0), axis=0), tokens)
+        score = tl.where(at == which, float("-inf"), score)
+    return scores, tokens
+
+
+@triton.jit
 def survey_kernel(
-    logits_ptr, temperature_ptr, seeds_ptr, positions_ptr, ids_ptr, sums_ptr, above_ptr, keys_ptr, score_ptr, best_ptr,
-    vocab, tiles, TILE: tl.constexpr, SHOWN: tl.constexpr, SCORED: tl.constexpr, PDL: tl.constexpr,
+    logits_ptr, temperature_ptr, seeds_ptr, positions_ptr, ids_ptr, sums_ptr, counts_ptr, keys_ptr, score_ptr, best_ptr,
+    vocab, tiles, TILE: tl.constexpr, SHOWN: tl.constexpr, SCORED: tl.constexpr, ROOM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One tile of a row: sums at T=1 and at the row's temperature, how many logits are above that of the token drawn,
-    keys of the largest logits, and the best scores with their ids."""
-    row, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    token = tile * TILE + tl.arange(0, TILE)
+    """One tile of a row: sums and counts, keys of the largest logits, or the best scores with their ids."""
+    row, tile, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    token, place = tile * TILE + tl.arange(0, TILE), tl.arange(0, ROOM)
     real = token < vocab
     temperature = tl.load(temperature_ptr + row)
     temperature = tl.where(temperature > 0, temperature, 1.0)
-    word = philox_word(tl.load(seeds_ptr + row), tl.load(positions_ptr + row).to(tl.int64), token)
-    noise = -tl.log(-tl.log(1.0 - (word.to(tl.float64) + 0.5) * 2.3283064365386963e-10))
+    noise = tl.zeros((TILE,), dtype=tl.float64)
+    if part == 2:
+        noise = gumbel(tl.load(seeds_ptr + row), tl.load(positions_ptr + row).to(tl.int64), token)
     let_next_start(PDL)
     wait_for_previous(PDL)
     x = tl.load(logits_ptr + row * vocab + token, mask=real, other=float("-inf")).to(tl.float64)
-    drawn = tl.load(logits_ptr + row * vocab + tl.load(ids_ptr + row)).to(tl.float64)
-    heated = x / temperature
     out = row * tiles + tile
-    top, total, weighted = sums(x, real)
-    tl.store(sums_ptr + out * 6, top)
-    tl.store(sums_ptr + out * 6 + 1, total)
-    tl.store(sums_ptr + out * 6 + 2, weighted)
-    top, total, weighted = sums(heated, real)
-    tl.store(sums_ptr + out * 6 + 3, top)
-    tl.store(sums_ptr + out * 6 + 4, total)
-    tl.store(sums_ptr + out * 6 + 5, weighted)
-    tl.store(above_ptr + out, tl.sum((real & (x > drawn)).to(tl.int32), axis=0))
-    key = tl.where(real, sortable(x, token), LOWEST)
-    for place in tl.static_range(SHOWN):
-        best = tl.max(key, axis=0)
-        tl.store(keys_ptr + out * SHOWN + place, best)
-        key = tl.where(key == best, LOWEST, key)
-    score = tl.where(real, heated + noise, float("-inf"))
-    for place in tl.static_range(SCORED):
-        best = tl.max(score, axis=0)
-        which = tl.min(tl.where(real & (score == best), token, 2147483647), axis=0)
-        tl.store(score_ptr + out * SCORED + place, best)
-        tl.store(best_ptr + out * SCORED + place, which)
-        score = tl.where(token == which, float("-inf"), score)
+    if part == 0:
+        drawn = tl.load(logits_ptr + row * vocab + tl.load(ids_ptr + row)).to(tl.float64)
+        store_sums(x, x / temperature, drawn, real, sums_ptr + out * 6, counts_ptr + out * 2)
+    elif part == 1:
+        keys = largest(tl.where(real, sortable(x, token), LOWEST), SHOWN, ROOM)
+        tl.store(keys_ptr + out * SHOWN + place, keys, mask=place < SHOWN)
+    else:
+        score = tl.where(real, x / temperature + noise, float("-inf"))
+        scores, tokens = best_scores(score, token, SCORED, ROOM)
+        tl.store(score_ptr + out * SCORED + place, scores, mask=place < SCORED)
+        tl.store(best_ptr + out * SCORED + place, tokens, mask=place < SCORED)
 
 
 @triton.jit
 def join_sums(sums_ptr, tile, there):
     """Logsumexp and entropy of the whole row, from its tiles."""
     tops = tl.load(sums_ptr + tile * 6, mask=there, other=float("-inf"))
+    totals = tl.load(sums_ptr + tile * 6 + 1, mask=there, other=0.0)
+    weighted = tl.load(sums_ptr + tile * 6 + 2, mask=there, other=0.0)
     top = tl.max(tops, axis=0)
     shift = tl.where(tops == float("-inf"), 0.0, tops - top)
     weight = tl.where(tops == float("-inf"), 0.0, tl.exp(shift))
-    totals = tl.load(sums_ptr + tile * 6 + 1, mask=there, other=0.0)
     total = tl.sum(weight * totals, axis=0)
-    weighted = tl.sum(weight * (tl.load(sums_ptr + tile * 6 + 2, mask=there, other=0.0) + shift * totals), axis=0)
+    weighted = tl.sum(weight * (weighted + shift * totals), axis=0)
     return top + tl.log(total), tl.log(total) - weighted / total
 
 
 @triton.jit
-def join_survey_kernel(
-    logits_ptr, temperature_ptr, seeds_ptr, positions_ptr, ids_ptr, sums_ptr, above_ptr, keys_ptr, score_ptr, best_ptr,
-    single_ptr, top_ptr, top_logits_ptr, scored_ptr, heated_ptr, noise_ptr, vocab, tiles,
-    SHOWN: tl.constexpr, SCORED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_B: tl.constexpr,
-    PDL: tl.constexpr,
+def join_single(logits_ptr, id_ptr, sums_ptr, counts_ptr, out_ptr, temperature, tiles, BLOCK: tl.constexpr):
+    tile = tl.arange(0, BLOCK)
+    there = tile < tiles
+    logit = tl.load(logits_ptr + tl.load(id_ptr)).to(tl.float64)
+    above = tl.sum(tl.load(counts_ptr + tile * 2, mask=there, other=0), axis=0)
+    count = tl.sum(tl.load(counts_ptr + tile * 2 + 1, mask=there, other=0), axis=0)
+    logsumexp, entropy = join_sums(sums_ptr, tile, there)
+    heated_logsumexp, heated_entropy = join_sums(sums_ptr + 3, tile, there)
+    tl.store(out_ptr, temperature)
+    tl.store(out_ptr + 1, count.to(tl.float64))
+    tl.store(out_ptr + 2, logsumexp)
+    tl.store(out_ptr + 3, entropy)
+    tl.store(out_ptr + 4, heated_logsumexp)
+    tl.store(out_ptr + 5, heated_entropy)
+    tl.store(out_ptr + 6, above.to(tl.float64))
+    tl.store(out_ptr + 7, logit)
+
+
+@triton.jit
+def join_largest(
+    logits_ptr, keys_ptr, out_ptr, candidates, BLOCK: tl.constexpr, SHOWN: tl.constexpr, ROOM: tl.constexpr
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
+    i, place = tl.arange(0, BLOCK), tl.arange(0, ROOM)
+    key = largest(tl.load(keys_ptr + i, mask=i < candidates, other=LOWEST), SHOWN, ROOM)
+    found, shown = key > LOWEST, place < SHOWN
+    token = tl.where(found, 0x7FFFFFFF - (key & 0xFFFFFFFF), 0)
+    logit = tl.load(logits_ptr + token, mask=found, other=float("-inf"))
+    tl.store(out_ptr + place, token.to(tl.float64), mask=shown)
+    tl.store(out_ptr + SHOWN + place, logit.to(tl.float64), mask=shown)
+
+
+@triton.jit
+def join_best(
+    logits_ptr, score_ptr, best_ptr, out_ptr, candidates, temperature, seed, position,
+    BLOCK: tl.constexpr, SCORED: tl.constexpr, ROOM: tl.constexpr,
+):  # fmt: skip
+    i, place = tl.arange(0, BLOCK), tl.arange(0, ROOM)
+    score = tl.load(score_ptr + i, mask=i < candidates, other=float("-inf"))
+    score, token = best_scores(score, tl.load(best_ptr + i, mask=i < candidates, other=0), SCORED, ROOM)
+    found, shown = score > float("-inf"), place < SCORED
+    logit = tl.load(logits_ptr + token, mask=found, other=float("-inf")).to(tl.float64)
+    tl.store(out_ptr + place, tl.where(found, token, 0).to(tl.float64), mask=shown)
+    tl.store(out_ptr + SCORED + place, logit / temperature, mask=shown)
+    noise = tl.where(found, gumbel(seed, position, token), float("-inf"))
+    tl.store(out_ptr + 2 * SCORED + place, noise, mask=shown)
+
+
+@triton.jit
+def join_survey_kernel(
+    logits_ptr, temperature_ptr, seeds_ptr, positions_ptr, ids_ptr, sums_ptr, counts_ptr, keys_ptr, score_ptr, best_ptr,
+    out_ptr, vocab, tiles, SINGLE: tl.constexpr, SHOWN: tl.constexpr, SCORED: tl.constexpr, ROOM: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_B: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """A row's SINGLE numbers, its largest logits with their ids, or its best scores with theirs: in the order of
+    `Survey`."""
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     seed, position = tl.load(seeds_ptr + row), tl.load(positions_ptr + row).to(tl.int64)
     temperature = tl.load(temperature_ptr + row)
     temperature = tl.where(temperature > 0, temperature, 1.0)
     let_next_start(PDL)
     wait_for_previous(PDL)
     logits_ptr += row * vocab
-    tile = tl.arange(0, BLOCK)
-    there = tile < tiles
+    out_ptr += row * (SINGLE + 2 * SHOWN + 3 * SCORED)
     at = row * tiles
-    logsumexp, entropy = join_sums(sums_ptr + at * 6, tile, there)
-    tl.store(single_ptr + row * 6, logsumexp)
-    tl.store(single_ptr + row * 6 + 1, entropy)
-    logsumexp, entropy = join_sums(sums_ptr + at * 6 + 3, tile, there)
-    tl.store(single_ptr + row * 6 + 2, logsumexp)
-    tl.store(single_ptr + row * 6 + 3, entropy)
-    above = tl.sum(tl.load(above_ptr + at + tile, mask=there, other=0), axis=0)
-    tl.store(single_ptr + row * 6 + 4, above.to(tl.float64))
-    tl.store(single_ptr + row * 6 + 5, tl.load(logits_ptr + tl.load(ids_ptr + row)).to(tl.float64))
-    i = tl.arange(0, BLOCK_S)
-    key = tl.load(keys_ptr + at * SHOWN + i, mask=i < tiles * SHOWN, other=LOWEST)
-    for place in tl.static_range(SHOWN):
-        best = tl.max(key, axis=0)
-        token = 0x7FFFFFFF - (best & 0xFFFFFFFF)
-        found = best > LOWEST
-        tl.store(top_ptr + row * SHOWN + place, tl.where(found, token, 0))
-        logit = tl.load(logits_ptr + token, mask=found, other=float("-inf"))
-        tl.store(top_logits_ptr + row * SHOWN + place, logit.to(tl.float64))
-        key = tl.where(key == best, LOWEST, key)
-    i = tl.arange(0, BLOCK_B)
-    inside = i < tiles * SCORED
-    score = tl.load(score_ptr + at * SCORED + i, mask=inside, other=float("-inf"))
-    token = tl.load(best_ptr + at * SCORED + i, mask=inside, other=2147483647)
-    for place in tl.static_range(SCORED):
-        best = tl.max(score, axis=0)
-        which = tl.min(tl.where(score == best, token, 2147483647), axis=0)
-        found = best > float("-inf")
-        tl.store(scored_ptr + row * SCORED + place, tl.where(found, which, 0).to(tl.int64))
-        logit = tl.load(logits_ptr + which, mask=found, other=float("-inf")).to(tl.float64)
-        tl.store(heated_ptr + row * SCORED + place, logit / temperature)
-        word = philox_word(seed, position, which)
-        gumbel = -tl.log(-tl.log(1.0 - (word.to(tl.float64) + 0.5) * 2.3283064365386963e-10))
-        tl.store(noise_ptr + row * SCORED + place, tl.where(found, gumbel, float("-inf")))
-        score = tl.where(token == which, float("-inf"), score)
+    if part == 0:
+        sums_ptr, counts_ptr = sums_ptr + at * 6, counts_ptr + at * 2
+        join_single(logits_ptr, ids_ptr + row, sums_ptr, counts_ptr, out_ptr, temperature, tiles, BLOCK)
+    elif part == 1:
+        join_largest(logits_ptr, keys_ptr + at * SHOWN, out_ptr + SINGLE, tiles * SHOWN, BLOCK_S, SHOWN, ROOM)
+    else:
+        join_best(
+            logits_ptr, score_ptr + at * SCORED, best_ptr + at * SCORED, out_ptr + SINGLE + 2 * SHOWN, tiles * SCORED,
+            temperature, seed, position, BLOCK_B, SCORED, ROOM,
+        )  # fmt: skip
 
 
-def survey(logits, temperature, seeds, positions, ids) -> Survey:
+def survey(logits, temperature, seeds, positions, ids) -> torch.Tensor:
     (rows, vocab), device = logits.shape, logits.device
     tiles, logits = triton.cdiv(vocab, TILE), logits.contiguous()
-    wide = {"dtype": torch.float64, "device": device}
-    parts, above = torch.empty(rows, tiles, 6, **wide), torch.empty(rows, tiles, dtype=torch.int32, device=device)
+    parts = torch.empty(rows, tiles, 6, dtype=torch.float64, device=device)
+    counts = torch.empty(rows, tiles, 2, dtype=torch.int32, device=device)
     keys = torch.empty(rows, tiles, SHOWN, dtype=torch.int64, device=device)
-    score = torch.empty(rows, tiles, SCORED, **wide)
+    score = torch.empty(rows, tiles, SCORED, dtype=torch.float64, device=device)
     best = torch.empty(rows, tiles, SCORED, dtype=torch.int32, device=device)
-    survey_kernel[(rows, tiles)](
-        logits, temperature, seeds, positions, ids, parts, above, keys, score, best, vocab, tiles,
-        TILE=TILE, SHOWN=SHOWN, SCORED=SCORED, num_warps=4, **overlap(logits),
-    )  # fmt: skip
-    single, top_logits, heated, noise = (torch.empty(rows, n, **wide) for n in (6, SHOWN, SCORED, SCORED))
-    top, scored = (torch.empty(rows, n, dtype=torch.int64, device=device) for n in (SHOWN, SCORED))
-    join_survey_kernel[(rows,)](
-        logits, temperature, seeds, positions, ids, parts, above, keys, score, best, single, top, top_logits, scored,
-        heated, noise, vocab, tiles,
-        SHOWN=SHOWN, SCORED=SCORED, BLOCK=triton.next_power_of_2(tiles),
+    given = (logits, temperature, seeds, positions, ids, parts, counts, keys, score, best)
+    shown = {"SHOWN": SHOWN, "SCORED": SCORED, "ROOM": triton.next_power_of_2(max(SHOWN, SCORED))}
+    survey_kernel[(rows, tiles, 3)](*given, vocab, tiles, TILE=TILE, **shown, num_warps=4, **overlap(logits))
+    out = torch.empty(rows, SURVEYED, dtype=torch.float64, device=device)
+    join_survey_kernel[(rows, 3)](
+        *given, out, vocab, tiles, SINGLE=SINGLE, **shown, BLOCK=triton.next_power_of_2(tiles),
         BLOCK_S=triton.next_power_of_2(tiles * SHOWN), BLOCK_B=triton.next_power_of_2(tiles * SCORED),
         num_warps=8, **overlap(logits),
     )  # fmt: skip
-    return Survey(*single.unbind(-1), top, top_logits, scored, heated, noise)
+    return out

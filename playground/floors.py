@@ -17,10 +17,10 @@ FAMILIES = {
         "streamed_attention", "gqa_decode", "join_heads", "mla_decode", "join_parts", "expand_latents", "absorb",
         "causal_attention", "specialized_attention",
     ),
-    "drawing": ("draw", "join_draw", "survey", "join_survey", "advance"),
+    "drawing": ("draw", "join_draw", "survey", "join_survey", "deliver", "advance"),
     "between": (
         "add_norm", "swiglu", "rope_heads", "split_latents", "route", "schedule", "add_up", "act_quant", "gather",
-        "copy_rows",
+        "copy_rows", "look_up",
     ),
 }  # fmt: skip
 

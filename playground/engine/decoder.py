@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from array import array  # a quarter of a list's memory: pages keep them for every token
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -125,6 +127,27 @@ class EagerDecoder:
         return lambda: drawn
 
 
+class Outbox:
+    """Where a recorded step leaves its results on the host: in pinned memory, which kernels write to, in two halves in
+    turn, since one is read while the next step writes."""
+
+    def __init__(self, output: Output):
+        sizes = [0 if t is None else -(-t.nbytes // 16) * 4 for t in output]  # in words; each begins at 16 bytes
+        *self.starts, size = accumulate(sizes, initial=0)
+        self.host = torch.zeros(2, size, dtype=torch.int32).pin_memory()
+        self.turn = torch.zeros(1, dtype=torch.int32, device=output.ids.device)
+        self.halves = [Output(*map(partial(self._view, half), output, self.starts)) for half in self.host]
+
+    def _view(self, half: torch.Tensor, like: torch.Tensor | None, start: int) -> torch.Tensor | None:
+        if like is None:
+            return None
+        return half[start : start + like.nbytes // 4].view(like.dtype).view(like.shape)
+
+    def take(self, output: Output) -> None:
+        there = [(t, start) for t, start in zip(output, self.starts, strict=True) if t is not None]
+        kernels.deliver(*zip(*there, strict=True), self.host, self.turn)
+
+
 class Graph:
     """A recorded step of `size` rows: its state and settings lie in fixed memory, which it reads and moves on. Places
     without a row stand still on the scratch page."""
@@ -134,11 +157,9 @@ class Graph:
         self.state = State(*(t.to(device) for t in self._padded([])))
         self.settings = Settings.of([SamplingParams("greedy")] * size, device)
         self.moves = torch.zeros(size, dtype=torch.int64, device=device)
-        self.graph, self.results = record(lambda: self._step(model, cache, variant))
-        # in turn: one is read while the next is written
-        pinned = [(None if t is None else torch.empty_like(t, device="cpu").pin_memory()) for t in self.results]
-        self.host = [Output(*pinned), Output(*(None if t is None else t.clone().pin_memory() for t in pinned))]
-        self.turn = 0
+        self.outbox: Outbox | None = None
+        self.graph, self.trace = record(lambda: self._step(model, cache, variant))
+        self.turn = int(self.outbox.turn)  # as it is on the device: each replay changes both
 
     def _padded(self, rows: Sequence[Row]) -> State:
         count, at = len(rows), self.scratch * PAGE_SIZE
@@ -150,9 +171,11 @@ class Graph:
                 whole[:count] = given
         return state
 
-    def _step(self, model: Transformer, cache: PagedCache, variant: Variant) -> Output:
+    def _step(self, model: Transformer, cache: PagedCache, variant: Variant) -> ScaleTrace | None:
         s = self.state
-        output, self.trace = run_step(model, cache, s, self.settings, variant)
+        output, trace = run_step(model, cache, s, self.settings, variant)
+        self.outbox = self.outbox or Outbox(output)  # made when the step runs for the first time, not in its recording
+        self.outbox.take(output)
         kernels.advance(
             output.ids,
             self.moves,
@@ -161,9 +184,10 @@ class Graph:
             positions=s.positions,
             lengths=s.lengths,
             slots=s.slots,
+            turn=self.outbox.turn,
             page_size=PAGE_SIZE,
         )
-        return output
+        return trace
 
     def load(self, rows: Sequence[Row]) -> None:
         params = [row.request.params for row in rows]
@@ -177,11 +201,7 @@ class Graph:
     def replay(self, count: int) -> Callable[[], Drawn]:
         """Begins one more step for the rows that were loaded; what it returns waits for its end."""
         self.graph.replay()
-        self.turn = 1 - self.turn
-        host = self.host[self.turn]
-        for target, source in zip(host, self.results, strict=True):
-            if target is not None:
-                target.copy_(source, non_blocking=True)
+        host, self.turn = self.outbox.halves[self.turn], 1 - self.turn
         done = torch.cuda.Event()
         done.record()
 

@@ -5,12 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kernels import SCORED, SHOWN, Survey
-
-_SIZES = [1] * 6 + [SHOWN] * 2 + [SCORED] * 3  # of a survey's fields
-_SURVEY = sum(_SIZES)
-_FIRST, _SECOND = 2, 3 + _SURVEY  # where surveys begin: behind temperature and count, and behind what filters cut
-_DRAW = 3  # numbers of a multinomial draw, at the end
+from kernels import SURVEYED, Survey
 
 
 class Insight:
@@ -20,32 +15,24 @@ class Insight:
     __slots__ = ("numbers",)
 
     def __init__(self, numbers: Sequence[float]):
-        """Temperature, how many tokens the filters left, and the survey of the logits; then, where rows of the step had
-        filters, the probability that they cut and the survey of what they left; then, where some drew multinomially,
-        the uniform number and the interval."""
+        """The survey of the logits; then, where rows of the step had filters, the probability that they cut and the
+        survey of what they left; then, where some drew multinomially, the uniform number and the interval."""
         self.numbers = numbers
-
-    def _survey(self, start: int) -> Survey:
-        fields, at = [], start
-        for size in _SIZES:
-            fields.append(self.numbers[at] if size == 1 else self.numbers[at : at + size])
-            at += size
-        return Survey(*fields)
 
     @property
     def _raw(self) -> Survey:
-        return self._survey(_FIRST)
+        return Survey.of(self.numbers)
 
     @property
     def _filtered(self) -> bool:
-        return len(self.numbers) >= _SECOND + _SURVEY
+        return len(self.numbers) > 2 * SURVEYED
 
     def _processed(self) -> tuple[Survey, float, float]:
         """The survey of what the row drew from, and what its values are divided by and lowered by."""
         if self._filtered:
-            return self._survey(_SECOND), 1.0, 0.0
+            return Survey.of(self.numbers[SURVEYED + 1 :]), 1.0, 0.0
         raw = self._raw
-        return raw, self.numbers[0] or 1.0, raw.heated_logsumexp
+        return raw, raw.temperature, raw.heated_logsumexp
 
     @property
     def logprob(self) -> float:
@@ -78,17 +65,17 @@ class Insight:
     @property
     def kept(self) -> int:
         """How many tokens the filters left."""
-        return int(self.numbers[1])
+        return int(self._processed()[0].count)
 
     @property
     def cut(self) -> float:
         """Probability, at the row's temperature, that the filters took away."""
-        return self.numbers[_SECOND - 1] if self._filtered else 0.0
+        return self.numbers[SURVEYED] if self._filtered else 0.0
 
     @property
     def uniform(self) -> float:
         """The one random number of a multinomial draw, in (0, 1); of other draws nothing."""
-        return self.numbers[-_DRAW]
+        return self.numbers[-3]
 
     @property
     def interval(self) -> tuple[float, float]:

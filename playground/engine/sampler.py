@@ -88,18 +88,16 @@ def explain_rows(
     """What `Insight` takes apart, `[R, N]` float64, of the draw by `draw_rows` from these arguments that gave `ids`."""
     s = settings
     one = torch.ones_like(s.temperature) if needs.filtered else None  # long before a survey reads it without waiting
-    raw = kernels.survey(logits, s.temperature, s.seeds, positions, ids)
-    told = [s.temperature, torch.full_like(s.temperature, logits.shape[-1]), *raw]
+    told = [kernels.survey(logits, s.temperature, s.seeds, positions, ids)]
     processed = processed_rows(logits, s, needs) if any(needs) else None
     if needs.filtered:
-        left = processed > float("-inf")
-        heated = torch.where(s.temperature > 0, s.temperature, 1.0)[:, None]
-        before = (logits.double() / heated - raw.heated_logsumexp[:, None]).exp()
-        told[1] = left.sum(-1)
-        told += [(before * ~left).sum(-1), *kernels.survey(processed, one, s.seeds, positions, ids)]
+        heated = torch.where(s.temperature > 0, s.temperature, 1.0)
+        before = torch.softmax(logits.double() / heated[:, None], dim=-1)
+        cut = torch.where(processed > float("-inf"), 0.0, before).sum(-1, keepdim=True)
+        told += [cut, kernels.survey(processed, one, s.seeds, positions, ids)]
     if needs.summed:
         cumulative, chosen = processed.exp().cumsum(-1), ids[:, None]
-        total = cumulative[:, -1]
-        low = torch.where(ids > 0, cumulative.gather(-1, (chosen - 1).clamp(min=0))[:, 0], 0.0) / total
-        told += [kernels.uniform_noise(s.seeds, positions.long()), low, cumulative.gather(-1, chosen)[:, 0] / total]
-    return torch.cat([(t if t.ndim == 2 else t[:, None]).double() for t in told], dim=-1)
+        total, low = cumulative[:, -1:], cumulative.gather(-1, (chosen - 1).clamp(min=0))
+        uniform = kernels.uniform_noise(s.seeds, positions.long())[:, None]
+        told += [uniform, torch.where(chosen > 0, low, 0.0) / total, cumulative.gather(-1, chosen) / total]
+    return torch.cat(told, dim=-1) if len(told) > 1 else told[0]

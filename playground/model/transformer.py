@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import chain, islice
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import kernels
@@ -101,8 +100,7 @@ class Transformer(nn.Module):
     def forward(self, tokens: torch.Tensor, step: Step, cache: kernels.KV | None = None) -> torch.Tensor:
         """`tokens [T]` int64 to normalised hidden states `[T, D]`, or those that the step wants; `cache` of all
         layers."""
-        x = F.embedding(tokens, self.model.embed_tokens.weight)
-        rope = self.rope[step.positions]
+        x, rope = kernels.look_up(tokens, step.positions, self.model.embed_tokens.weight, self.rope)
         parts: list[torch.Tensor] = []
         whole, last = replace(step, wanted=None), len(self.model.layers) - 1
         for index, layer in enumerate(self.model.layers):

@@ -36,6 +36,7 @@ from kernels import (
     rope,
     specialized,
     specialized_attention,
+    stepping,
     streamed,
     streamed_attention,
     surveying,
@@ -80,8 +81,8 @@ def pretend(capability: int, shared: int) -> None:
     for room in (prefill, streamed, wide):
         room.shared_memory = lambda tensor: shared
     options = {"PDL": True, "launch_pdl": True} if capability >= 90 else {"PDL": False}
-    launching = (attention, drawing, gather, gemm, latent, moe, narrow, norm, prefill, quant, rope, surveying, wide)
-    for room in (*launching, specialized, specialized_attention, streamed, streamed_attention):
+    launching = (attention, drawing, gather, gemm, latent, moe, narrow, norm, prefill, quant, rope, stepping)
+    for room in (*launching, specialized, specialized_attention, streamed, streamed_attention, surveying, wide):
         room.overlap = lambda tensor: options
 
 
@@ -152,7 +153,10 @@ def draws(rows: int) -> None:
     for dtype in (torch.float32, torch.float64):
         surveying.survey(torch.zeros(rows, 151936, dtype=dtype), temperature, integers, integers, integers)
     pages = torch.zeros(rows, 4, dtype=torch.int32)
-    drawing.advance(integers, integers, pages, integers, integers, integers.int(), integers, 64)
+    stepping.look_up(integers, integers, torch.zeros(100, 4096, dtype=torch.bfloat16), torch.zeros(100, 2, 64))
+    words, turn = torch.zeros(2, 4096, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    stepping.deliver((integers, temperature), (0, 128), words, turn)
+    stepping.advance(integers, integers, pages, integers, integers, integers.int(), integers, turn, 64)
 
 
 if __name__ == "__main__":
