@@ -6,7 +6,8 @@ Triton is imported on first use, so that a machine without it can still run the 
 On a card an op may read some of its inputs before the ops before it have ended (see `launch.py`): weights, their scales
 and norms; `lengths` and `pages`; of the cache of `gqa_decode` all pages but each row's newest; `temperature`, `seeds`
 and `positions`; `experts` of `expert_gemm` with weights. None of these may be what an op wrote, unless work of torch's
-own began after it; `experts` also where another `expert_gemm` lies between `route` and the one that reads them.
+own began after it; `experts` also where another `expert_gemm`, without weights, lies between `route` and the one that
+reads them.
 """
 
 from __future__ import annotations
@@ -230,16 +231,18 @@ def expert_gemm(
     weights: torch.Tensor | None = None,
     *,
     out_dtype: torch.dtype,
+    shared: int = 0,
 ) -> torch.Tensor:
     """Products with the experts that each row chose: `b [E, N, K]`, `experts [T, k]` int32; `a [T, K]`, read by all
     choices of a row, or `[T * k, K]`, one row per choice. Scales as in `fp8_gemm`, `b_s [E, ceil(N/128), K/128]`.
-    Multiplied by `weights [T, k]` float32 where given. Returns `[T, k, N]`: float32 for few rows, else `out_dtype`."""
+    Multiplied by `weights [T, k]` float32 where given. The last `shared` choices of every row are the last experts of
+    `b`, which may be read before `experts` is. Returns `[T, k, N]`: float32 for few rows, else `out_dtype`."""
     _check_product(a, b, a_s, b_s)
     if not all(t is None or t.is_contiguous() for t in (b, experts, weights)):
         raise ValueError("weights, experts and their weights must be contiguous")
     if experts.ndim != 2 or len(a) not in (len(experts), experts.numel()):
         raise ValueError(f"experts {tuple(experts.shape)} do not fit {len(a)} rows")
-    return _implementation("gemm", a).expert_gemm(a, b, a_s, b_s, experts, weights, out_dtype)
+    return _implementation("gemm", a).expert_gemm(a, b, a_s, b_s, experts, weights, out_dtype, shared)
 
 
 def route(parts: torch.Tensor, bias: torch.Tensor | None, rule: Routing) -> tuple[torch.Tensor, torch.Tensor]:
@@ -286,13 +289,12 @@ def _check_norm(x: torch.Tensor, parts: list[torch.Tensor], weight: torch.Tensor
         )
 
 
-def swiglu(parts: torch.Tensor, form: Form, *, dtype: torch.dtype, before_experts: bool = False) -> Formed:
+def swiglu(parts: torch.Tensor, form: Form, *, dtype: torch.dtype) -> Formed:
     """`silu(gate) * up` of partial sums `[P, T, 2 * I]` that hold gate, then up; I a multiple of 128. Each sum, the
-    SiLU and the result are rounded to `dtype`. Returns `[T, I]` in `form`. `before_experts`: products of experts read
-    it, which decides when their kernel may start, and no number."""
+    SiLU and the result are rounded to `dtype`. Returns `[T, I]` in `form`."""
     if parts.ndim != 3 or parts.shape[-1] % 256:
         raise ValueError(f"gate and up must be two multiples of 128: {tuple(parts.shape)}")
-    return _implementation("norm", parts).swiglu(parts, dtype, form, before_experts)
+    return _implementation("norm", parts).swiglu(parts, dtype, form)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:

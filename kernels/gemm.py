@@ -33,9 +33,12 @@ def gemm_swiglu(a, b, a_s, b_s, form: Form, dtype: torch.dtype) -> Formed:
     return swiglu(gemm_parts(a, b, a_s, b_s, dtype), dtype, form)
 
 
-def expert_gemm(a, b, a_s, b_s, experts, weights, out_dtype: torch.dtype) -> torch.Tensor:
+def expert_gemm(a, b, a_s, b_s, experts, weights, out_dtype: torch.dtype, shared: int = 0) -> torch.Tensor:
     if len(experts) <= INVARIANT_ROWS:
-        c = narrow(a, b, a_s, b_s, experts, weights)
+        if a_s is not None and is_hopper(a) and streams(a.shape[1]):
+            c = streamed(a, b, a_s, b_s, out_dtype, experts, weights, shared)
+        else:
+            c = narrow(a, b, a_s, b_s, experts, weights)
     else:
         c = wide(a, b, a_s, b_s, out_dtype, experts, weights)
     return c.view(*experts.shape, -1)

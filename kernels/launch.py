@@ -6,7 +6,7 @@ may read only what no kernel before it in a step writes: weights, seeds, lengths
 ends, and of a cache all pages but each row's newest. Once it has waited, everything before it is done, since every
 kernel waits; nothing is written earlier. (A program that finds no work may leave without waiting where another of its
 launch waits: a launch ends with its last program.) A few let the next one start only then, and say why: among them
-products of experts, behind which the choice of experts is safe.
+the first product of chosen experts, behind which their choice is safe.
 """
 
 from __future__ import annotations

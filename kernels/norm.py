@@ -102,17 +102,15 @@ def gated(gate, up, ROUND: tl.constexpr):
 def swiglu_kernel(
     parts_ptr, plain_ptr, q_ptr, s_ptr, blocks, stride, row_stride,
     PARTS: tl.constexpr, PLAIN: tl.constexpr, FP8: tl.constexpr, UE8M0: tl.constexpr, ROUND: tl.constexpr,
-    BLOCKS: tl.constexpr, LATE: tl.constexpr, PDL: tl.constexpr,
+    BLOCKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """LATE: products of experts that start before they can begin only hold places (see NOTES.md)."""
     row = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
     cols = block[:, None] * 128 + tl.arange(0, 128)[None, :]
     inside = tl.broadcast_to((block < blocks)[:, None], (BLOCKS, 128))
     dim = blocks * 128
-    let_next_start(PDL and not LATE)
+    let_next_start(PDL)
     wait_for_previous(PDL)
-    let_next_start(PDL and LATE)
     zero = tl.zeros((BLOCKS, 128), dtype=tl.float32)
     at = row * row_stride + cols
     gate = add_parts(zero, parts_ptr, at, stride, inside, PARTS).to(ROUND).to(tl.float32)
@@ -125,7 +123,7 @@ def swiglu_kernel(
 TRITON_DTYPE = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
-def swiglu(parts: torch.Tensor, dtype: torch.dtype, form: Form, before_experts: bool = False) -> Formed:
+def swiglu(parts: torch.Tensor, dtype: torch.dtype, form: Form) -> Formed:
     count, rows, width = parts.shape
     out = allocate(form, rows, width // 2, parts.new_empty(0, dtype=dtype))
     pointers, flags = emitted(form, out, parts)
@@ -133,6 +131,6 @@ def swiglu(parts: torch.Tensor, dtype: torch.dtype, form: Form, before_experts: 
     if rows:
         swiglu_kernel[(rows, triton.cdiv(width // 256, group))](
             parts, *pointers, width // 256, *parts.stride()[:2], PARTS=count, **flags, ROUND=TRITON_DTYPE[dtype],
-            BLOCKS=group, LATE=before_experts, num_warps=1 if group == 1 else 4, **overlap(parts),
+            BLOCKS=group, num_warps=1 if group == 1 else 4, **overlap(parts),
         )  # fmt: skip
     return out

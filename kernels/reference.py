@@ -83,7 +83,7 @@ def gemm_parts(a, b, a_s, b_s, out_dtype: torch.dtype) -> torch.Tensor:
     return (plain_gemm(a, b, out_dtype) if a_s is None else fp8_gemm(a, a_s, b, b_s, out_dtype))[None]
 
 
-def expert_gemm(a, b, a_s, b_s, experts, weights, out_dtype: torch.dtype) -> torch.Tensor:
+def expert_gemm(a, b, a_s, b_s, experts, weights, out_dtype: torch.dtype, shared: int = 0) -> torch.Tensor:
     chosen, share = experts.flatten(), experts.numel() // len(a)
 
     def product(rows, expert: int) -> torch.Tensor:
@@ -164,7 +164,7 @@ def add_norm(
     return x, formed(y, form), logits
 
 
-def swiglu(parts: torch.Tensor, dtype: torch.dtype, form: Form, before_experts: bool = False) -> Formed:
+def swiglu(parts: torch.Tensor, dtype: torch.dtype, form: Form) -> Formed:
     gate, up = add_up(parts, dtype).chunk(2, dim=-1)
     return formed(F.silu(gate) * up, form)
 

@@ -30,6 +30,7 @@ from kernels.tuned import Tuned, tuned
 
 BLOCK_N = 64  # rows of the weight: what four warps multiply
 MOST_BLOCKS = 16  # of K that are on their way
+WAVE = 3  # programs of experts that share a multiprocessor, at most
 LONGEST_K = 1 << 16  # the scales of a whole piece of K lie in shared memory
 RESERVED = 1024  # bytes of shared memory that the card takes for each program
 
@@ -41,12 +42,10 @@ class Tile(NamedTuple):
     block_m: int
 
 
-def streamed_tile(
-    rows: int, n: int, k_blocks: int, programs_at_once: int, room: int, tuned: Tuned | None = None
-) -> Tile:
+def streamed_tile(rows: int, n: int, k_blocks: int, at_once: int, room: int, tuned: Tuned | None = None) -> Tile:
     """K is cut by N and the blocks of K alone, never by the rows: as `tuned` says, or until there are about as many
     programs as an H200 has multiprocessors. As deep as lets all programs of one of the card's multiprocessors
-    (`programs_at_once`, `room` bytes each) run at the same time, with two blocks at least; up to MOST_BLOCKS or what
+    (`at_once`, `room` bytes each) run at the same time, with two blocks at least; up to MOST_BLOCKS or what
     `tuned` says, because the rest is room for the programs of the product after it."""
     tiles, splits, block_m = triton.cdiv(n, BLOCK_N), 1, max(16, triton.next_power_of_2(rows))
     while splits < 4 and tiles * splits < 128 and k_blocks >= 4 * splits:
@@ -54,8 +53,18 @@ def streamed_tile(
     most = MOST_BLOCKS
     if tuned:
         splits, most = tuned.splits, tuned.blocks_16 if block_m == 16 else tuned.blocks_32
-    blocks = triton.cdiv(triton.cdiv(k_blocks, 2), splits) * 2
-    each = room // triton.cdiv(tiles * splits, programs_at_once) - RESERVED
+    return deep(tiles * splits, triton.cdiv(triton.cdiv(k_blocks, 2), splits) * 2, splits, block_m, most, at_once, room)
+
+
+def expert_tile(choices: int, n: int, k_blocks: int, at_once: int, room: int) -> Tile:
+    """K is not cut: experts have each other. Depth as in `streamed_tile`; with many choices programs come in waves."""
+    programs = min(triton.cdiv(n, BLOCK_N) * choices, WAVE * at_once)
+    return deep(programs, triton.cdiv(k_blocks, 2) * 2, 1, 16, MOST_BLOCKS, at_once, room)
+
+
+def deep(programs: int, blocks: int, splits: int, block_m: int, most: int, at_once: int, room: int) -> Tile:
+    """As many of a program's `blocks` as have room on their way, two at least."""
+    each = room // triton.cdiv(programs, at_once) - RESERVED
     each -= triton.next_power_of_2(blocks) * block_m * 4  # scales
     blocks_at_once = max(2, min(each // ((BLOCK_N + block_m) * 128), blocks, most))
     chunk = 2 if blocks_at_once >= 6 or blocks_at_once >= blocks else 1
@@ -78,16 +87,21 @@ def ask(desc, ring, full, turn, row, chunk, count):
 
 @gluon.jit
 def streamed_gemm_kernel(
-    a_desc, a_s_ptr, b_desc, b_s_ptr, c_ptr, M, N, K,
+    a_desc, a_s_ptr, b_desc, b_s_ptr, c_ptr, experts_ptr, weights_ptr, M, N, K, share, chosen,
+    all_experts,
     BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, SPLITS: gl.constexpr, CHUNK: gl.constexpr, STAGES: gl.constexpr,
-    BLOCKS: gl.constexpr, PDL: gl.constexpr,
+    BLOCKS: gl.constexpr, EXPERTS: gl.constexpr, WEIGHTED: gl.constexpr, SHARED: gl.constexpr,
+    PDL: gl.constexpr,
 ):  # fmt: skip
     """A `[BLOCK_N, BLOCK_M]` tile of the transposed result over one piece of K: chunks of CHUNK blocks of 128, at most
-    BLOCKS blocks in all. What lies behind K is zeros, with a scale of zero."""
+    BLOCKS blocks in all. What lies behind K is zeros, with a scale of zero. EXPERTS: the third grid dimension is a
+    choice of one of `all_experts`, `chosen` for each row, of which the last SHARED are always the last experts; `share`
+    choices read the same row of `a`, and what lies behind it in the tile is not used."""
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_M, 32])
     flat: gl.constexpr = gl.BlockedLayout([1, 1], [2, 16], [4, 1], [1, 0])
     tile: gl.constexpr = gl.NVMMASharedLayout(128, 8)
     BYTES: gl.constexpr = CHUNK * (BLOCK_M + BLOCK_N) * 128
+    KNOWN: gl.constexpr = WEIGHTED or not EXPERTS  # which weight to read, before the kernel before has ended
     a_ring = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, CHUNK, BLOCK_M, 128], a_desc.layout)
     b_ring = gl.allocate_shared_memory(gl.float8e4nv, [STAGES, CHUNK, BLOCK_N, 128], b_desc.layout)
     a_blocks = a_ring._reinterpret(gl.float8e4nv, [STAGES * CHUNK, BLOCK_M, 128], tile)
@@ -99,22 +113,33 @@ def streamed_gemm_kernel(
     pairs = gl.cdiv(k_blocks, 2)  # K is cut between pairs of blocks, whatever the chunk
     first = pairs * gl.program_id(1) // SPLITS * (2 // CHUNK)
     count = pairs * (gl.program_id(1) + 1) // SPLITS * (2 // CHUNK) - first
-    if PDL:
+    if PDL and KNOWN:
         tl.extra.cuda.gdc_launch_dependents()
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
     fence_async_shared()
     for stage in gl.static_range(STAGES):
         mbarrier.expect(full.index(stage), BYTES, pred=stage < count)
+    choice, expert = gl.num_programs(2) - 1 - gl.program_id(2), 0  # those that may begin early come first
+    if EXPERTS:
+        expert = all_experts - chosen + choice % chosen
+        if choice % chosen < chosen - SHARED:
+            if PDL and not KNOWN:
+                tl.extra.cuda.gdc_wait()
+            expert = gl.load(experts_ptr + choice)
+    a_row, b_row = choice // share, expert * N + n0  # 0 and n0 where there is one weight
     for stage in gl.static_range(STAGES):
-        ask(b_desc, b_ring, full, stage, n0, first + stage, count)
+        ask(b_desc, b_ring, full, stage, b_row, first + stage, count)
     block = first * CHUNK + gl.arange(0, BLOCKS, layout=gl.SliceLayout(1, flat))
-    b_s = gl.load(b_s_ptr + n0 // 128 * k_blocks + block, mask=block < k_blocks, other=0.0)
+    b_s_ptr += (expert * gl.cdiv(N, 128) + n0 // 128) * k_blocks
+    b_s = gl.load(b_s_ptr + block, mask=block < k_blocks, other=0.0)
     if PDL:
         tl.extra.cuda.gdc_wait()
+    if PDL and not KNOWN:  # late: so that a weighted product behind this one finds the choice made
+        tl.extra.cuda.gdc_launch_dependents()
     for stage in gl.static_range(STAGES):
-        ask(a_desc, a_ring, full, stage, 0, first + stage, count)
-    row = gl.arange(0, BLOCK_M, layout=gl.SliceLayout(0, flat))
+        ask(a_desc, a_ring, full, stage, a_row, first + stage, count)
+    row = a_row + gl.arange(0, BLOCK_M, layout=gl.SliceLayout(0, flat))
     there = (block < k_blocks)[:, None] & (row < M)[None, :]
     a_s = gl.load(a_s_ptr + row[None, :] * k_blocks + block[:, None], mask=there, other=0.0)
     scales.store(a_s * b_s[:, None])
@@ -132,12 +157,20 @@ def streamed_gemm_kernel(
             acc += warpgroup_mma_wait(CHUNK - 1 - j, deps=(products[j],)) * scale[None, :]
         tl.debug_barrier()  # all warps have read the stage
         mbarrier.expect(full.index(at), BYTES, pred=turn + STAGES < count)
-        ask(b_desc, b_ring, full, turn + STAGES, n0, first + turn + STAGES, count)
-        ask(a_desc, a_ring, full, turn + STAGES, 0, first + turn + STAGES, count)
+        ask(b_desc, b_ring, full, turn + STAGES, b_row, first + turn + STAGES, count)
+        ask(a_desc, a_ring, full, turn + STAGES, a_row, first + turn + STAGES, count)
     n = n0 + gl.arange(0, BLOCK_N, layout=gl.SliceLayout(1, layout))
     m = gl.arange(0, BLOCK_M, layout=gl.SliceLayout(0, layout))
-    c_ptrs = c_ptr + (gl.program_id(1) * M + m)[None, :].to(gl.int64) * N + n[:, None]
-    gl.store(c_ptrs, acc.to(c_ptr.dtype.element_ty), mask=(m < M)[None, :] & (n < N)[:, None])
+    there = (n < N)[:, None]
+    if EXPERTS:
+        place = choice + m
+        there = there & (m < 1)[None, :]
+    else:
+        place = gl.program_id(1) * M + m
+        there = there & (m < M)[None, :]
+    if WEIGHTED:
+        acc *= gl.load(weights_ptr + choice)
+    gl.store(c_ptr + place[None, :].to(gl.int64) * N + n[:, None], acc.to(c_ptr.dtype.element_ty), mask=there)
 
 
 def described(t: torch.Tensor, chunk: int, rows: int) -> TensorDescriptor:
@@ -147,18 +180,31 @@ def described(t: torch.Tensor, chunk: int, rows: int) -> TensorDescriptor:
     return TensorDescriptor(t, [t.shape[1] // 128, t.shape[0], 128], [128, t.stride(0), 1], block, layout)
 
 
-def streamed(a, b, a_s, b_s, out_dtype: torch.dtype, tile: Tile | None = None) -> torch.Tensor:
-    """Partial sums `[P, M, N]`, of one part in `out_dtype`, of more in float32. `a` and `b` float8_e4m3fn, K a multiple
-    of 128."""
-    a, (rows, k), n = a.contiguous(), a.shape, len(b)
-    tile = tile or streamed_tile(rows, n, k // 128, multiprocessors(a), shared_memory(a), tuned(b))
+def streamed(
+    a, b, a_s, b_s, out_dtype: torch.dtype, experts=None, weights=None, shared: int = 0, tile: Tile | None = None
+) -> torch.Tensor:
+    """Partial sums `[P, M, N]`, of one part in `out_dtype`, of more in float32; with `experts [T, k]` one product per
+    choice, `[1, T * k, N]` float32. `a` and `b` float8_e4m3fn, K a multiple of 128."""
+    a, (rows, k), n = a.contiguous(), a.shape, b.shape[-2]
+    choices = 1 if experts is None else experts.numel()
+    if tile is None:
+        at_once, room = multiprocessors(a), shared_memory(a)
+        if experts is None:
+            tile = streamed_tile(rows, n, k // 128, at_once, room, tuned(b))
+        else:
+            tile = expert_tile(choices, n, k // 128, at_once, room)
     splits, chunk, stages, block_m = tile
-    c = torch.empty(splits, rows, n, dtype=out_dtype if splits == 1 else torch.float32, device=a.device)
+    out_rows, wide = rows if experts is None else choices, experts is not None or splits > 1
+    c = torch.empty(splits, out_rows, n, dtype=torch.float32 if wide else out_dtype, device=a.device)
     blocks = triton.next_power_of_2(triton.cdiv(triton.cdiv(k // 128, 2), splits) * 2)
-    if rows:
-        streamed_gemm_kernel[(triton.cdiv(n, BLOCK_N), splits)](
-            described(a, chunk, block_m), a_s.contiguous(), described(b, chunk, BLOCK_N), b_s, c, rows, n, k,
-            BLOCK_M=block_m, BLOCK_N=BLOCK_N, SPLITS=splits, CHUNK=chunk, STAGES=stages, BLOCKS=blocks, num_warps=4,
+    if out_rows:
+        streamed_gemm_kernel[(triton.cdiv(n, BLOCK_N), splits, choices)](
+            described(a, chunk, block_m), a_s.contiguous(), described(b.flatten(0, -2), chunk, BLOCK_N), b_s, c,
+            c if experts is None else experts, c if weights is None else weights, rows, n, k,
+            1 if experts is None else out_rows // rows, 1 if experts is None else experts.shape[1],
+            1 if experts is None else len(b),
+            BLOCK_M=block_m, BLOCK_N=BLOCK_N, SPLITS=splits, CHUNK=chunk, STAGES=stages, BLOCKS=blocks,
+            EXPERTS=experts is not None, WEIGHTED=weights is not None, SHARED=shared, num_warps=4,
             **overlap(a),
         )  # fmt: skip
     return c

@@ -76,7 +76,7 @@ class Layers:
         _, n, k = case.shape
         b, b_s = case.weights[0]
         tile = streamed_tile(len(a.q), n, k // 128, multiprocessors(b), shared_memory(b), lines.get((n, k)))
-        return streamed(a.q, b, a.s, b_s, torch.bfloat16, tile)
+        return streamed(a.q, b, a.s, b_s, torch.bfloat16, tile=tile)
 
     def run(self, lines: Lines) -> None:
         s, form, x, parts = self.shape, kernels.Form(plain=False, fp8=True), self.residual, []

@@ -156,9 +156,9 @@ class Product(nn.Module):
         return kernels.gemm_swiglu(a, b[0], a_s, None if b_s is None else b_s[0], form=form, dtype=dtype)
 
     def of_experts(self, x: Activation, experts: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-        """`[T, k, outputs]` for the stacks that `experts [T, k]` names."""
+        """`[T, k, outputs]` for the stacks that `experts [T, k]` names, the spare ones last in each row."""
         a, b, scales = self._operands(x)
-        return kernels.expert_gemm(a, b, experts, *scales, weights, out_dtype=self.dtype)
+        return kernels.expert_gemm(a, b, experts, *scales, weights, out_dtype=self.dtype, shared=self.spare)
 
 
 class PlainLinear(nn.Module):

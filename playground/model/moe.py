@@ -83,6 +83,6 @@ class MoE(nn.Module):
         `[P, T, D]`: one of each expert chosen."""
         chosen, weights = self.gate(logits)
         both = self.gate_up.of_experts(self.feed(x, step, chosen), chosen).flatten(0, 1)[None]
-        inner = kernels.swiglu(both, self.feed_down.form, dtype=self.down.dtype, before_experts=True)
+        inner = kernels.swiglu(both, self.feed_down.form, dtype=self.down.dtype)
         out = self.down.of_experts(self.feed_down(inner, step, chosen), chosen, weights)
         return [out.transpose(0, 1)]

@@ -101,15 +101,15 @@ def products(rows: int) -> None:
         gemm.gemm_parts(torch.zeros(rows, k, dtype=bf16), torch.zeros(64, k, dtype=bf16), None, None, bf16)
     experts, weights = torch.zeros(rows, 8, dtype=torch.int32), torch.ones(rows, 8)
     scales = torch.ones(rows, 16), torch.ones(4, 44, 16)
-    gemm.expert_gemm(fp8(rows, 2048), fp8(4, 5632, 2048), *scales, experts, None, bf16)
+    for shared in (0, 2):
+        gemm.expert_gemm(fp8(rows, 2048), fp8(4, 5632, 2048), *scales, experts, None, bf16, shared)
     scales = torch.ones(rows * 8, 22), torch.ones(4, 16, 22)
     gemm.expert_gemm(fp8(rows * 8, 2816), fp8(4, 2048, 2816), *scales, experts, weights, bf16)
     gemm.add_up(torch.zeros(4, rows, 4096), bf16)
     x = torch.zeros(rows, 4096, dtype=bf16)
     for gate in (None, torch.zeros(256, 4096, dtype=bf16))[: 1 + (rows <= 32)]:
         norm.add_norm(x, [torch.zeros(4, rows, 4096)], torch.ones(4096, dtype=bf16), 1e-6, form, gate)
-    for before_experts in (False, True):
-        norm.swiglu(torch.zeros(1, rows, 24576), bf16, form, before_experts)
+    norm.swiglu(torch.zeros(1, rows, 24576), bf16, form)
     quant.act_quant(x, 128, None)
 
 

@@ -124,15 +124,40 @@ def test_a_product_whose_weight_comes_early_multiplies_its_dequantised_operands(
     ops = operands(m, n, k)
     a, a_s, b, b_s = ops
     tile = streamed.Tile(*tile, 16 if m <= 16 else 32)
-    parts = streamed.streamed(a, b, a_s, b_s, torch.bfloat16, tile)
+    parts = streamed.streamed(a, b, a_s, b_s, torch.bfloat16, tile=tile)
     assert len(parts) == tile.splits
     wider = a.view(torch.uint8).repeat(1, 2).view(a.dtype)[:, :k]  # rows that do not lie close
-    assert torch.equal(streamed.streamed(wider, b, a_s, b_s, torch.bfloat16, tile), parts)
+    assert torch.equal(streamed.streamed(wider, b, a_s, b_s, torch.bfloat16, tile=tile), parts)
     exact = exact_product(*ops)
     assert_close(gemm.add_up(parts, torch.float32), exact, "bfloat16" if tile.splits == 1 else "fp8 unit")
     if tile.splits == 1:  # the same sums in the same order as by the other kernel
         other = narrow.narrow(a, b, a_s, b_s, tile=narrow.Tile(64, 1, 4, 3, 2))
         assert torch.equal(parts, other.to(torch.bfloat16))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 5, 32])
+@pytest.mark.parametrize(("n", "k"), [(200, 128), (576, 1408), (128, 2176)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_products_of_experts_by_copies_have_the_bits_of_those_by_pointers(rows, n, k, weighted):
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("only cards of sm_90 have these instructions")
+    torch.manual_seed(n)
+    experts = torch.stack([torch.randperm(7)[:3] for _ in range(rows)]).int().to(DEVICE)
+    a, a_s, b, b_s = operands(3 * rows if weighted else rows, 7 * n, k)
+    b, b_s = b.unflatten(0, (7, n)), torch.rand(7, -(-n // 128), k // 128, device=DEVICE)
+    weights = torch.rand(rows, 3, device=DEVICE) if weighted else None
+    out = streamed.streamed(a, b, a_s, b_s, torch.bfloat16, experts, weights)
+    assert torch.equal(out, narrow.narrow(a, b, a_s, b_s, experts, weights))
+
+
+@pytest.mark.parametrize("choices", [1, 8, 256])
+@pytest.mark.parametrize(("n", "k_blocks"), [(2816, 16), (2048, 11), (128, 1), (1024, 56)])
+def test_programs_of_experts_have_room_beside_each_other(choices, n, k_blocks):
+    tile = streamed.expert_tile(choices, n, k_blocks, 132, 232448)
+    together = min(-(-n // streamed.BLOCK_N * choices) // 132, streamed.WAVE)
+    each = tile.stages * tile.chunk * (streamed.BLOCK_N + 16) * 128 + streamed.RESERVED
+    assert tile.splits == 1 and max(together, 1) * each <= 232448
 
 
 @pytest.mark.parametrize(
