@@ -76,6 +76,9 @@ def add_norm(
     out = allocate(form, rows, dim, x)
     pointers, flags = emitted(form, out, x)
     blocks = triton.next_power_of_2(triton.cdiv(dim, 128))
+    warps = 8 if blocks >= 16 else 4
+    if rows <= 64:  # a few programs, which have to have many loads on their way
+        warps = min(max(blocks, 4), 16)
     # more rows, more pairs to a program: what all of them read for their norms would be too much. No number changes
     pairs, experts, logits = 0, 0, None
     if gate is not None:
@@ -86,7 +89,7 @@ def add_norm(
             x, a, b, weight, total, *pointers, x if gate is None else gate, total if logits is None else logits, dim,
             x.stride(0), *a.stride()[:2], *b.stride()[:2], eps, experts,
             A=len(a) if len(parts) > 0 else 0, B=len(b) if len(parts) > 1 else 0, **flags, BLOCKS=blocks, PAIRS=pairs,
-            num_warps=16 if blocks >= 32 and rows <= 64 else 8 if blocks >= 16 else 4, **overlap(x),
+            num_warps=warps, **overlap(x),
         )  # fmt: skip
     return total, out, logits
 

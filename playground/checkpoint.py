@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from playground.model.loading import SCALE_SUFFIX, Header
 INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"
 _MAX_JSON = 64 << 20  # the index of the largest known checkpoint has 9 MB
+COPYING, AHEAD = 4, 256 << 20  # threads that copy tensors, and bytes that they may be ahead of who takes them
 SHARD_BYTES = 9_000_000  # a plain push to a Space refuses files over 10 MB
 KEPT_IN_BF16 = ("embed_tokens.weight", "lm_head.weight", "mlp.gate.weight")
 
@@ -171,20 +174,34 @@ class Checkpoint:
 
     @property
     def bytes(self) -> int:
-        return sum(math.prod(h.shape) * h.dtype.itemsize for h in self.headers.values())
+        return sum(h.bytes for h in self.headers.values())
 
     def tensors(self, device: torch.device | str = "cpu") -> Iterator[tuple[str, torch.Tensor]]:
         """Yields every tensor once, from the memory map straight to `device`; nothing is ever unpickled.
 
-        Layer by layer inside a shard, so that a weight and its scales come close together.
+        Layer by layer inside a shard, so that a weight and its scales come close together. Several threads copy: one
+        alone takes longer to touch the pages of a memory map than a card to receive them.
         """
         files = sorted({h.file for h in self.headers.values()})
-        with _read_ahead([self.folder / file for file in files]) as done:
+        with _read_ahead([self.folder / file for file in files]) as done, ThreadPoolExecutor(COPYING) as pool:
             for file in files:
                 with self._open(file, str(device)) as shard:
-                    for name in sorted(shard.keys()):
-                        yield name, shard.get_tensor(name)
+                    yield from self._copied(shard, pool)
                 done()
+
+    def _copied(self, shard: Any, pool: ThreadPoolExecutor) -> Iterator[tuple[str, torch.Tensor]]:
+        """A shard's tensors in order, those that follow on their way."""
+        copies: deque[tuple[str, Future]] = deque()
+        ahead = 0
+        for name in sorted(shard.keys()):
+            copies.append((name, pool.submit(shard.get_tensor, name)))
+            ahead += self.headers[name].bytes
+            while ahead > AHEAD:
+                first, copy = copies.popleft()
+                ahead -= self.headers[first].bytes
+                yield first, copy.result()
+        for name, copy in copies:
+            yield name, copy.result()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ the device, tensor by tensor, and keeps each tile's relative error.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -27,6 +28,10 @@ class Header(NamedTuple):
     file: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 _FLOATS = (torch.bfloat16, torch.float32, torch.float16)
