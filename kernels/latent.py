@@ -13,13 +13,14 @@ import triton.language as tl
 
 from kernels.attention import emit_block, join_spans, multiplied, programs_for, span_of, spans
 from kernels.forms import KV, LOG2_E, Form, Formed
-from kernels.launch import let_next_start, overlap, prefetch, wait_for_previous
+from kernels.launch import is_hopper, let_next_start, overlap, prefetch, wait_for_previous
 from kernels.norm import TRITON_DTYPE, add_parts
 from kernels.quant import allocate, decode_e4m3, emitted
 from kernels.reference import has_fp8_units
+from kernels.streamed_latent import streamed_latents, streams_latents
 
 HEADS_PER_PROGRAM = 16
-SPLITS = 64
+SPLITS, FEWER_SPLITS = 64, 32  # the latter of programs that bring more pages at a time and hold more room
 
 
 @triton.jit
@@ -145,25 +146,30 @@ def mla_decode(
     """`decode=True` takes the path of cards without FP8 units on any card; None asks the card."""
     rows, heads, width = q.shape
     _, value, latent = expand.shape
-    q, scaled, room = q.contiguous(), cache.scales is not None, spans(q, latent, SPLITS)
+    q, scaled, columns = q.contiguous(), cache.scales is not None, triton.cdiv(heads, HEADS_PER_PROGRAM)
+    streamed = is_hopper(q) and streams_latents(q, cache, latent)
+    splits = FEWER_SPLITS if streamed else SPLITS
+    room, programs = spans(q, latent, splits), programs_for(rows * columns, splits)
     if decode is None:
         decode = scaled and not has_fp8_units(q.device)
-    columns = triton.cdiv(heads, HEADS_PER_PROGRAM)
-    mla_decode_kernel[(rows, columns, programs_for(rows * columns, SPLITS))](
-        q, cache.values.view(torch.uint8) if decode else cache.values, cache.scales if scaled else q, pages, lengths,
-        *room, scale * LOG2_E, heads, pages.stride(0),
-        LATENT=latent, ROPE=width - latent, BLOCK_L=max(16, triton.next_power_of_2(latent)),
-        BLOCK_R=max(16, triton.next_power_of_2(width - latent)), BLOCK_H=HEADS_PER_PROGRAM, PAGE=cache.page_size,
-        SPLITS=SPLITS, SCALED=scaled, DECODE=decode, MULTIPLY=TRITON_DTYPE[multiplied(q, cache)], num_stages=2,
-        num_warps=8 if latent > 256 else 4, **overlap(q),
-    )  # fmt: skip
+    if streamed:
+        streamed_latents(q, cache, pages, lengths, room, scale * LOG2_E, latent, splits, programs)
+    else:
+        mla_decode_kernel[(rows, columns, programs)](
+            q, cache.values.view(torch.uint8) if decode else cache.values, cache.scales if scaled else q, pages,
+            lengths, *room, scale * LOG2_E, heads, pages.stride(0),
+            LATENT=latent, ROPE=width - latent, BLOCK_L=max(16, triton.next_power_of_2(latent)),
+            BLOCK_R=max(16, triton.next_power_of_2(width - latent)), BLOCK_H=HEADS_PER_PROGRAM, PAGE=cache.page_size,
+            SPLITS=splits, SCALED=scaled, DECODE=decode, MULTIPLY=TRITON_DTYPE[multiplied(q, cache)], num_stages=2,
+            num_warps=8 if latent > 256 else 4, **overlap(q),
+        )  # fmt: skip
     out = allocate(form, rows, heads * value, q)
     pointers, flags = emitted(form, out, q)
     block_l = min(64, triton.next_power_of_2(latent))
     parts = torch.empty(triton.cdiv(latent, block_l), rows, heads * value, dtype=torch.float32, device=q.device)
     expand_latents_kernel[(rows, heads, len(parts))](
         *room, lengths, expand, parts, heads, q, LATENT=latent, VALUE=value, BLOCK_L=block_l,
-        BLOCK_V=triton.next_power_of_2(value), PAGE=cache.page_size, SPLITS=SPLITS, num_warps=4, **overlap(q),
+        BLOCK_V=triton.next_power_of_2(value), PAGE=cache.page_size, SPLITS=splits, num_warps=4, **overlap(q),
     )  # fmt: skip
     join_parts_kernel[(rows, triton.cdiv(heads * value, 128))](
         parts, *pointers, heads * value, parts.stride(0), q, PARTS=len(parts), **flags, num_warps=1, **overlap(q)

@@ -14,8 +14,8 @@ from playground.model.transformer import Transformer
 FAMILIES = {
     "products": ("streamed_gemm", "narrow_gemm", "tma_gemm", "wide_gemm", "specialized_gemm"),
     "attention": (
-        "streamed_attention", "gqa_decode", "join_heads", "mla_decode", "join_parts", "expand_latents", "absorb",
-        "causal_attention", "specialized_attention",
+        "streamed_attention", "streamed_latent", "gqa_decode", "join_heads", "mla_decode", "join_parts",
+        "expand_latents", "absorb", "causal_attention", "specialized_attention",
     ),
     "drawing": ("draw", "join_draw", "survey", "join_survey", "deliver", "advance"),
     "between": (

@@ -30,11 +30,14 @@ class ScaleTrace:
     def newest(self, last: torch.Tensor, size: int) -> ScaleTrace:
         """Of the token at `last [1]` alone, copied, of a piece of `size` tokens, with which every feed ends: some have
         seen all of the prompt before it as well, and those behind the last attention that token alone."""
-        kept = []
+        kept: list[Traced] = []
+        places: dict[int, torch.Tensor] = {}  # by the tokens that a feed has seen
         for readers, scales, experts in self.feeds:
             each = 1 if experts is None else experts.shape[1]
             seen = len(scales) // each
-            at = last + (seen - size) if seen >= size else torch.zeros_like(last)
+            if seen not in places:
+                places[seen] = last + (seen - size) if seen >= size else torch.zeros_like(last)
+            at = places[seen]
             scales = scales.unflatten(0, (-1, each))[at].flatten(0, 1)
             kept.append(Traced(readers, scales, None if experts is None else experts[at]))
         return ScaleTrace(kept)

@@ -246,10 +246,10 @@ def on_card(cache: kernels.KV, dtype: torch.dtype) -> kernels.KV:
 
 
 @pytest.mark.parametrize("fp8", [False, True], ids=["plain cache", "FP8 cache"])
-@pytest.mark.parametrize("rows", [1, 3, 32])
-def test_mla_decode_at_deepseek_size_equals_its_twin_and_is_row_invariant(rows, fp8):
+@pytest.mark.parametrize(("rows", "heads"), [(1, 128), (3, 20), (32, 128)])
+def test_mla_decode_at_deepseek_size_equals_its_twin_and_is_row_invariant(rows, heads, fp8):
     cache, pages, lengths = ragged_rows(rows, 512, 64, fp8=fp8)
-    q, expand = torch.randn(rows, 128, 576), torch.randn(128, 128, 512)
+    q, expand = torch.randn(rows, heads, 576), torch.randn(heads, 128, 512)
     form = kernels.Form(plain=True, fp8=False)
     ref = kernels.mla_decode(q, cache, pages, lengths, expand, form, scale=0.1).plain
     gpu = [q.cuda(), on_card(cache, torch.float32), *(t.cuda() for t in (pages, lengths, expand))]
@@ -291,6 +291,17 @@ def test_what_another_row_has_left_in_a_page_reaches_nobody(fp8):
         if fp8:
             cache.scales[pages[row, length // 64], :, length % 64 :] = float("nan")
     assert_bits_equal(kernels.gqa_decode(q, cache, pages.cuda(), lengths, form, scale=0.09, kv_heads=2).plain, clean)
+
+
+def test_what_another_row_has_left_in_a_page_of_latents_reaches_nobody():
+    cache, pages, _ = ragged_rows(2, 512, 64, fp8=False)
+    cache, pages, form = on_card(cache, torch.bfloat16), pages.cuda(), kernels.Form(plain=True, fp8=False)
+    q, expand = torch.randn(2, 20, 576).bfloat16().cuda(), torch.randn(20, 128, 512).bfloat16().cuda()
+    lengths = torch.tensor([1, 700], dtype=torch.int32).cuda()
+    clean = kernels.mla_decode(q, cache, pages, lengths, expand, form, scale=0.1).plain
+    for row, length in enumerate(lengths.tolist()):
+        cache.values[pages[row, length // 64], length % 64 :] = float("nan")
+    assert_bits_equal(kernels.mla_decode(q, cache, pages, lengths, expand, form, scale=0.1).plain, clean)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen3-moe", "llama-3", "deepseek-v2-lite", "deepseek-v2"])

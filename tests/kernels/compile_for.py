@@ -39,6 +39,7 @@ from kernels import (
     stepping,
     streamed,
     streamed_attention,
+    streamed_latent,
     surveying,
     wide,
 )
@@ -74,15 +75,16 @@ def pretend(capability: int, shared: int) -> None:
         room.has_fp8_units = lambda device: capability >= 89
     for room in (prefill, wide):
         room.has_tma = lambda tensor: capability >= 90
-    for room in (attention, gemm, prefill, wide):
+    for room in (attention, gemm, latent, prefill, wide):
         room.is_hopper = lambda tensor: capability == 90
     for room in (specialized, specialized_attention, streamed, wide):
         room.multiprocessors = lambda tensor: 132
     for room in (prefill, streamed, wide):
         room.shared_memory = lambda tensor: shared
     options = {"PDL": True, "launch_pdl": True} if capability >= 90 else {"PDL": False}
-    launching = (attention, drawing, gather, gemm, latent, moe, narrow, norm, prefill, quant, rope, stepping)
-    for room in (*launching, specialized, specialized_attention, streamed, streamed_attention, surveying, wide):
+    launching = (attention, drawing, gather, gemm, latent, moe, narrow, norm, prefill, quant, rope, stepping, surveying)
+    gluon = (specialized, specialized_attention, streamed, streamed_attention, streamed_latent)
+    for room in (*launching, *gluon, wide):
         room.overlap = lambda tensor: options
 
 

@@ -11,7 +11,14 @@ KERNELS = {
     "weight_dequant", "weight_quant", "wide_gemm",
 }  # fmt: skip
 NEWER = {
-    90: {"tma_gemm", "specialized_attention", "specialized_gemm", "streamed_attention", "streamed_gemm"},
+    90: {
+        "tma_gemm",
+        "specialized_attention",
+        "specialized_gemm",
+        "streamed_attention",
+        "streamed_gemm",
+        "streamed_latent",
+    },
     120: {"tma_gemm"},
 }
 

@@ -1,0 +1,179 @@
+"""Decode attention of MLA in its latent space, on Hopper (sm_90): pages of latents come by TMA into a ring in shared
+memory, and are multiplied where they lie, as keys and as values.
+
+As in `streamed_attention.py` all pages but the newest are asked for before the kernel waits for the one before it. What
+comes out is as in `latent.py`, which also does what is left: an E4M3 cache, whose latents a tensor core could not take
+as values (it multiplies FP8 only along what is contiguous), other cards, and the joining of spans.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from kernels.forms import KV
+from kernels.launch import overlap
+from kernels.streamed_attention import PAGE, described
+
+HEADS = 16  # of a program
+STAGES = 2  # pages that are on their way or being read
+COLUMNS = 64  # of latents that are cleared at a time
+
+
+@gluon.jit
+def copy_latents(k_desc, r_desc, k_ring, r_ring, bar, at, page, wanted, PAGE: gl.constexpr):
+    """Begins to copy a page's latents and rotary keys to place `at` of the ring, where it is wanted."""
+    tma.async_copy_global_to_shared(k_desc, [page * PAGE, 0], bar, k_ring.index(at), pred=wanted)
+    column: gl.constexpr = k_ring.shape[2]
+    tma.async_copy_global_to_shared(r_desc, [page * PAGE, column], bar, r_ring.index(at), pred=wanted)
+
+
+@gluon.jit
+def clear_latents_behind(k, seen, COLUMNS: gl.constexpr):
+    """Zeros where a page has no token of the row: what another row has left there may be no number."""
+    flat: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    token = gl.arange(0, k.shape[0], layout=gl.SliceLayout(1, flat))[:, None]
+    for part in gl.static_range(k.shape[1] // COLUMNS):
+        piece = k.slice(part * COLUMNS, COLUMNS, dim=1)
+        x = piece.load(flat)
+        piece.store(gl.where(token < seen, x, gl.zeros_like(x)))
+    fence_async_shared()
+
+
+@gluon.jit
+def attend_latents(k, r, q, q_r, weights, begin, length, scale, top, sums, acc, COLUMNS: gl.constexpr):
+    """One page more, whose first token is `begin` of `length`. `sums` are of the weights, token by token of a page:
+    they are added up at the end."""
+    layout: gl.constexpr = sums.type.layout
+    PAGE: gl.constexpr = sums.shape[0]
+    HEADS: gl.constexpr = sums.shape[1]
+    seen = begin + gl.arange(0, PAGE, layout=gl.SliceLayout(1, layout)) < length
+    x = gl.zeros([PAGE, HEADS], gl.float32, layout)
+    x = warpgroup_mma(k, q.permute((1, 0)), x, use_acc=False, is_async=True)
+    x = warpgroup_mma(r, q_r.permute((1, 0)), x, is_async=True)
+    x = gl.where(seen[:, None], warpgroup_mma_wait(0, deps=(x,)) * scale, float("-inf"))
+    new_top = gl.maximum(top, gl.max(x, axis=0))
+    shrink = gl.exp2(top - new_top)
+    weight = gl.exp2(x - new_top[None, :])
+    weights.permute((1, 0)).store(weight.to(k.dtype))
+    fence_async_shared()
+    if begin + PAGE > length:
+        clear_latents_behind(k, length - begin, COLUMNS)
+    acc = warpgroup_mma(k.permute((1, 0)), weights.permute((1, 0)), acc * shrink[None, :], is_async=True)
+    return new_top, sums * shrink[None, :] + weight, warpgroup_mma_wait(0, deps=(acc,))
+
+
+@gluon.jit
+def streamed_latent_kernel(
+    q_desc, q_r_desc, k_desc, r_desc, pages_ptr, lengths_ptr, acc_ptr, top_ptr, total_ptr, scale, heads, pages_row,
+    LATENT: gl.constexpr, ROPE: gl.constexpr, PAGE: gl.constexpr, HEADS: gl.constexpr, SPLITS: gl.constexpr,
+    STAGES: gl.constexpr, COLUMNS: gl.constexpr, PDL: gl.constexpr,
+):  # fmt: skip
+    """A row's spans, every so many (the third dimension's programs), for HEADS heads, which are the narrow side of both
+    products. `scale` is in units of log 2, and so is `top`."""
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEADS, 16])
+    by_head: gl.constexpr = gl.SliceLayout(0, layout)
+    held: gl.constexpr = k_desc.dtype
+    w_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([HEADS, PAGE], held)
+    k_ring = gl.allocate_shared_memory(held, [STAGES, PAGE, LATENT], k_desc.layout)
+    r_ring = gl.allocate_shared_memory(held, [STAGES, PAGE, ROPE], r_desc.layout)
+    q = gl.allocate_shared_memory(held, [HEADS, LATENT], q_desc.layout)
+    q_r = gl.allocate_shared_memory(held, [HEADS, ROPE], q_r_desc.layout)
+    weights = gl.allocate_shared_memory(held, [HEADS, PAGE], w_layout)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES + 1, 1], mbarrier.MBarrierLayout())  # the last: of queries
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    row, block = gl.program_id(0), gl.program_id(1)
+    length = gl.load(lengths_ptr + row)
+    newest = gl.cdiv(length, PAGE) - 1  # page, which this step still writes to
+    span = gl.cdiv(newest + 1, SPLITS)  # pages, of which each span has so many, but the last
+    mine = gl.maximum(gl.cdiv(gl.cdiv(newest + 1, span) - gl.program_id(2), gl.num_programs(2)), 0)  # spans
+    if mine == 0:
+        return  # at once, before it waits: its room is for others. Programs with work do wait
+    pages_ptr += row * pages_row
+    for stage in gl.static_range(STAGES + 1):
+        mbarrier.init(full.index(stage), count=1)
+    fence_async_shared()
+    starts, pages = (), ()  # all of them before the first copy: loads that wait for each other take long
+    for stage in gl.static_range(STAGES + 1):
+        start = (gl.program_id(2) + stage // span * gl.num_programs(2)) * span + stage % span
+        starts += (start,)
+        pages += (gl.load(pages_ptr + gl.minimum(start, newest)),)
+    BYTES: gl.constexpr = 2 * PAGE * (LATENT + ROPE)
+    for stage in gl.static_range(STAGES):
+        mbarrier.expect(full.index(stage), BYTES, pred=starts[stage] <= newest)
+        early = starts[stage] < newest
+        copy_latents(k_desc, r_desc, k_ring, r_ring, full.index(stage), stage, pages[stage], early, PAGE)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    first = row * heads + block * HEADS
+    mbarrier.expect(full.index(STAGES), 2 * HEADS * (LATENT + ROPE))
+    tma.async_copy_global_to_shared(q_desc, [first, 0], full.index(STAGES), q)
+    tma.async_copy_global_to_shared(q_r_desc, [first, LATENT], full.index(STAGES), q_r)
+    for stage in gl.static_range(STAGES):
+        late = starts[stage] == newest
+        copy_latents(k_desc, r_desc, k_ring, r_ring, full.index(stage), stage, pages[stage], late, PAGE)
+    head = gl.arange(0, HEADS, layout=by_head)
+    d = gl.arange(0, LATENT, layout=gl.SliceLayout(1, layout))
+    there = head < heads - block * HEADS
+    start, inside, page = starts[STAGES], STAGES % span, pages[STAGES]  # that is asked for next; its number in its span
+    mbarrier.wait(full.index(STAGES), 0)
+    for s in range(mine):
+        split = gl.program_id(2) + s * gl.num_programs(2)
+        top = gl.full([HEADS], float("-inf"), gl.float32, by_head)
+        sums = gl.zeros([PAGE, HEADS], gl.float32, layout)
+        acc = gl.zeros([LATENT, HEADS], gl.float32, layout)
+        for j in range(gl.minimum(span, newest + 1 - split * span)):
+            turn = s * span + j
+            at = turn % STAGES
+            mbarrier.wait(full.index(at), turn // STAGES & 1)
+            top, sums, acc = attend_latents(
+                k_ring.index(at), r_ring.index(at), q, q_r, weights, (split * span + j) * PAGE, length, scale, top,
+                sums, acc, COLUMNS,
+            )  # fmt: skip
+            tl.debug_barrier()  # all warps have read the stage
+            more = start <= newest
+            mbarrier.expect(full.index(at), BYTES, pred=more)
+            copy_latents(k_desc, r_desc, k_ring, r_ring, full.index(at), at, page, more, PAGE)
+            inside += 1
+            start += 1
+            if inside == span:
+                inside = 0
+                start += (gl.num_programs(2) - 1) * span
+            page = gl.load(pages_ptr + gl.minimum(start, newest))
+        place = (first + head).to(gl.int64) * SPLITS + split
+        gl.store(top_ptr + place, top, mask=there)
+        gl.store(total_ptr + place, gl.sum(sums, axis=0), mask=there)
+        gl.store(acc_ptr + place[None, :] * LATENT + d[:, None], acc, mask=there[None, :])
+
+
+def streams_latents(q: torch.Tensor, cache: KV, latent: int) -> bool:
+    """Whether decode attention over this cache can be one of these."""
+    rotary = q.shape[-1] - latent
+    fits = cache.page_size == PAGE and latent % COLUMNS == 0 and max(latent, rotary) <= 512
+    powers = all(n & (n - 1) == 0 and n >= 64 for n in (latent, rotary))
+    return cache.scales is None and q.element_size() == 2 and q.dtype == cache.values.dtype and fits and powers
+
+
+def streamed_latents(q, cache: KV, pages, lengths, room, scale: float, latent: int, splits: int, programs: int) -> None:
+    """Spans of every row, into `room`. `scale` is in units of log 2."""
+    rows, heads, width = q.shape
+    held, queries = [len(cache.values) * PAGE, width], [rows * heads, width]
+    if rows:
+        streamed_latent_kernel[(rows, triton.cdiv(heads, HEADS), programs)](
+            described(q, queries, [HEADS, latent]), described(q, queries, [HEADS, width - latent]),
+            described(cache.values, held, [PAGE, latent]), described(cache.values, held, [PAGE, width - latent]),
+            pages, lengths, *room, scale, heads, pages.stride(0),
+            LATENT=latent, ROPE=width - latent, PAGE=PAGE, HEADS=HEADS, SPLITS=splits, STAGES=STAGES, COLUMNS=COLUMNS,
+            num_warps=4, **overlap(q),
+        )  # fmt: skip
