@@ -4,10 +4,10 @@ The functions below own the contract (shapes, dtypes, errors); `reference.py` sa
 Triton is imported on first use, so that a machine without it can still run the twins.
 
 On a card an op may read some of its inputs before the ops before it have ended (see `launch.py`): weights, their scales
-and norms; `lengths` and `pages`; of the cache of `gqa_decode` all pages but each row's newest; `temperature`, `seeds`
-and `positions`; `experts` of `expert_gemm` with weights. None of these may be what an op wrote, unless work of torch's
-own began after it; `experts` also where another `expert_gemm`, without weights, lies between `route` and the one that
-reads them.
+and norms; `lengths` and `pages`; of the cache of `gqa_decode` and `mla_decode` all pages but each row's newest;
+`temperature`, `seeds` and `positions`; `experts` of `expert_gemm` with weights. None of these may be what an op wrote,
+unless work of torch's own began after it; `experts` also where another `expert_gemm`, without weights, lies between
+`route` and the one that reads them.
 """
 
 from __future__ import annotations

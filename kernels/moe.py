@@ -30,7 +30,7 @@ def route_kernel(
     if CORRECTED:
         bias = tl.load(bias_ptr + e, mask=real, other=0.0)
     wait_for_previous(PDL)
-    let_next_start(PDL)  # late: products of experts that start before they can begin only hold places (see NOTES.md)
+    let_next_start(PDL)  # late: products of experts that wait for the choice only hold places (see NOTES.md)
     logits = tl.zeros((BLOCK,), dtype=tl.float32)
     for p in tl.static_range(PARTS):
         logits += tl.load(logits_ptr + p * logits_part + row * experts + e, mask=real, other=0.0)

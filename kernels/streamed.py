@@ -2,9 +2,9 @@
 
 A decode step is a chain of products with small kernels between them, and reading weights is nearly all of its time. A
 weight is nobody's output, so a program asks for as much of its piece as it has room for, by TMA, and only then waits
-for the kernel before it: memory works on while the small kernel runs. What comes out is as in `narrow.py`; cuts follow
-N and K and what `tuned.csv` says of them, never the rows. Written in Gluon, where a copy may begin long before the loop
-that reads it.
+for the kernel before it: memory works on while the small kernel runs. (Experts that were only just chosen are asked for
+once the choice is there.) What comes out is as in `narrow.py`; cuts follow N and K and what `tuned.csv` says of them,
+never the rows. Written in Gluon, where a copy may begin long before the loop that reads it.
 """
 
 from __future__ import annotations
@@ -120,7 +120,10 @@ def streamed_gemm_kernel(
     fence_async_shared()
     for stage in gl.static_range(STAGES):
         mbarrier.expect(full.index(stage), BYTES, pred=stage < count)
-    choice, expert = gl.num_programs(2) - 1 - gl.program_id(2), 0  # those that may begin early come first
+    choice, expert = (
+        gl.num_programs(2) - 1 - gl.program_id(2),
+        0,
+    )  # a row's shared experts, which may begin early, come first
     if EXPERTS:
         expert = all_experts - chosen + choice % chosen
         if choice % chosen < chosen - SHARED:

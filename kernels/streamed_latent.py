@@ -28,6 +28,7 @@ from kernels.streamed_attention import PAGE, described
 HEADS = 16  # of a program
 STAGES = 2  # pages that are on their way or being read
 COLUMNS = 64  # of latents that are cleared at a time
+MOST_COLUMNS = 768  # of latents and rotary keys: what the ring has room for
 
 
 @gluon.jit
@@ -160,7 +161,7 @@ def streamed_latent_kernel(
 def streams_latents(q: torch.Tensor, cache: KV, latent: int) -> bool:
     """Whether decode attention over this cache can be one of these."""
     rotary = q.shape[-1] - latent
-    fits = cache.page_size == PAGE and latent % COLUMNS == 0 and max(latent, rotary) <= 512
+    fits = cache.page_size == PAGE and latent + rotary <= MOST_COLUMNS
     powers = all(n & (n - 1) == 0 and n >= 64 for n in (latent, rotary))
     return cache.scales is None and q.element_size() == 2 and q.dtype == cache.values.dtype and fits and powers
 

@@ -108,7 +108,8 @@ def survey_kernel(
         keys = largest(tl.where(real, sortable(x, token), LOWEST), SHOWN, ROOM)
         tl.store(keys_ptr + out * SHOWN + place, keys, mask=place < SHOWN)
     else:
-        score = tl.where(real, x / temperature + noise, float("-inf"))
+        score = x / temperature + noise
+        score = tl.where(real & (score == score), score, float("-inf"))  # NaN is nobody's best, as in a draw
         scores, tokens = best_scores(score, token, SCORED, ROOM)
         tl.store(score_ptr + out * SCORED + place, scores, mask=place < SCORED)
         tl.store(best_ptr + out * SCORED + place, tokens, mask=place < SCORED)

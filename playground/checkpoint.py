@@ -7,7 +7,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -193,15 +193,21 @@ class Checkpoint:
         """A shard's tensors in order, those that follow on their way."""
         copies: deque[tuple[str, Future]] = deque()
         ahead = 0
-        for name in sorted(shard.keys()):
-            copies.append((name, pool.submit(shard.get_tensor, name)))
-            ahead += self.headers[name].bytes
-            while ahead > AHEAD:
-                first, copy = copies.popleft()
-                ahead -= self.headers[first].bytes
-                yield first, copy.result()
-        for name, copy in copies:
-            yield name, copy.result()
+        try:
+            for name in sorted(shard.keys()):
+                copies.append((name, pool.submit(shard.get_tensor, name)))
+                ahead += self.headers[name].bytes
+                while ahead > AHEAD:
+                    first, copy = copies.popleft()
+                    ahead -= self.headers[first].bytes
+                    yield first, copy.result()
+            while copies:
+                name, copy = copies.popleft()
+                yield name, copy.result()
+        finally:  # whatever ended it: a shard can't be closed while a thread copies from it
+            for _, copy in copies:
+                copy.cancel()
+            wait([copy for _, copy in copies])
 
 
 @contextmanager

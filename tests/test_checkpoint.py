@@ -6,12 +6,15 @@ import json
 import random
 import struct
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
 from conftest import SMALL, random_tensors
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, models
 
+from playground import checkpoint
 from playground.api import load, load_model
 from playground.checkpoint import INDEX, Checkpoint, save_checkpoint
 from playground.config import CheckpointError
@@ -130,6 +133,43 @@ def test_a_header_that_lies_is_refused_by_its_file(damage, good, copy):
     header, body = header_of((good / SHARD).read_bytes())
     damage(header)
     assert SHARD in refused(copy(shard=joined(header, body)))
+
+
+def test_reading_may_end_at_any_tensor(good):
+    """Threads copy ahead of who takes: a file is closed only when they are done with it."""
+    for taken in range(40):
+        tensors = Checkpoint(good).tensors()
+        for _ in range(taken % 20 + 1):
+            next(tensors)
+        tensors.close()
+
+
+def test_a_tensor_that_cannot_be_read_names_its_file_whatever_else_is_being_read(good, monkeypatch):
+    class Torn:
+        def __init__(self, shard):
+            self.shard = shard
+
+        def __getattr__(self, name):
+            return getattr(self.shard, name)
+
+        def get_tensor(self, name):
+            if name.endswith("down_proj.weight"):
+                raise SafetensorError("torn")
+            return self.shard.get_tensor(name)
+
+    def torn(*args, opened=checkpoint.safe_open, **kwargs):
+        @contextmanager
+        def shard():
+            with opened(*args, **kwargs) as whole:
+                yield Torn(whole)
+
+        return shard()
+
+    found = Checkpoint(good)
+    monkeypatch.setattr(checkpoint, "safe_open", torn)
+    for _ in range(20):
+        with pytest.raises(CheckpointError, match=SHARD):
+            list(found.tensors())
 
 
 @pytest.mark.parametrize("size", [0, 2**63 - 1, 2**40])

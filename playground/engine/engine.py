@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -74,6 +75,9 @@ class Engine:
 
     def release(self) -> None:
         """Lets go of the weights and the cache; the engine is of no use afterwards."""
+        if self.pending:  # a step that is under way writes to memory that would be somebody else's
+            with suppress(RuntimeError):  # a card that has failed has said so
+                torch.cuda.synchronize(self.model.device)
         self.model = self.cache.kv = self.prefill = self.decoder = self.pending = None
 
     @property

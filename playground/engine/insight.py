@@ -98,8 +98,8 @@ class Insight:
     def scores(self) -> list[tuple[int, float, float]]:
         """The best candidates of a Gumbel-max draw, best first: ids, processed log-probabilities, and their noise."""
         survey, _, less = self._processed()
-        pairs = _pairs(survey.scored, [x - less for x in survey.heated])
-        return [(i, p, n) for (i, p), n in zip(pairs, survey.noise, strict=False)]
+        found = zip(survey.scored, survey.heated, survey.noise, strict=True)
+        return [(int(i), x - less, noise) for i, x, noise in found if x > float("-inf")]
 
 
 def _pairs(ids: Sequence[float], logprobs: Sequence[float]) -> list[tuple[int, float]]:

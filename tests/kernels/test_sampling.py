@@ -200,3 +200,14 @@ def test_the_survey_kernel_finds_what_its_twin_finds(vocab):
             assert a.top[:shown] == (list(range(shown)) if number == 4 else b.top[:shown])
             assert a.scored[:scored] == b.scored[:scored]
             assert a.noise[:scored] == pytest.approx(b.noise[:scored], abs=1e-6)
+
+
+def test_a_logit_that_is_no_number_takes_no_candidates_place():
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    logits = torch.randn(1, 1500) * 2
+    one, seeds, at = torch.ones(1, dtype=torch.float64), torch.tensor([5]), torch.tensor([3])
+    logits[0, 7] = float("-inf")
+    without = Survey.of(reference.survey(logits, one, seeds, at, seeds)[0].tolist())
+    logits[0, 7] = float("nan")
+    found = Survey.of(surveying.survey(*(t.to(device) for t in (logits, one, seeds, at, seeds)))[0].tolist())
+    assert found.scored == without.scored and found.noise == pytest.approx(without.noise, abs=1e-6)
