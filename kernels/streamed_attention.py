@@ -154,6 +154,48 @@ def attend_page(
 
 
 @gluon.jit
+def spans_of(length, PAGE: gl.constexpr, SPLITS: gl.constexpr):
+    """Of a row: the page that this step still writes to; pages of a span, of which the last may have fewer; and how
+    many spans are this program's (every so many, along the third dimension)."""
+    newest = gl.cdiv(length, PAGE) - 1
+    span = gl.cdiv(newest + 1, SPLITS)
+    return newest, span, gl.maximum(gl.cdiv(gl.cdiv(newest + 1, span) - gl.program_id(2), gl.num_programs(2)), 0)
+
+
+@gluon.jit
+def first_turns(pages_ptr, span, newest, COUNT: gl.constexpr):
+    """The first pages of a program's spans: their numbers in the row, and where they are. Loads that wait for each
+    other take long, so all of them come before the first copy."""
+    starts, pages = (), ()
+    for turn in gl.static_range(COUNT):
+        start = (gl.program_id(2) + turn // span * gl.num_programs(2)) * span + turn % span
+        starts += (start,)
+        pages += (gl.load(pages_ptr + gl.minimum(start, newest)),)
+    return starts, pages
+
+
+@gluon.jit
+def turn_after(start, inside, span):
+    """The next page of a program's spans, and its number in its span."""
+    inside += 1
+    start += 1
+    if inside == span:
+        inside = 0
+        start += (gl.num_programs(2) - 1) * span
+    return start, inside
+
+
+@gluon.jit
+def store_span(acc_ptr, top_ptr, total_ptr, place, there, top, sums, acc):
+    """What a span leaves for each of its heads, at `place`: see `attention.join_spans`."""
+    DIM: gl.constexpr = acc.shape[0]
+    d = gl.arange(0, DIM, layout=gl.SliceLayout(1, acc.type.layout))
+    gl.store(top_ptr + place, top, mask=there)
+    gl.store(total_ptr + place, gl.sum(sums, axis=0), mask=there)
+    gl.store(acc_ptr + place[None, :] * DIM + d[:, None], acc, mask=there[None, :])
+
+
+@gluon.jit
 def streamed_attention_kernel(
     q_ptr, k_desc, v_desc, scales_desc, pages_ptr, lengths_ptr, acc_ptr, top_ptr, total_ptr, scale, heads, per_group,
     pages_row, kv_heads,
@@ -183,20 +225,14 @@ def streamed_attention_kernel(
     row, blocks = gl.program_id(0), gl.cdiv(per_group, HEADS)
     group, block = gl.program_id(1) // blocks, gl.program_id(1) % blocks
     length = gl.load(lengths_ptr + row)
-    newest = gl.cdiv(length, PAGE) - 1  # page, which this step still writes to
-    span = gl.cdiv(newest + 1, SPLITS)  # pages, of which each span has so many, but the last
-    mine = gl.maximum(gl.cdiv(gl.cdiv(newest + 1, span) - gl.program_id(2), gl.num_programs(2)), 0)  # spans
+    newest, span, mine = spans_of(length, PAGE, SPLITS)
     if mine == 0:
         return  # at once, before it waits: its room is for the next product's weights. Programs with work do wait
     pages_ptr += row * pages_row
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
     fence_async_shared()
-    starts, pages = (), ()  # all of them before the first copy: loads that wait for each other take long
-    for stage in gl.static_range(STAGES + 1):
-        start = (gl.program_id(2) + stage // span * gl.num_programs(2)) * span + stage % span
-        starts += (start,)
-        pages += (gl.load(pages_ptr + gl.minimum(start, newest)),)
+    starts, pages = first_turns(pages_ptr, span, newest, STAGES + 1)
     for stage in gl.static_range(STAGES):
         mbarrier.expect(full.index(stage), BYTES, pred=starts[stage] <= newest)
         copy_page(
@@ -215,7 +251,6 @@ def streamed_attention_kernel(
     unit = place_queries(q_ptr, queries, first, members, scale, DIM, HEADS, PARTS, FINER)
     unit = gl.convert_layout(unit, by_head)
     head = gl.arange(0, HEADS, layout=by_head)
-    d = gl.arange(0, DIM, layout=gl.SliceLayout(1, layout))
     start, inside, page = starts[STAGES], STAGES % span, pages[STAGES]  # that is asked for next; its number in its span
     for s in range(mine):
         split = gl.program_id(2) + s * gl.num_programs(2)
@@ -236,18 +271,12 @@ def streamed_attention_kernel(
                 k_desc, v_desc, scales_desc, k_ring, v_ring, scales_ring, full.index(at), at, page, group, kv_heads,
                 start <= newest, DIM, PAGE, PARTS,
             )  # fmt: skip
-            inside += 1
-            start += 1
-            if inside == span:
-                inside = 0
-                start += (gl.num_programs(2) - 1) * span
+            start, inside = turn_after(start, inside, span)
             page = gl.load(pages_ptr + gl.minimum(start, newest))
         if PARTS > 1:
             acc = acc * (1.0 / HIGHEST)
         place = (first + head).to(gl.int64) * SPLITS + split
-        gl.store(top_ptr + place, top, mask=head < members)
-        gl.store(total_ptr + place, gl.sum(sums, axis=0), mask=head < members)
-        gl.store(acc_ptr + place[None, :] * DIM + d[:, None], acc, mask=(head < members)[None, :])
+        store_span(acc_ptr, top_ptr, total_ptr, place, head < members, top, sums, acc)
 
 
 def described(values: torch.Tensor, shape: list[int], block: list[int]) -> TensorDescriptor:

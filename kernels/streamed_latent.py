@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from kernels.forms import KV
 from kernels.launch import overlap
-from kernels.streamed_attention import PAGE, described
+from kernels.streamed_attention import PAGE, described, first_turns, spans_of, store_span, turn_after
 
 HEADS = 16  # of a program
 STAGES = 2  # pages that are on their way or being read
@@ -96,20 +96,14 @@ def streamed_latent_kernel(
         tl.extra.cuda.gdc_launch_dependents()
     row, block = gl.program_id(0), gl.program_id(1)
     length = gl.load(lengths_ptr + row)
-    newest = gl.cdiv(length, PAGE) - 1  # page, which this step still writes to
-    span = gl.cdiv(newest + 1, SPLITS)  # pages, of which each span has so many, but the last
-    mine = gl.maximum(gl.cdiv(gl.cdiv(newest + 1, span) - gl.program_id(2), gl.num_programs(2)), 0)  # spans
+    newest, span, mine = spans_of(length, PAGE, SPLITS)
     if mine == 0:
         return  # at once, before it waits: its room is for others. Programs with work do wait
     pages_ptr += row * pages_row
     for stage in gl.static_range(STAGES + 1):
         mbarrier.init(full.index(stage), count=1)
     fence_async_shared()
-    starts, pages = (), ()  # all of them before the first copy: loads that wait for each other take long
-    for stage in gl.static_range(STAGES + 1):
-        start = (gl.program_id(2) + stage // span * gl.num_programs(2)) * span + stage % span
-        starts += (start,)
-        pages += (gl.load(pages_ptr + gl.minimum(start, newest)),)
+    starts, pages = first_turns(pages_ptr, span, newest, STAGES + 1)
     BYTES: gl.constexpr = 2 * PAGE * (LATENT + ROPE)
     for stage in gl.static_range(STAGES):
         mbarrier.expect(full.index(stage), BYTES, pred=starts[stage] <= newest)
@@ -125,7 +119,6 @@ def streamed_latent_kernel(
         late = starts[stage] == newest
         copy_latents(k_desc, r_desc, k_ring, r_ring, full.index(stage), stage, pages[stage], late, PAGE)
     head = gl.arange(0, HEADS, layout=by_head)
-    d = gl.arange(0, LATENT, layout=gl.SliceLayout(1, layout))
     there = head < heads - block * HEADS
     start, inside, page = starts[STAGES], STAGES % span, pages[STAGES]  # that is asked for next; its number in its span
     mbarrier.wait(full.index(STAGES), 0)
@@ -146,16 +139,10 @@ def streamed_latent_kernel(
             more = start <= newest
             mbarrier.expect(full.index(at), BYTES, pred=more)
             copy_latents(k_desc, r_desc, k_ring, r_ring, full.index(at), at, page, more, PAGE)
-            inside += 1
-            start += 1
-            if inside == span:
-                inside = 0
-                start += (gl.num_programs(2) - 1) * span
+            start, inside = turn_after(start, inside, span)
             page = gl.load(pages_ptr + gl.minimum(start, newest))
         place = (first + head).to(gl.int64) * SPLITS + split
-        gl.store(top_ptr + place, top, mask=there)
-        gl.store(total_ptr + place, gl.sum(sums, axis=0), mask=there)
-        gl.store(acc_ptr + place[None, :] * LATENT + d[:, None], acc, mask=there[None, :])
+        store_span(acc_ptr, top_ptr, total_ptr, place, there, top, sums, acc)
 
 
 def streams_latents(q: torch.Tensor, cache: KV, latent: int) -> bool:
