@@ -6,7 +6,7 @@ Then, for each number of rows: tokens per second of all rows together, time to f
 (bytes that a step must read, at the rate at which this card copies), and memory; a table, and a JSON object for each
 case. `--kernels` adds where the time of a step and of a prompt goes, kernel by kernel, run one after another;
 `--arriving` what a prompt costs the rows that write while it comes; `--against torch` the same products by torch.
-`--curve` shows what the KV cache buys instead.
+Instead, `--curve` shows what the KV cache buys, and `--start` how long a new process takes to a model's first token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 import kernels
 from kernels import reference
 from playground.api import EMBEDDED, choose_cache, choose_device, load_model, plain_dtype
-from playground.arguments import add_model_arguments
+from playground.arguments import add_model_arguments, model_options
 from playground.config import CheckpointError, MlaConfig
 from playground.engine.engine import Engine
 from playground.engine.service import Service
@@ -29,6 +29,7 @@ from playground.inspect.curve import cache_curve
 from playground.model.layers import MLP, Activation, Product
 from playground.model.transformer import Transformer
 from playground.shapes import SHAPES, random_model
+from playground.starting import start_times
 from playground.timing import against_torch, arrival, copy_rate, kernel_times, measure, write
 
 GATE = 4e-3  # rounding of a result to bfloat16, as the tests of the kernels allow it
@@ -189,6 +190,23 @@ def curve(model: Transformer, args: argparse.Namespace, cache_dtype: torch.dtype
     return True
 
 
+def start(args: argparse.Namespace) -> None:
+    """Prints how long new processes take to the first token of a checkpoint, which nothing else has loaded."""
+    if args.shape:
+        raise CheckpointError("--start loads a checkpoint from its files: name one by --model instead of --shape.")
+    device, folder = choose_device(args.device).type, find(args.model) if args.model else EMBEDDED
+    options = model_options(args) | {"device": device}
+    del options["model"]
+    caches = ("empty", "filled") if device == "cuda" else ("unused",)
+    for line in start_times(folder, options, caches):
+        if not args.json:
+            print(
+                f"Triton's cache {line['triton_cache']}: imported after {line['imported_s']} s, loaded after "
+                f"{line['loaded_s']} s, first token after {line['first_token_s']} s"
+            )
+        print(json.dumps({"model": args.model or "storyteller", "device": device, "what": "start", **line}), flush=True)
+
+
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m playground.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -210,6 +228,9 @@ def arguments() -> argparse.ArgumentParser:
         "--against", choices=["torch"], help="also the products by cuBLASLt and in BF16, with the most rows (CUDA)"
     )
     parser.add_argument("--curve", action="store_true", help="time per token as the text grows, cache on and off")
+    parser.add_argument(
+        "--start", action="store_true", help="seconds from starting Python to a checkpoint's first token"
+    )
     parser.add_argument("--json", action="store_true", help="JSON lines alone, without the tables")
     add_model_arguments(parser)
     return parser
@@ -223,6 +244,9 @@ def main() -> int:
             raise CheckpointError(f"Use 1 to {kernels.INVARIANT_ROWS} rows, a prompt of 1 and 8 tokens at least.")
         if (args.kernels or args.against) and device.type != "cuda":
             raise CheckpointError("--kernels and --against time the kernels of a CUDA card, and there is none.")
+        if args.start:
+            start(args)
+            return 0
         green = True
         for shape in args.shape or [None]:
             if shape:

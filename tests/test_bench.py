@@ -71,6 +71,18 @@ def test_the_curve_of_the_cache_is_measured_at_growing_lengths(run):
     assert rows[-1]["uncached_ms"] > rows[-1]["cached_ms"] > 0
 
 
+def test_a_new_process_says_when_it_had_its_first_token(run):
+    code, out, _ = run("--start", "--context", "64")
+    line = json.loads(out)
+    assert code == 0 and 0 < line["imported_s"] < line["loaded_s"] < line["first_token_s"] < 60
+
+
+def test_a_process_that_cannot_load_is_told_of(run, tmp_path):
+    code, out, errors = run("--start", "--model", str(tmp_path))
+    assert code == 2 and out == "" and "what it said stands above" in errors
+    assert run("--start", "--shape", "qwen3-0.6b")[0] == 2
+
+
 def test_what_can_not_be_measured_is_refused_with_a_sentence(run):
     code, _, errors = run("--rows", "99")
     assert code == 2 and "1 to 32 rows" in errors
