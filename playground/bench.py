@@ -1,11 +1,12 @@
 """`python -m playground.bench`: how fast a model writes, against the floor that the card's memory sets.
 
-First a gate: every product against its dequantised operands, SwiGLU at a product's end against SwiGLU behind it, a
-prompt's attention against float64, and a row's tokens alone against the same row in company. Red gate, no figures.
-Then, for each number of rows: tokens per second of all rows together, time to first token, the share of the floor
-(bytes that a step must read, at the rate at which this card copies), and memory; a table, and a JSON object for each
-case. `--kernels` adds where the time of a step and of a prompt goes, kernel by kernel, run one after another;
-`--arriving` what a prompt costs the rows that write while it comes; `--against torch` the same products by torch.
+First a gate: every product, those of experts too, against its dequantised operands, SwiGLU at a product's end against
+SwiGLU behind it, a prompt's attention against float64, and a row's tokens alone against the same row in company. Red
+gate, no figures. Then, for each number of rows: tokens per second of all rows together, time to first token, the share
+of the floor (bytes that a step must read, at the rate at which this card copies), and memory; a table, and a JSON
+object for each case. `--kernels` adds where the time of a step and of a prompt goes, kernel by kernel, run one after
+another; `--arriving` what a prompt costs the rows that write while it comes; `--against torch` the same products by
+torch.
 Instead, `--curve` shows what the KV cache buys, and `--start` how long a new process takes to a model's first token.
 """
 
@@ -35,30 +36,54 @@ from playground.timing import against_torch, arrival, copy_rate, kernel_times, m
 GATE = 4e-3  # rounding of a result to bfloat16, as the tests of the kernels allow it
 
 
-@torch.inference_mode()
-def product_error(product: Product, rows: int) -> float:
-    """Relative error of a product of random rows against its dequantised operands, in float64."""
+def random_input(product: Product, rows: int) -> tuple[Activation, torch.Tensor]:
+    """Random rows in the form that a product reads, and the numbers that it reads there, `[rows, K]`."""
     x = torch.randn(rows, product.inputs, device=product.weight.device).to(product.dtype)
     formed = kernels.formed(x, kernels.Form(not product.fp8, product.fp8))
-    a, b = formed.plain, product.weight[0]
+    a = kernels.act_dequant(formed.q, formed.s) if product.fp8 else formed.plain
+    return Activation(formed, a if product.decoded is not None else None), a
+
+
+def exact_product(product: Product, a: torch.Tensor, stack: int = 0) -> torch.Tensor:
+    """Of numbers `a [rows, K]` by one of a product's weights, dequantised, in float64."""
+    b = product.weight[stack]
     if product.fp8:
-        a = kernels.act_dequant(formed.q, formed.s)
-        b = kernels.weight_dequant(b, product.scale[0], dtype=torch.float32)
-    exact = a.double() @ b.double().T
-    restored = a if product.fp8 and product.decoded is not None else None
-    out = kernels.add_up(product(Activation(formed, restored)), dtype=torch.float32)
-    return ((out.double() - exact).norm() / exact.norm()).item()
+        b = kernels.weight_dequant(b, product.scale[stack], dtype=torch.float32)
+    return a.double() @ b.double().T
+
+
+def difference(out: torch.Tensor, right: torch.Tensor) -> float:
+    return ((out.double() - right.double()).norm() / right.double().norm()).item()
+
+
+@torch.inference_mode()
+def product_error(product: Product, rows: int) -> float:
+    """Relative error of a product of random rows against its dequantised operands."""
+    x, a = random_input(product, rows)
+    return difference(kernels.add_up(product(x), dtype=torch.float32), exact_product(product, a))
+
+
+@torch.inference_mode()
+def experts_error(product: Product, rows: int) -> float:
+    """Relative error of the products of random rows with two experts of each row's own choice and the shared ones."""
+    (x, a), count = random_input(product, rows), len(product.weight)
+    routed, device = count - product.spare, product.weight.device
+    shared = torch.arange(routed, count, dtype=torch.int32, device=device).expand(rows, -1)
+    experts = torch.cat([torch.rand(rows, routed, device=device).argsort(dim=1)[:, :2].int(), shared], dim=1)
+    out = product.of_experts(x, experts)
+    right = torch.empty_like(out, dtype=torch.float64)
+    for expert in experts.unique().tolist():
+        right[experts == expert] = exact_product(product, a, expert)[(experts == expert).nonzero()[:, 0]]
+    return difference(out, right)
 
 
 @torch.inference_mode()
 def gated_error(product: Product, rows: int) -> float:
     """Relative difference of SwiGLU at the end of a product to SwiGLU behind it, both quantised."""
-    x = torch.randn(rows, product.inputs, device=product.weight.device).to(product.dtype)
-    formed, form = kernels.formed(x, kernels.Form(not product.fp8, product.fp8)), kernels.Form(False, True)
-    a = Activation(formed, kernels.act_dequant(formed.q, formed.s) if product.decoded is not None else None)
-    out, behind = product.swiglu(a, form, product.dtype), kernels.swiglu(product(a), form, dtype=product.dtype)
-    out, behind = (kernels.act_dequant(y.q, y.s).double() for y in (out, behind))
-    return ((out - behind).norm() / behind.norm()).item()
+    (x, _), form = random_input(product, rows), kernels.Form(False, True)
+    out = product.swiglu(x, form, product.dtype)
+    behind = kernels.swiglu(product(x), form, dtype=product.dtype)
+    return difference(*(kernels.act_dequant(y.q, y.s) for y in (out, behind)))
 
 
 @torch.inference_mode()
@@ -69,8 +94,7 @@ def attention_error(model: Transformer, queries: int, before: int) -> float:
     q, k = (torch.randn(t, 2, widths[0], **options) for t in (queries, queries + before))
     v, plain = torch.randn(queries + before, 2, widths[1], **options), kernels.Form(True, False)
     exact = reference.causal_attention(q.double(), k.double(), v.double(), 0.1, plain).plain
-    out = kernels.causal_attention(q, k, v, plain, scale=0.1).plain
-    return ((out.double() - exact).norm() / exact.norm()).item()
+    return difference(kernels.causal_attention(q, k, v, plain, scale=0.1).plain, exact)
 
 
 def gate(model: Transformer, engine: Engine) -> list[str]:
@@ -87,7 +111,8 @@ def gate(model: Transformer, engine: Engine) -> list[str]:
             continue
         if (shape := (part.outputs, part.inputs, part.fp8)) not in seen:
             seen.add(shape)
-            errors = [product_error(part, rows) for rows in (1, kernels.INVARIANT_ROWS, 200, *many)]
+            error = experts_error if len(part.weight) > 1 else product_error
+            errors = [error(part, rows) for rows in (1, kernels.INVARIANT_ROWS, 200, *many)]
             if not max(errors) < GATE:  # NaN is wrong, too
                 wrong.append(f"{name}: relative error {max(errors):.1e}")
     errors = [attention_error(model, queries, 77) for queries in (1, 100, *many)]

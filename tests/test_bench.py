@@ -45,8 +45,9 @@ def test_every_kernel_has_a_family():
     assert floors.family_of("void at::native::copy") == "torch"
 
 
-def test_behind_a_red_gate_there_are_no_figures(run, monkeypatch):
-    monkeypatch.setattr(bench, "product_error", lambda product, rows: 0.5)
+@pytest.mark.parametrize("check", ["product_error", "experts_error", "gated_error", "attention_error"])
+def test_behind_a_red_gate_there_are_no_figures(check, run, monkeypatch):
+    monkeypatch.setattr(bench, check, lambda *_: 0.5)
     code, out, errors = run("--prompt", "8", "--tokens", "12")
     assert code == 1 and out == "" and "the gate is red" in errors
 
