@@ -240,8 +240,8 @@ def expert_gemm(
     _check_product(a, b, a_s, b_s)
     if not all(t is None or t.is_contiguous() for t in (b, experts, weights)):
         raise ValueError("weights, experts and their weights must be contiguous")
-    if experts.ndim != 2 or len(a) not in (len(experts), experts.numel()):
-        raise ValueError(f"experts {tuple(experts.shape)} do not fit {len(a)} rows")
+    if experts.ndim != 2 or len(a) not in (len(experts), experts.numel()) or not 0 <= shared <= experts.shape[1]:
+        raise ValueError(f"experts {tuple(experts.shape)}, {shared} of them shared, do not fit {len(a)} rows")
     return _implementation("gemm", a).expert_gemm(a, b, a_s, b_s, experts, weights, out_dtype, shared)
 
 

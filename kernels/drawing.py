@@ -35,6 +35,13 @@ def philox_word(seed, position, token):
 
 
 @triton.jit
+def gumbel(seed, position, token):
+    """The noise of `sampling.gumbel_noise` in float64; 1 - u is exact: 33 bits of it."""
+    word = philox_word(seed, position, token)
+    return -tl.log(-tl.log(1.0 - (word.to(tl.float64) + 0.5) * 2.3283064365386963e-10))
+
+
+@triton.jit
 def draw_kernel(
     logits_ptr, temperature_ptr, seeds_ptr, positions_ptr, top_ptr, total_ptr, best_ptr, id_ptr, vocab, tiles,
     TILE: tl.constexpr, PDL: tl.constexpr,
@@ -46,9 +53,7 @@ def draw_kernel(
     temperature = tl.load(temperature_ptr + row)
     noise = tl.zeros((TILE,), dtype=tl.float64)
     if temperature > 0:
-        word = philox_word(tl.load(seeds_ptr + row), tl.load(positions_ptr + row).to(tl.int64), token)
-        # 1 - u is exact: 33 bits of it
-        noise -= tl.log(-tl.log(1.0 - (word.to(tl.float64) + 0.5) * 2.3283064365386963e-10))
+        noise = gumbel(tl.load(seeds_ptr + row), tl.load(positions_ptr + row).to(tl.int64), token)
     let_next_start(PDL)
     wait_for_previous(PDL)
     logits = tl.load(logits_ptr + row.to(tl.int64) * vocab + token, mask=real, other=float("-inf"))

@@ -17,10 +17,10 @@ from kernels.launch import is_hopper, let_next_start, overlap, prefetch, wait_fo
 from kernels.norm import TRITON_DTYPE, add_parts
 from kernels.quant import allocate, decode_e4m3, emitted
 from kernels.reference import has_fp8_units
-from kernels.streamed_latent import streamed_latents, streams_latents
+from kernels.streamed_latent import STREAMED_SPLITS, streamed_latents, streams_latents
 
 HEADS_PER_PROGRAM = 16
-SPLITS, FEWER_SPLITS = 64, 32  # the latter of programs that bring more pages at a time and hold more room
+SPLITS = 64
 
 
 @triton.jit
@@ -148,7 +148,7 @@ def mla_decode(
     _, value, latent = expand.shape
     q, scaled, columns = q.contiguous(), cache.scales is not None, triton.cdiv(heads, HEADS_PER_PROGRAM)
     streamed = is_hopper(q) and streams_latents(q, cache, latent)
-    splits = FEWER_SPLITS if streamed else SPLITS
+    splits = STREAMED_SPLITS if streamed else SPLITS
     room, programs = spans(q, latent, splits), programs_for(rows * columns, splits)
     if decode is None:
         decode = scaled and not has_fp8_units(q.device)

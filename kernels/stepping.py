@@ -45,6 +45,7 @@ def look_up(tokens, positions, weight, table) -> tuple[torch.Tensor, torch.Tenso
 
 @triton.jit
 def deliver_kernel(sources, words, starts, host_ptr, turn_ptr, half, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """BLOCK words of each source, as far as it has them, to the half of the host's memory whose turn it is."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     let_next_start(PDL)
     wait_for_previous(PDL)

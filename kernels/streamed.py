@@ -53,16 +53,17 @@ def streamed_tile(rows: int, n: int, k_blocks: int, at_once: int, room: int, tun
     most = MOST_BLOCKS
     if tuned:
         splits, most = tuned.splits, tuned.blocks_16 if block_m == 16 else tuned.blocks_32
-    return deep(tiles * splits, triton.cdiv(triton.cdiv(k_blocks, 2), splits) * 2, splits, block_m, most, at_once, room)
+    blocks = triton.cdiv(triton.cdiv(k_blocks, 2), splits) * 2
+    return deepest_tile(tiles * splits, blocks, splits, block_m, most, at_once, room)
 
 
 def expert_tile(choices: int, n: int, k_blocks: int, at_once: int, room: int) -> Tile:
     """K is not cut: experts have each other. Depth as in `streamed_tile`; with many choices programs come in waves."""
     programs = min(triton.cdiv(n, BLOCK_N) * choices, WAVE * at_once)
-    return deep(programs, triton.cdiv(k_blocks, 2) * 2, 1, 16, MOST_BLOCKS, at_once, room)
+    return deepest_tile(programs, triton.cdiv(k_blocks, 2) * 2, 1, 16, MOST_BLOCKS, at_once, room)
 
 
-def deep(programs: int, blocks: int, splits: int, block_m: int, most: int, at_once: int, room: int) -> Tile:
+def deepest_tile(programs: int, blocks: int, splits: int, block_m: int, most: int, at_once: int, room: int) -> Tile:
     """As many of a program's `blocks` as have room on their way, two at least."""
     each = room // triton.cdiv(programs, at_once) - RESERVED
     each -= triton.next_power_of_2(blocks) * block_m * 4  # scales
@@ -87,11 +88,9 @@ def ask(desc, ring, full, turn, row, chunk, count):
 
 @gluon.jit
 def streamed_gemm_kernel(
-    a_desc, a_s_ptr, b_desc, b_s_ptr, c_ptr, experts_ptr, weights_ptr, M, N, K, share, chosen,
-    all_experts,
+    a_desc, a_s_ptr, b_desc, b_s_ptr, c_ptr, experts_ptr, weights_ptr, M, N, K, share, chosen, all_experts,
     BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, SPLITS: gl.constexpr, CHUNK: gl.constexpr, STAGES: gl.constexpr,
-    BLOCKS: gl.constexpr, EXPERTS: gl.constexpr, WEIGHTED: gl.constexpr, SHARED: gl.constexpr,
-    PDL: gl.constexpr,
+    BLOCKS: gl.constexpr, EXPERTS: gl.constexpr, WEIGHTED: gl.constexpr, SHARED: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
     """A `[BLOCK_N, BLOCK_M]` tile of the transposed result over one piece of K: chunks of CHUNK blocks of 128, at most
     BLOCKS blocks in all. What lies behind K is zeros, with a scale of zero. EXPERTS: the third grid dimension is a
@@ -120,10 +119,8 @@ def streamed_gemm_kernel(
     fence_async_shared()
     for stage in gl.static_range(STAGES):
         mbarrier.expect(full.index(stage), BYTES, pred=stage < count)
-    choice, expert = (
-        gl.num_programs(2) - 1 - gl.program_id(2),
-        0,
-    )  # a row's shared experts, which may begin early, come first
+    choice = gl.num_programs(2) - 1 - gl.program_id(2)  # so that a row's shared experts, which begin early, come first
+    expert = 0
     if EXPERTS:
         expert = all_experts - chosen + choice % chosen
         if choice % chosen < chosen - SHARED:
@@ -188,26 +185,24 @@ def streamed(
 ) -> torch.Tensor:
     """Partial sums `[P, M, N]`, of one part in `out_dtype`, of more in float32; with `experts [T, k]` one product per
     choice, `[1, T * k, N]` float32. `a` and `b` float8_e4m3fn, K a multiple of 128."""
-    a, (rows, k), n = a.contiguous(), a.shape, b.shape[-2]
-    choices = 1 if experts is None else experts.numel()
+    a, (rows, k), n, by_expert = a.contiguous(), a.shape, b.shape[-2], experts is not None
+    choices, chosen, stacks = (experts.numel(), experts.shape[1], len(b)) if by_expert else (1, 1, 1)
     if tile is None:
         at_once, room = multiprocessors(a), shared_memory(a)
-        if experts is None:
-            tile = streamed_tile(rows, n, k // 128, at_once, room, tuned(b))
-        else:
+        if by_expert:
             tile = expert_tile(choices, n, k // 128, at_once, room)
+        else:
+            tile = streamed_tile(rows, n, k // 128, at_once, room, tuned(b))
     splits, chunk, stages, block_m = tile
-    out_rows, wide = rows if experts is None else choices, experts is not None or splits > 1
-    c = torch.empty(splits, out_rows, n, dtype=torch.float32 if wide else out_dtype, device=a.device)
+    dtype = torch.float32 if by_expert or splits > 1 else out_dtype
+    c = torch.empty(splits, choices if by_expert else rows, n, dtype=dtype, device=a.device)
     blocks = triton.next_power_of_2(triton.cdiv(triton.cdiv(k // 128, 2), splits) * 2)
-    if out_rows:
+    if rows:
         streamed_gemm_kernel[(triton.cdiv(n, BLOCK_N), splits, choices)](
             described(a, chunk, block_m), a_s.contiguous(), described(b.flatten(0, -2), chunk, BLOCK_N), b_s, c,
-            c if experts is None else experts, c if weights is None else weights, rows, n, k,
-            1 if experts is None else out_rows // rows, 1 if experts is None else experts.shape[1],
-            1 if experts is None else len(b),
+            experts if by_expert else c, c if weights is None else weights, rows, n, k,
+            choices // rows if by_expert else 1, chosen, stacks,
             BLOCK_M=block_m, BLOCK_N=BLOCK_N, SPLITS=splits, CHUNK=chunk, STAGES=stages, BLOCKS=blocks,
-            EXPERTS=experts is not None, WEIGHTED=weights is not None, SHARED=shared, num_warps=4,
-            **overlap(a),
+            EXPERTS=by_expert, WEIGHTED=weights is not None, SHARED=shared, num_warps=4, **overlap(a),
         )  # fmt: skip
     return c

@@ -26,6 +26,7 @@ from kernels.launch import overlap
 from kernels.streamed_attention import PAGE, described, first_turns, spans_of, store_span, turn_after
 
 HEADS = 16  # of a program
+STREAMED_SPLITS = 32  # spans of a row at most: programs hold much room, and those without work want it, too
 STAGES = 2  # pages that are on their way or being read
 COLUMNS = 64  # of latents that are cleared at a time
 MOST_COLUMNS = 768  # of latents and rotary keys: what the ring has room for

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.drawing import philox_word
+from kernels.drawing import gumbel
 from kernels.forms import SCORED, SHOWN, SINGLE, SURVEYED
 from kernels.launch import let_next_start, overlap, wait_for_previous
 
@@ -34,13 +34,6 @@ def sums(x, real):
     shifted = x - tl.where(top == float("-inf"), 0.0, top)
     weight = tl.where(real & (x > float("-inf")), tl.exp(shifted), 0.0)
     return top, tl.sum(weight, axis=0), tl.sum(tl.where(weight > 0, weight * shifted, 0.0), axis=0)
-
-
-@triton.jit
-def gumbel(seed, position, token):
-    """The noise of `sampling.gumbel_noise` in float64; 1 - u is exact: 33 bits of it."""
-    word = philox_word(seed, position, token)
-    return -tl.log(-tl.log(1.0 - (word.to(tl.float64) + 0.5) * 2.3283064365386963e-10))
 
 
 @triton.jit

@@ -16,7 +16,7 @@ from playground.config import CheckpointError
 PROMPT = "Once upon a time, there was a little girl"
 
 
-def start_times(folder: Path, options: dict, caches: tuple[str, ...] = ("empty", "filled")) -> Iterator[dict]:
+def start_times(folder: Path, options: dict, caches: tuple[str, ...]) -> Iterator[dict]:
     """Seconds since starting Python, of a process for each state of Triton's `caches`: first there is none, then what
     the process before has left. `options` of `playground.load`. The files are read once before, so that what is
     measured is not the disk. Raises `CheckpointError` where such a process fails."""
