@@ -59,7 +59,7 @@ def streamed_tile(rows: int, n: int, k_blocks: int, at_once: int, room: int, tun
 
 def expert_tile(choices: int, n: int, k_blocks: int, at_once: int, room: int) -> Tile:
     """K is not cut: experts have each other. Depth as in `streamed_tile`; with many choices programs come in waves."""
-    programs = min(triton.cdiv(n, BLOCK_N) * choices, WAVE * at_once)
+    programs = min(triton.cdiv(n, BLOCK_N) * max(choices, 1), WAVE * at_once)
     return deepest_tile(programs, triton.cdiv(k_blocks, 2) * 2, 1, 16, MOST_BLOCKS, at_once, room)
 
 

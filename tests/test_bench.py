@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import kernels
-from playground import bench, floors, timing
+from playground import bench, floors, gate, timing
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_every_kernel_has_a_family():
 
 @pytest.mark.parametrize("check", ["product_error", "experts_error", "gated_error", "attention_error"])
 def test_behind_a_red_gate_there_are_no_figures(check, run, monkeypatch):
-    monkeypatch.setattr(bench, check, lambda *_: 0.5)
+    monkeypatch.setattr(gate, check, lambda *_: 0.5)
     code, out, errors = run("--prompt", "8", "--tokens", "12")
     assert code == 1 and out == "" and "the gate is red" in errors
 
@@ -60,7 +60,7 @@ def test_a_row_that_writes_otherwise_in_company_makes_the_gate_red(run, monkeypa
         monkeypatch.setattr(timing, "SamplingParams", lambda *a, seed=0, **k: params(*a, seed=seed + next(runs), **k))
         return write(engine, rows, *rest)
 
-    monkeypatch.setattr(bench, "write", other_luck)
+    monkeypatch.setattr(gate, "write", other_luck)
     code, out, errors = run("--prompt", "8", "--tokens", "12")
     assert code == 1 and out == "" and "other tokens alone" in errors
 

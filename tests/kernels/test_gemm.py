@@ -7,6 +7,8 @@ from kernels import Form, gemm, narrow, norm, reference, specialized, streamed, 
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"  # cpu: Triton's interpreter, hence tiny shapes there
+HOPPER = CUDA and torch.cuda.get_device_capability()[0] == 9
+hopper = pytest.mark.skipif(CUDA and not HOPPER, reason="only cards of sm_90 have these instructions")
 INTERPRETED = [(1, 64, 128), (3, 100, 256), (17, 130, 128), (16, 160, 384)]
 ISSUE = [(m, n, k) for m in (1, 2, 3, 16, 63, 129, 1000) for n in (64, 576, 1000, 4096) for k in (128, 512, 4096)]
 
@@ -46,6 +48,7 @@ def test_a_product_of_copied_tiles_multiplies_its_dequantised_operands(m, n, k, 
 
 
 @pytest.mark.gpu
+@hopper
 @pytest.mark.parametrize(
     ("m", "n", "k", "splits"),
     [(257, 136, 128, 1)]
@@ -55,8 +58,6 @@ def test_a_product_of_copied_tiles_multiplies_its_dequantised_operands(m, n, k, 
 @pytest.mark.parametrize("wide", [1, 2])
 def test_a_product_of_warps_with_roles_multiplies_its_dequantised_operands(m, n, k, programs, splits, wide):
     """Gluon has no interpreter: this kernel is shown to compile without a card, and to be right only on one."""
-    if torch.cuda.get_device_capability()[0] != 9:
-        pytest.skip("only cards of sm_90 have these instructions")
     ops = operands(m, n, k)
     a, a_s, b, b_s = ops
     cut = specialized.Cut(wide, splits)
@@ -67,11 +68,10 @@ def test_a_product_of_warps_with_roles_multiplies_its_dequantised_operands(m, n,
 
 
 @pytest.mark.gpu
+@hopper
 @pytest.mark.parametrize(("m", "inner", "k"), [(100, 128, 384), (300, 640, 128), (513, 1152, 1024)])
 @pytest.mark.parametrize("programs", [None, 3], ids=["each its tile", "several tiles in turn"])
 def test_swiglu_at_the_end_of_a_product_has_the_bits_of_swiglu_behind_it(m, inner, k, programs):
-    if torch.cuda.get_device_capability()[0] != 9:
-        pytest.skip("only cards of sm_90 have these instructions")
     a, a_s, b, b_s = operands(m, 2 * inner, k)
     out = specialized.specialized_swiglu(a, b, a_s, b_s, torch.bfloat16, programs)
     both = specialized.specialized_product(a, b, a_s, b_s, torch.bfloat16)
@@ -113,14 +113,13 @@ def test_a_piece_of_k_without_a_block_is_refused():
 
 
 @pytest.mark.gpu
+@hopper
 @pytest.mark.parametrize(
     ("m", "n", "k"), [(1, 64, 128), (3, 136, 640), (16, 576, 1536), (17, 1000, 512), (32, 130, 4096)]
 )
 @pytest.mark.parametrize("tile", [(1, 2, 2), (1, 2, 6), (2, 1, 3), (3, 2, 2)], ids=lambda t: "x".join(map(str, t)))
 def test_a_product_whose_weight_comes_early_multiplies_its_dequantised_operands(m, n, k, tile):
     """Gluon has no interpreter, as above."""
-    if torch.cuda.get_device_capability()[0] != 9:
-        pytest.skip("only cards of sm_90 have these instructions")
     ops = operands(m, n, k)
     a, a_s, b, b_s = ops
     tile = streamed.Tile(*tile, 16 if m <= 16 else 32)
@@ -136,12 +135,11 @@ def test_a_product_whose_weight_comes_early_multiplies_its_dequantised_operands(
 
 
 @pytest.mark.gpu
+@hopper
 @pytest.mark.parametrize("rows", [1, 5, 32])
 @pytest.mark.parametrize(("n", "k"), [(200, 128), (576, 1408), (128, 2176)])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_products_of_experts_by_copies_have_the_bits_of_those_by_pointers(rows, n, k, weighted):
-    if torch.cuda.get_device_capability()[0] != 9:
-        pytest.skip("only cards of sm_90 have these instructions")
     torch.manual_seed(n)
     experts = torch.stack([torch.randperm(7)[:3] for _ in range(rows)]).int().to(DEVICE)
     a, a_s, b, b_s = operands(3 * rows if weighted else rows, 7 * n, k)
