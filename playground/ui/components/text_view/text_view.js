@@ -170,7 +170,7 @@ function fill(data) {
     pop.append(make("p", "", `Probability ${percent(data.probability)}.`));
     return;
   }
-  const cut = data.filter.cut > 5e-5 ? ` The filters kept ${data.filter.kept} tokens and cut ${percent(data.filter.cut)}.` : "";
+  const cut = data.filter.cut > 5e-5 ? ` The filters kept ${data.filter.kept} ${data.filter.kept === 1 ? "token" : "tokens"} and cut ${percent(data.filter.cut)}.` : "";
   pop.append(make("p", "tv-sub", `Probability ${percent(data.probability)}, rank ${data.rank + 1}, ` +
     `entropy ${data.entropy.toFixed(2)} nats, after settings ${data.processed_entropy.toFixed(2)}.${cut}`));
   pop.append(reason(data), alternatives(data));
