@@ -1,7 +1,7 @@
 """FP8 Playground: a block-scaled FP8 language model that writes where you can watch it."""
 
 from playground.api import Playground, load
-from playground.config import CheckpointError
+from playground.checkpoint.config import CheckpointError
 from playground.engine.request import FinishEvent, RequestError, SamplingParams, Stats, TokenEvent
 
 __all__ = [

@@ -11,19 +11,19 @@ import torch
 from tqdm import tqdm
 
 import kernels
-from playground.chat import ChatTemplate, Message
-from playground.checkpoint import Checkpoint
-from playground.config import CheckpointError, ModelConfig, QuantizationConfig
+from playground.checkpoint.chat import ChatTemplate, Message
+from playground.checkpoint.config import CheckpointError, ModelConfig, QuantizationConfig
+from playground.checkpoint.families import parse_defaults
+from playground.checkpoint.files import Checkpoint
+from playground.checkpoint.hub import find, local_folder
+from playground.checkpoint.memory import Plan, free_bytes, plan
+from playground.checkpoint.tokenizer import Tokenizer
 from playground.engine.engine import Engine
 from playground.engine.request import Request, RequestError, SamplingParams
 from playground.engine.service import Service, Stream
-from playground.families import parse_defaults
-from playground.hub import find, local_folder
 from playground.inspect.receipt import fingerprint
-from playground.memory import Plan, free_bytes, plan
 from playground.model.loading import check_headers
 from playground.model.transformer import Transformer
-from playground.tokenizer import Tokenizer
 
 EMBEDDED = Path(__file__).parent / "assets" / "storyteller"
 MAX_ROWS = kernels.INVARIANT_ROWS

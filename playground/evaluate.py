@@ -20,13 +20,13 @@ from tqdm import tqdm
 import kernels
 from playground.api import EMBEDDED, choose_device, load_model
 from playground.arguments import add_model_arguments
-from playground.config import CheckpointError
-from playground.corpus import read_documents
+from playground.checkpoint.config import CheckpointError
+from playground.checkpoint.hub import find
+from playground.checkpoint.tokenizer import Tokenizer
 from playground.engine.cache import PagedCache
-from playground.hub import find
 from playground.model.step import Step
 from playground.model.transformer import Transformer
-from playground.tokenizer import Tokenizer
+from playground.train.corpus import read_documents
 
 
 @torch.inference_mode()

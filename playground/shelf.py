@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 
 from playground.api import Playground, Progress, check, load
-from playground.config import CheckpointError
+from playground.checkpoint.config import CheckpointError
+from playground.checkpoint.hub import local_folder
 from playground.engine.request import RequestError
-from playground.hub import local_folder
 
 EMBEDDED_NAME = "storyteller"
 

@@ -12,11 +12,11 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from playground import load
-from playground.config import ModelConfig
+from playground.checkpoint.config import ModelConfig
+from playground.checkpoint.families import parse_config
 from playground.engine.cache import PAGE_SIZE
-from playground.families import parse_config
 from playground.model.transformer import Transformer
-from playground.pretrain import CONFIG
+from playground.train.__main__ import CONFIG
 
 SMALL = CONFIG | {
     "vocab_size": 256,

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import kernels
-from playground import bench, floors, gate, timing
+from playground.bench import __main__ as bench
+from playground.bench import floors, gate, timing
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from playground import RequestError
 from playground.api import EMBEDDED
-from playground.chat import ChatTemplate
-from playground.tokenizer import Tokenizer
+from playground.checkpoint.chat import ChatTemplate
+from playground.checkpoint.tokenizer import Tokenizer
 
 CHATML = (
     "{%- for message in messages %}\n"

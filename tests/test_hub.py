@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import errors
 
 from playground import CheckpointError
-from playground.hub import ELSEWHERE, FILES, find
+from playground.checkpoint.hub import ELSEWHERE, FILES, find
 
 
 def fail_with(monkeypatch, error: Exception) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from playground.muon import Muon
+from playground.train.muon import Muon
 
 
 def test_a_batch_of_matrices_learns_as_torchs_muon_teaches_each_alone():

@@ -11,8 +11,8 @@ from conftest import SMALL, random_tensors
 
 from playground import CheckpointError, RequestError
 from playground.api import EMBEDDED
-from playground.checkpoint import Checkpoint, save_checkpoint
-from playground.families import parse_config
+from playground.checkpoint.families import parse_config
+from playground.checkpoint.files import Checkpoint, save_checkpoint
 from playground.shelf import Shelf
 
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, normalizers, trainers
 
 from playground.api import EMBEDDED
-from playground.tokenizer import TextStream, Tokenizer
+from playground.checkpoint.tokenizer import TextStream, Tokenizer
 
 SCRIPTS = [
     "The quick brown fox", "Ça va très bien, merci", "Привет, мир", "Γειά σου Κόσμε", "مرحبا بالعالم", "שלום עולם",

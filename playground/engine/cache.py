@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import kernels
-from playground.config import ModelConfig
+from playground.checkpoint.config import ModelConfig
 
 PAGE_SIZE = 64
 

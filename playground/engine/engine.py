@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 import kernels
+from playground.checkpoint.tokenizer import TextStream, Tokenizer
 from playground.engine.cache import PAGE_SIZE, PagedCache, pages_for
 from playground.engine.decoder import Drawn, Variant, draw_output, make_decoder
 from playground.engine.graph import Recorder, sent
@@ -24,7 +25,6 @@ from playground.engine.request import Event, FinishEvent, Request, RequestError,
 from playground.engine.row import Row
 from playground.engine.sampler import Settings
 from playground.model.transformer import Transformer
-from playground.tokenizer import TextStream, Tokenizer
 
 PREFILL_CHUNK = 2048  # tokens of a prompt per forward: bounds the working space. Boundaries follow positions alone
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from playground.config import MAX_TEMPERATURE, MIN_TEMPERATURE
+from playground.checkpoint.config import MAX_TEMPERATURE, MIN_TEMPERATURE
 from playground.engine.insight import Insight
 
 MAX_SEED = 2**53 - 1  # the largest integer that JSON and JavaScript carry exactly

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from playground.checkpoint.tokenizer import TextStream
 from playground.engine.request import FinishEvent, Request, Stats
-from playground.tokenizer import TextStream
 
 
 @dataclass(eq=False)

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import torch
 
-from playground.config import CheckpointError
+from playground.checkpoint.config import CheckpointError
 from playground.engine.request import Request, SamplingParams, TokenEvent
 from playground.engine.service import Service
 from playground.model.step import Step

@@ -6,10 +6,10 @@ import secrets
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from playground.checkpoint.tokenizer import TextStream, Tokenizer
 from playground.engine.insight import Insight
 from playground.engine.request import FinishEvent, SamplingParams, TokenEvent
 from playground.engine.service import Stream
-from playground.tokenizer import TextStream, Tokenizer
 
 
 class Written(NamedTuple):

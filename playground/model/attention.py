@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import kernels
-from playground.config import ModelConfig
+from playground.checkpoint.config import ModelConfig
 from playground.model.layers import Feed, Linear, Product, RMSNorm
 from playground.model.step import Step
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import kernels
-from playground.config import ModelConfig
+from playground.checkpoint.config import ModelConfig
 from playground.model.attention import attend_prompt, places, seen_by_prefill
 from playground.model.layers import Feed, Linear, Product, RMSNorm
 from playground.model.step import Step

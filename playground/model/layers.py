@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import kernels
-from playground.config import CheckpointError, ModelConfig, whole_blocks
+from playground.checkpoint.config import CheckpointError, ModelConfig, whole_blocks
 from playground.model.step import Step
 
 

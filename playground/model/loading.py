@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import kernels
-from playground.config import CheckpointError, ModelConfig
+from playground.checkpoint.config import CheckpointError, ModelConfig
 from playground.model.layers import Linear
 
 SCALE_SUFFIX = "_scale_inv"

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import kernels
-from playground.config import BLOCK_SIZE, CheckpointError, ModelConfig
+from playground.checkpoint.config import BLOCK_SIZE, CheckpointError, ModelConfig
 from playground.model.layers import MLP, Feed, PlainLinear, Product, _parameter
 from playground.model.step import Step
 

@@ -1,6 +1,6 @@
 """The whole DeepSeek-V3 architecture in plain torch, without cache, kernels or FP8: the definition of right.
 
-It is differentiable, so `playground.pretrain` trains with it, and readable in one sitting, so the tests hold the
+It is differentiable, so `playground.train` trains with it, and readable in one sitting, so the tests hold the
 inference model (`transformer.py`) against it. Parameters carry the names of the Hub's checkpoints. Every expert sees
 every token and its weight is zero where the gate did not choose it: wasteful, and obviously right.
 """
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kernels import rotate
-from playground.config import ModelConfig
+from playground.checkpoint.config import ModelConfig
 
 
 class RMSNorm(nn.Module):

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from playground.config import Llama3Scaling, RopeConfig, YarnScaling
+from playground.checkpoint.config import Llama3Scaling, RopeConfig, YarnScaling
 
 
 def _yarn(freqs: torch.Tensor, rope: RopeConfig, yarn: YarnScaling) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import kernels
-from playground.config import MlaConfig, ModelConfig
+from playground.checkpoint.config import MlaConfig, ModelConfig
 from playground.model.attention import LatentAttention
 from playground.model.gqa import GroupedQueryAttention
 from playground.model.layers import MLP, Feed, PlainLinear, Product, RMSNorm, _parameter

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import gradio as gr
 
 from playground import CheckpointError, Playground, RequestError, SamplingParams
-from playground.chat import Message
+from playground.checkpoint.chat import Message
 from playground.engine.request import MAX_SEED, Sampler, whole_number
 from playground.inspect.receipt import Receipt, read_receipts
 from playground.inspect.run import Run

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import gradio as gr
 
 from playground import CheckpointError, RequestError
-from playground.chat import Message
+from playground.checkpoint.chat import Message
 from playground.engine.service import EngineError, Stream
 from playground.inspect.run import Run
 

@@ -11,13 +11,13 @@ from families import prefill, theirs, tokens
 import kernels
 from playground import CheckpointError, RequestError, SamplingParams, load
 from playground.api import load_model
+from playground.bench.shapes import SHAPES
+from playground.checkpoint.families import parse_config
 from playground.engine.cache import PAGE_SIZE, PagedCache, token_bytes
 from playground.engine.engine import Engine
 from playground.engine.request import Request
-from playground.families import parse_config
 from playground.inspect.receipt import read_receipts
 from playground.model.step import Step
-from playground.shapes import SHAPES
 from playground.ui.runs import RunBook
 
 FP8, CPU = torch.float8_e4m3fn, torch.device("cpu")

@@ -11,13 +11,13 @@ import kernels
 from kernels import reference
 from playground import SamplingParams
 from playground.api import EMBEDDED, load_model
-from playground.checkpoint import Checkpoint
+from playground.checkpoint.files import Checkpoint
+from playground.checkpoint.tokenizer import Tokenizer
 from playground.engine.decoder import EagerDecoder
 from playground.engine.engine import Engine
 from playground.engine.prefill import Prefill
 from playground.engine.request import Request, TokenEvent
 from playground.model.step import Step
-from playground.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.gpu
 PROMPTS = [

@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 import kernels
 from playground import CheckpointError
 from playground.api import load_model
-from playground.checkpoint import Checkpoint
+from playground.checkpoint.families import parse_config
+from playground.checkpoint.files import Checkpoint
 from playground.engine.cache import PAGE_SIZE
 from playground.engine.engine import Engine
 from playground.engine.request import Request, SamplingParams
-from playground.families import parse_config
 from playground.model.layers import Feed
 from playground.model.step import Step
 

@@ -7,9 +7,9 @@ from conftest import empty_cache, random_tensors
 
 import kernels
 from kernels import reference as twins
-from playground.config import CheckpointError
+from playground.checkpoint.config import CheckpointError
+from playground.checkpoint.families import parse_config
 from playground.engine.cache import PAGE_SIZE
-from playground.families import parse_config
 from playground.model.reference import ReferenceModel
 from playground.model.step import Step
 from playground.model.transformer import Transformer

@@ -11,10 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from playground import render
-from playground.config import CheckpointError
+from playground.checkpoint import render
+from playground.checkpoint.config import CheckpointError
+from playground.checkpoint.tokenizer import Tokenizer, read_tokenizer_config
 from playground.engine.request import RequestError
-from playground.tokenizer import Tokenizer, read_tokenizer_config
 
 MARK = "\ue000"  # private use: stands inside a special token's text that a user typed, so that it stays text
 WALL_SECONDS = 10

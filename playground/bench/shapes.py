@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from playground.families import parse_config
+from playground.checkpoint.families import parse_config
 from playground.model.loading import SCALE_SUFFIX, stored_shape, wanted
 from playground.model.transformer import Transformer
 

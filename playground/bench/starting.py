@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from playground.config import CheckpointError
+from playground.checkpoint.config import CheckpointError
 
 PROMPT = "Once upon a time, there was a little girl"
 
@@ -28,7 +28,7 @@ def start_times(folder: Path, options: dict, caches: tuple[str, ...]) -> Iterato
         for state in caches:
             task = json.dumps([time.time(), str(folder), options])
             environment = os.environ | {"TRITON_CACHE_DIR": cache}
-            command = [sys.executable, "-m", "playground.starting", task]
+            command = [sys.executable, "-m", "playground.bench.starting", task]
             ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
             if ended.returncode:
                 raise CheckpointError("The process that was to load the model failed; what it said stands above.")

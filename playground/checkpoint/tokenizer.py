@@ -10,7 +10,7 @@ from typing import Any
 import tokenizers
 from tokenizers.decoders import DecodeStream
 
-from playground.config import CheckpointError
+from playground.checkpoint.config import CheckpointError
 
 _MAX_JSON = 16 << 20
 

@@ -1,5 +1,5 @@
 """Renders one chat template in a process of its own: a file on disk says what runs here, so it gets no more than text,
-jinja2's sandbox, two seconds of one core and half a gigabyte. Run by `playground.chat`; knows nothing of ours.
+jinja2's sandbox, two seconds of one core and half a gigabyte. Run by `chat.py`; knows nothing of ours.
 
 Reads JSON `{"template", "variables"}` from standard input; writes JSON `{"text"}` or `{"error"}`.
 """

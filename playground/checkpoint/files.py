@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import kernels
-from playground.config import BLOCK_SIZE, CheckpointError
-from playground.families import parse_config, weight_count
+from playground.checkpoint.config import BLOCK_SIZE, CheckpointError
+from playground.checkpoint.families import parse_config, weight_count
 from playground.model.loading import SCALE_SUFFIX, Header
 
 INDEX = "model.safetensors.index.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from playground.config import CheckpointError, MlaConfig, ModelConfig
+from playground.checkpoint.config import CheckpointError, MlaConfig, ModelConfig
 from playground.engine.cache import PAGE_SIZE, token_bytes
 from playground.engine.engine import PREFILL_CHUNK
 from playground.model.layers import Linear, Product

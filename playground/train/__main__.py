@@ -1,4 +1,4 @@
-"""`python -m playground.pretrain`: trains the embedded model and writes it as an FP8 checkpoint.
+"""`python -m playground.train`: trains the embedded model and writes it as an FP8 checkpoint.
 
 The recipe: a byte-level BPE of 4,096 tokens; most steps on windows of 512 tokens in which documents do not see each
 other; then YaRN switches the rotary embedding to four times the context and the rest trains on windows of 2,048
@@ -20,13 +20,13 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from playground import corpus
-from playground.checkpoint import save_checkpoint
-from playground.config import ModelConfig
-from playground.families import parse_config
+from playground.checkpoint.config import ModelConfig
+from playground.checkpoint.families import parse_config
+from playground.checkpoint.files import save_checkpoint
 from playground.model.reference import ReferenceModel
 from playground.model.rope import rope_table
-from playground.muon import Muon
+from playground.train import corpus
+from playground.train.muon import Muon
 
 SHORT, LONG = 512, 2048
 CONFIG = {
@@ -229,7 +229,7 @@ def train(recipe: Recipe, data: Data, device: str, log_every: int) -> tuple[Refe
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m playground.pretrain", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m playground.train", description=__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="folder with " + ", ".join(Data.NAMES) + " (.txt)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint: bf16/ and fp8/ inside it")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

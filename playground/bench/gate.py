@@ -6,11 +6,11 @@ import torch
 
 import kernels
 from kernels import reference
-from playground.config import MlaConfig
+from playground.bench.timing import write
+from playground.checkpoint.config import MlaConfig
 from playground.engine.engine import Engine
 from playground.model.layers import MLP, Activation, Product
 from playground.model.transformer import Transformer
-from playground.timing import write
 
 GATE = 4e-3  # rounding of a result to bfloat16, as the tests of the kernels allow it
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from playground.config import CheckpointError
+from playground.checkpoint.config import CheckpointError
 
 FILES = ["*.json", "*.safetensors", "*.jinja"]  # never code, never pickles
 ELSEWHERE = ["*/*", "consolidated*"]  # other exports of the same weights

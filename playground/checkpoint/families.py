@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from playground.config import (
+from playground.checkpoint.config import (
     BLOCK_SIZE,
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,

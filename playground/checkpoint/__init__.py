@@ -1,0 +1,1 @@
+"""A folder or a Hub id -> a validated config, tensors, tokenizer, chat template, and the memory that it will take."""
