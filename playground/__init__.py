@@ -2,7 +2,7 @@
 
 from playground.api import Playground, load
 from playground.checkpoint.config import CheckpointError
-from playground.engine.request import FinishEvent, RequestError, SamplingParams, Stats, TokenEvent
+from playground.engine.requests import FinishEvent, RequestError, SamplingParams, Stats, TokenEvent
 
 __all__ = [
     "CheckpointError",

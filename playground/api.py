@@ -18,9 +18,9 @@ from playground.checkpoint.files import Checkpoint
 from playground.checkpoint.hub import find, local_folder
 from playground.checkpoint.memory import Plan, free_bytes, plan
 from playground.checkpoint.tokenizer import Tokenizer
+from playground.engine.client import Service, Stream
 from playground.engine.engine import Engine
-from playground.engine.request import Request, RequestError, SamplingParams
-from playground.engine.service import Service, Stream
+from playground.engine.requests import Request, RequestError, SamplingParams
 from playground.inspect.receipt import fingerprint
 from playground.model.loading import check_headers
 from playground.model.transformer import Transformer

@@ -11,7 +11,7 @@ import torch
 from playground.api import Playground, Progress, check, load
 from playground.checkpoint.config import CheckpointError
 from playground.checkpoint.hub import local_folder
-from playground.engine.request import RequestError
+from playground.engine.requests import RequestError
 
 EMBEDDED_NAME = "storyteller"
 

@@ -11,7 +11,8 @@ import pytest
 
 import kernels
 from playground.bench import __main__ as bench
-from playground.bench import floors, gate, timing
+from playground.bench import floors, timing
+from playground.engine import gate
 
 
 @pytest.fixture

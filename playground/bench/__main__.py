@@ -21,15 +21,15 @@ import torch
 import kernels
 from playground.api import EMBEDDED, choose_cache, choose_device, load_model, plain_dtype
 from playground.arguments import add_model_arguments, model_options
-from playground.bench.gate import faults
 from playground.bench.shapes import SHAPES, random_model
 from playground.bench.starting import start_times
 from playground.bench.timing import against_torch, arrival, copy_rate, kernel_times, measure
 from playground.checkpoint.config import CheckpointError
 from playground.checkpoint.hub import find
+from playground.engine.client import Service
+from playground.engine.curve import cache_curve
 from playground.engine.engine import Engine
-from playground.engine.service import Service
-from playground.inspect.curve import cache_curve
+from playground.engine.gate import faults
 from playground.model.transformer import Transformer
 
 

@@ -13,7 +13,7 @@ from kernels.bench import Case, microseconds
 from playground.bench.floors import family_of, prompts_alone, step_bytes
 from playground.checkpoint.config import CheckpointError
 from playground.engine.engine import Engine
-from playground.engine.request import Request, SamplingParams
+from playground.engine.requests import Request, SamplingParams
 from playground.model.layers import Product
 from playground.model.transformer import Transformer
 

@@ -18,7 +18,7 @@ import kernels
 from playground.engine.cache import PAGE_SIZE, PagedCache, pages_for, slots_of
 from playground.engine.graph import Recorder
 from playground.engine.insight import Insight
-from playground.engine.request import SamplingParams
+from playground.engine.requests import SamplingParams
 from playground.engine.row import Row
 from playground.engine.sampler import Needs, Settings, draw_rows, explain_rows
 from playground.model.step import ScaleTrace, Step

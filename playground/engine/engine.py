@@ -19,9 +19,9 @@ from playground.checkpoint.tokenizer import TextStream, Tokenizer
 from playground.engine.cache import PAGE_SIZE, PagedCache, pages_for
 from playground.engine.decoder import Drawn, Variant, draw_output, make_decoder
 from playground.engine.graph import Recorder, sent
-from playground.engine.kept import Kept, Prefix
 from playground.engine.prefill import Fed, Prefill
-from playground.engine.request import Event, FinishEvent, Request, RequestError, TokenEvent
+from playground.engine.prefix_cache import Kept, Prefix
+from playground.engine.requests import Event, FinishEvent, Request, RequestError, TokenEvent
 from playground.engine.row import Row
 from playground.engine.sampler import Settings
 from playground.model.transformer import Transformer

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import kernels
 from playground.engine.engine import Engine
-from playground.engine.request import FinishEvent, Request, RequestError, Sampler, SamplingParams
+from playground.engine.requests import FinishEvent, Request, RequestError, Sampler, SamplingParams
 from playground.model.transformer import Transformer
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from playground.checkpoint.tokenizer import TextStream
-from playground.engine.request import FinishEvent, Request, Stats
+from playground.engine.requests import FinishEvent, Request, Stats
 
 
 @dataclass(eq=False)

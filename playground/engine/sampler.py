@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import kernels
 from playground.engine.graph import sent
-from playground.engine.request import Sampler, SamplingParams
+from playground.engine.requests import Sampler, SamplingParams
 
 
 class Settings(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from playground.engine.request import RequestError, SamplingParams, whole_number
+from playground.engine.requests import RequestError, SamplingParams, whole_number
 from playground.inspect.run import Run
 
 MOST = 4

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from playground.engine.request import RequestError, SamplingParams
+from playground.engine.requests import RequestError, SamplingParams
 from playground.inspect.columns import MOST
 from playground.inspect.run import Run
 

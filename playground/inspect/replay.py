@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from playground.engine.request import FinishEvent, RequestError, SamplingParams, TokenEvent
-from playground.engine.service import Stream
+from playground.engine.client import Stream
+from playground.engine.requests import FinishEvent, RequestError, SamplingParams, TokenEvent
 from playground.inspect.receipt import Receipt
 
 Spelled = Callable[[int], str]

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from playground.checkpoint.tokenizer import TextStream, Tokenizer
+from playground.engine.client import Stream
 from playground.engine.insight import Insight
-from playground.engine.request import FinishEvent, SamplingParams, TokenEvent
-from playground.engine.service import Stream
+from playground.engine.requests import FinishEvent, SamplingParams, TokenEvent
 
 
 class Written(NamedTuple):

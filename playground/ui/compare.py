@@ -9,7 +9,7 @@ from typing import NamedTuple
 import gradio as gr
 
 from playground import RequestError
-from playground.engine.request import whole_number
+from playground.engine.requests import whole_number
 from playground.inspect.columns import FORMS, MOST, NAMES, PLAIN, read_columns
 from playground.inspect.fork import Alignment
 from playground.ui.components import ForkView, StatsBar, TextView

@@ -4,7 +4,7 @@ file does without postponed ones; a generator's annotation is what it yields."""
 import gradio as gr
 
 from playground import RequestError
-from playground.engine.request import whole_number
+from playground.engine.requests import whole_number
 from playground.inspect.receipt import read_receipts
 from playground.ui.compare import CompareHandlers
 from playground.ui.handlers import Handlers

@@ -10,7 +10,7 @@ import gradio as gr
 
 from playground import CheckpointError, Playground, RequestError, SamplingParams
 from playground.checkpoint.chat import Message
-from playground.engine.request import MAX_SEED, Sampler, whole_number
+from playground.engine.requests import MAX_SEED, Sampler, whole_number
 from playground.inspect.receipt import Receipt, read_receipts
 from playground.inspect.run import Run
 from playground.inspect.scales import ScaleGrid, projections, weight_scales

@@ -9,10 +9,10 @@ import gradio as gr
 import pandas
 
 from playground import RequestError, SamplingParams
+from playground.engine.curve import PROBES, cache_curve
 from playground.engine.engine import PREFILL_CHUNK
-from playground.engine.request import whole_number
-from playground.inspect.curve import PROBES, cache_curve
-from playground.inspect.lab import Distribution, count_draws, draw_in_steps, next_distribution, temperature_table
+from playground.engine.experiments import Distribution, count_draws, draw_in_steps, next_distribution, temperature_table
+from playground.engine.requests import whole_number
 from playground.ui.components import BarTable
 from playground.ui.controls import Number
 from playground.ui.handlers import Handlers

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
-from playground.engine.request import FinishEvent
+from playground.engine.requests import FinishEvent
 from playground.inspect.run import Run
 
 PAINT_SECONDS = 0.045

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from playground import Playground, RequestError, SamplingParams
-from playground.engine.service import Stream
+from playground.engine.client import Stream
 from playground.inspect.receipt import MOST_SEGMENTS, Receipt, make_receipt
 from playground.inspect.replay import replay
 from playground.inspect.run import Run, Written

@@ -11,7 +11,7 @@ import gradio as gr
 
 from playground import CheckpointError, RequestError
 from playground.checkpoint.chat import Message
-from playground.engine.service import EngineError, Stream
+from playground.engine.client import EngineError, Stream
 from playground.inspect.run import Run
 
 SECOND_RUN = "This page is already writing; press Stop first, or wait for the end."

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from playground.engine.engine import Engine
-from playground.engine.request import FinishEvent, Request, SamplingParams
+from playground.engine.requests import FinishEvent, Request, SamplingParams
 
 PROMPT = tuple(range(5, 75))  # more than one page
 GUMBEL, PLAIN = SamplingParams("gumbel", 1.0, seed=3), SamplingParams("greedy")

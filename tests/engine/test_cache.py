@@ -15,7 +15,7 @@ from playground.bench.shapes import SHAPES
 from playground.checkpoint.families import parse_config
 from playground.engine.cache import PAGE_SIZE, PagedCache, token_bytes
 from playground.engine.engine import Engine
-from playground.engine.request import Request
+from playground.engine.requests import Request
 from playground.inspect.receipt import read_receipts
 from playground.model.step import Step
 from playground.ui.runs import RunBook

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from playground import FinishEvent, RequestError, SamplingParams, TokenEvent
+from playground.engine.client import EngineError, Service
 from playground.engine.engine import Engine
 from playground.engine.generate import generate
-from playground.engine.request import Request
-from playground.engine.service import EngineError, Service
+from playground.engine.requests import Request
 
 PROMPT = (0, 5, 9, 17, 33)
 GUMBEL = SamplingParams("gumbel", 1.0, seed=11)

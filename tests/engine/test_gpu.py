@@ -16,7 +16,7 @@ from playground.checkpoint.tokenizer import Tokenizer
 from playground.engine.decoder import EagerDecoder
 from playground.engine.engine import Engine
 from playground.engine.prefill import Prefill
-from playground.engine.request import Request, TokenEvent
+from playground.engine.requests import Request, TokenEvent
 from playground.model.step import Step
 
 pytestmark = pytest.mark.gpu

@@ -10,7 +10,7 @@ import torch
 from kernels import SCORED, SHOWN
 from playground.engine.engine import Engine
 from playground.engine.insight import Insight
-from playground.engine.request import Request, SamplingParams, TokenEvent
+from playground.engine.requests import Request, SamplingParams, TokenEvent
 from playground.engine.sampler import Needs, Settings, draw_rows, explain_rows
 
 SETTINGS = [

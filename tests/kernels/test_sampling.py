@@ -8,7 +8,7 @@ from scipy import stats
 import kernels
 from kernels import SCORED, SHOWN, Survey, drawing, reference, sampling, surveying
 from kernels.sampling import philox
-from playground.engine.request import SamplingParams
+from playground.engine.requests import SamplingParams
 from playground.engine.sampler import Needs, Settings, draw_rows
 
 SAMPLES, VOCAB = 200_000, 48

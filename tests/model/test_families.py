@@ -19,7 +19,7 @@ from playground.checkpoint.families import parse_config
 from playground.checkpoint.files import Checkpoint
 from playground.engine.cache import PAGE_SIZE
 from playground.engine.engine import Engine
-from playground.engine.request import Request, SamplingParams
+from playground.engine.requests import Request, SamplingParams
 from playground.model.layers import Feed
 from playground.model.step import Step
 

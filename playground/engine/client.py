@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from playground.engine.engine import Engine
-from playground.engine.request import Event, FinishEvent, Request, TokenEvent
+from playground.engine.requests import Event, FinishEvent, Request, TokenEvent
 from playground.engine.row import Row
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ import pytest
 
 from playground import FinishEvent, SamplingParams, TokenEvent
 from playground.engine.engine import Engine
-from playground.engine.request import Request
+from playground.engine.requests import Request
 
 PIECE = 64
 DOCUMENT = tuple(range(1, 2 * PIECE + 1))

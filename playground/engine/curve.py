@@ -13,8 +13,8 @@ from itertools import pairwise
 import torch
 
 from playground.checkpoint.config import CheckpointError
-from playground.engine.request import Request, SamplingParams, TokenEvent
-from playground.engine.service import Service
+from playground.engine.client import Service
+from playground.engine.requests import Request, SamplingParams, TokenEvent
 from playground.model.step import Step
 from playground.model.transformer import Transformer
 

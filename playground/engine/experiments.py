@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 
 import kernels
-from playground.engine.request import RequestError, Sampler, SamplingParams
+from playground.engine.client import Service
+from playground.engine.requests import RequestError, Sampler, SamplingParams
 from playground.engine.sampler import Needs, Settings, draw_rows
-from playground.engine.service import Service
 
 CANDIDATES = 64  # tokens of a distribution that experiments draw from
 MOST_DRAWS = 1_000_000
