@@ -7,6 +7,7 @@ from pathlib import Path
 
 from playground.checkpoint.config import CheckpointError
 
+EMBEDDED = Path(__file__).parents[1] / "assets" / "storyteller"
 FILES = ["*.json", "*.safetensors", "*.jinja"]  # never code, never pickles
 ELSEWHERE = ["*/*", "consolidated*"]  # other exports of the same weights
 _ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")

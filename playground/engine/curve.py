@@ -7,58 +7,72 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import pairwise
 
 import torch
 
 from playground.checkpoint.config import CheckpointError
-from playground.engine.client import Service
-from playground.engine.requests import Request, SamplingParams, TokenEvent
+from playground.engine.engine import Engine
+from playground.engine.events import CurvePoint
+from playground.engine.requests import Request
+from playground.engine.settings import SamplingParams
 from playground.model.step import Step
-from playground.model.transformer import Transformer
 
 AGREEING = 7  # of nine probes: FP8 prefill and absorbed decode round apart, so a near-tie may fall either way
 PROBES = 9
 WINDOW = 16  # steps whose median is one point of the cached curve
 
 
-@torch.inference_mode()
-def uncached_step(model: Transformer, ids: list[int]) -> tuple[int, float]:
-    """The next greedy token from a whole sequence, and the seconds it took."""
-    began = time.perf_counter()
-    tokens = torch.tensor(ids, device=model.device)
-    hidden = model(tokens, Step(torch.arange(len(ids), device=model.device), slots=None))
-    token = int(model.logits(hidden[-1:]).argmax())
-    return token, time.perf_counter() - began
+def uncached_step(engine: Engine, ids: list[int]) -> Generator[None, None, tuple[int, float]]:
+    """Layer by layer the next greedy token from a whole sequence, and the seconds that its layers took."""
+    model, spent = engine.model, 0.0
+    tokens, positions = torch.tensor(ids, device=model.device), torch.arange(len(ids), device=model.device)
+    layers = model.in_slices(tokens, Step(positions, slots=None))
+    while True:
+        began = time.perf_counter()
+        engine.runner.use_all_threads()
+        hidden = next(layers)
+        if hidden is not None:
+            token = int(model.logits(hidden[-1:]).argmax())
+            return token, spent + time.perf_counter() - began
+        engine.runner.wait()
+        spent += time.perf_counter() - began
+        yield
 
 
-def _write(service: Service, prompt: list[int], tokens: int) -> tuple[list[int], list[float]]:
+def written(engine: Engine, prompt: tuple[int, ...], tokens: int) -> Generator[None, None, tuple[list, list]]:
     """Greedy ids, and the seconds of each step after the first token."""
-    ids, times = [], []
-    request = Request(tuple(prompt), SamplingParams("greedy"), tokens, ignore_eos=True)
-    with service.submit([request])[0] as stream:
-        for event in stream:
-            if isinstance(event, TokenEvent):
-                ids.append(event.id)
-                times.append(time.perf_counter())
-    return ids, [b - a for a, b in pairwise(times)]
+    request = Request(prompt, SamplingParams("greedy"), tokens, ignore_eos=True)
+    (row,) = engine.add([request])
+    times: list[float] = []
+    try:
+        while not row.finished:
+            yield
+            if len(row.new_ids) > len(times):
+                times.append(row.last_token)
+    finally:
+        engine.cancel(row, keep=False)
+    if len(row.new_ids) < tokens:
+        raise CheckpointError("The text that is measured could not be written to its end: no figures.")
+    return row.new_ids, [b - a for a, b in pairwise(times)]
 
 
-def cache_curve(service: Service, prompt: list[int], tokens: int) -> Iterator[dict]:
-    """Milliseconds per token at evenly spaced lengths, one at a time: whoever else uses the engine gets his turn
-    between them. Raises `CheckpointError` at the end if the two forms disagree."""
-    _write(service, prompt, 8)  # warm-up: kernels are compiled, memory is touched
-    ids, seconds = _write(service, prompt, tokens)
+def cache_curve(engine: Engine, prompt: tuple[int, ...], tokens: int) -> Iterator[CurvePoint | None]:
+    """Points at evenly spaced lengths; None between slices of work. Raises `CheckpointError` at the end if the two
+    forms disagree."""
+    yield from written(engine, prompt, 8)  # warm-up: kernels are compiled, memory is touched
+    ids, seconds = yield from written(engine, prompt, tokens)
     agree = 0
     for probe in range(1, PROBES + 1):
-        at = (tokens - 1) * probe // PROBES
-        found = [service.call(lambda engine, at=at: uncached_step(engine.model, prompt + ids[:at])) for _ in range(4)]
+        at, found = (tokens - 1) * probe // PROBES, []
+        for _ in range(4):
+            found.append((yield from uncached_step(engine, [*prompt, *ids[:at]])))
         agree += found[0][0] == ids[at]
-        yield {
-            "length": len(prompt) + at,
-            "cached_ms": statistics.median(seconds[max(at - WINDOW, 0) : at]) * 1e3,
-            "uncached_ms": statistics.median(taken for _, taken in found[1:]) * 1e3,
-        }
+        yield CurvePoint(
+            len(prompt) + at,
+            statistics.median(seconds[max(at - WINDOW, 0) : at]) * 1e3,
+            statistics.median(taken for _, taken in found[1:]) * 1e3,
+        )
     if agree < AGREEING:
         raise CheckpointError(f"With and without the cache only {agree} of {PROBES} tokens agree: no figures.")

@@ -6,22 +6,23 @@ all of it without the host, which therefore starts a step before it has read the
 
 from __future__ import annotations
 
-from array import array  # a quarter of a list's memory: pages keep them for every token
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 import kernels
-from playground.engine.cache import PAGE_SIZE, PagedCache, pages_for, slots_of
+from playground.engine.batch import DecodeBatch, DecodeRow, RowDraw
+from playground.engine.cache import PagedCache, slots_of
 from playground.engine.graph import Recorder
-from playground.engine.insight import Insight
-from playground.engine.requests import SamplingParams
-from playground.engine.row import Row
+from playground.engine.pages import PAGE_SIZE, pages_for
 from playground.engine.sampler import Needs, Settings, draw_rows, explain_rows
-from playground.model.step import ScaleTrace, Step
+from playground.engine.scales import StepScales
+from playground.engine.settings import SamplingParams
+from playground.model.step import ScaleLayout, ScaleTrace, Step
 from playground.model.transformer import Transformer
 
 
@@ -35,11 +36,11 @@ class State(NamedTuple):
     pages: torch.Tensor  # [R, P] int32
 
     @classmethod
-    def of(cls, rows: Sequence[Row], width: int) -> State:
+    def of(cls, rows: Sequence[DecodeRow], width: int) -> State:
         """On the host; `width` pages per row, filled up with the first one's."""
         pages = torch.tensor([(row.pages + row.pages[:1] * width)[:width] for row in rows], dtype=torch.int32)
-        positions = torch.tensor([row.length for row in rows])
-        tokens = torch.tensor([row.newest for row in rows])
+        positions = torch.tensor([row.position for row in rows])
+        tokens = torch.tensor([row.token for row in rows])
         slots = slots_of(pages, positions[:, None])[:, 0]
         return cls(tokens, positions, slots, (positions + 1).int(), pages)
 
@@ -49,8 +50,8 @@ class Drawn(NamedTuple):
 
     ids: list[int]
     logprobs: list[float]
-    scales: Sequence[Mapping[str, list[float]]] | None
-    insights: Sequence[Insight] | None
+    insights: np.ndarray | None  # [R, N] float64: numbers for `Insight`
+    scales: StepScales | None
 
 
 class Variant(NamedTuple):
@@ -61,12 +62,11 @@ class Variant(NamedTuple):
     inspected: bool
 
     @classmethod
-    def of(cls, rows: Sequence[Row]) -> Variant:
-        requests = [row.request for row in rows]
+    def of(cls, draws: Sequence[RowDraw]) -> Variant:
         return cls(
-            Needs.of(r.params for r in requests),
-            any(r.trace_scales for r in requests),
-            any(r.inspect for r in requests),
+            Needs.of(d.params for d in draws),
+            any(d.traced for d in draws),
+            any(d.inspected for d in draws),
         )
 
 
@@ -78,15 +78,11 @@ class Output(NamedTuple):
     insights: torch.Tensor | None  # [R, N] float64
     scales: torch.Tensor | None  # all of a trace, flat
 
-    def read(self, trace: ScaleTrace | None, rows: Sequence[int]) -> Drawn:
-        """On the host, of the rows wanted. `rows` of the trace may differ: forks share the one of their prompt."""
-        ids, logprobs, insights, scales = (None if t is None else t.tolist() for t in self)
-        return Drawn(
-            ids[: len(rows)],
-            logprobs[: len(rows)],
-            None if trace is None else trace.read(scales, rows),
-            None if insights is None else [Insight(array("d", numbers)) for numbers in insights],
-        )
+    def read(self, layout: ScaleLayout | None, count: int) -> Drawn:
+        """On the host, of the first `count` rows, copied: whoever writes here may go on."""
+        insights = None if self.insights is None else self.insights[:count].cpu().numpy().copy()
+        scales = None if layout is None else StepScales(self.scales.cpu().numpy().copy(), layout)
+        return Drawn(self.ids[:count].tolist(), self.logprobs[:count].tolist(), insights, scales)
 
 
 def draw_output(
@@ -117,13 +113,29 @@ class EagerDecoder:
     def __init__(self, model: Transformer, cache: PagedCache):
         self.model, self.cache = model, cache
 
-    def start(self, rows: Sequence[Row]) -> Callable[[], Drawn]:
-        """Begins a step that feeds each row's newest token; what it returns waits for the end and reads the result."""
-        state = State.of(rows, max(row.length // PAGE_SIZE + 1 for row in rows))
-        state = State(*(t.to(self.model.device) for t in state))
-        settings = Settings.of([row.request.params for row in rows], self.model.device)
-        output, trace = run_step(self.model, self.cache, state, settings, Variant.of(rows))
-        drawn = output.read(trace, range(len(rows)))
+    def load(self, batch: DecodeBatch) -> None:
+        """The rows that steps are for from here on."""
+        device, draws = self.model.device, [row.draw for row in batch.rows]
+        width = max(len(row.pages) for row in batch.rows)
+        self.state = State(*(t.to(device) for t in State.of(batch.rows, width)))
+        self.longest = max(row.position for row in batch.rows)
+        self.settings = Settings.of([draw.params for draw in draws], device)
+        self.variant = Variant.of(draws)
+        self.layout: ScaleLayout | None = None  # of these rows' traces: all are alike
+
+    def step(self) -> Callable[[], Drawn]:
+        """A step that feeds each row's newest token; what it returns waits for the end and reads the result."""
+        s, width = self.state, self.longest // PAGE_SIZE + 1
+        output, trace = run_step(
+            self.model, self.cache, s._replace(pages=s.pages[:, :width]), self.settings, self.variant
+        )
+        positions = s.positions + 1
+        slots = slots_of(s.pages, (positions[:, None]).clamp(max=s.pages.shape[1] * PAGE_SIZE - 1))[:, 0]
+        self.state = State(output.ids, positions, slots, s.lengths + 1, s.pages)
+        self.longest += 1
+        if trace and not self.layout:
+            self.layout = trace.layout()
+        drawn = output.read(self.layout, len(output.ids))
         return lambda: drawn
 
 
@@ -158,10 +170,11 @@ class Graph:
         self.settings = Settings.of([SamplingParams("greedy")] * size, device)
         self.moves = torch.zeros(size, dtype=torch.int64, device=device)
         self.outbox: Outbox | None = None
-        self.graph, self.trace = record(lambda: self._step(model, cache, variant))
+        self.graph, trace = record(lambda: self._step(model, cache, variant))
+        self.layout = trace and trace.layout()
         self.turn = int(self.outbox.turn)  # as it is on the device: each replay changes both
 
-    def _padded(self, rows: Sequence[Row]) -> State:
+    def _padded(self, rows: Sequence[DecodeRow]) -> State:
         count, at = len(rows), self.scratch * PAGE_SIZE
         pages = torch.full((self.size, self.width), self.scratch, dtype=torch.int32)
         zeros = torch.zeros(self.size, dtype=torch.int64)
@@ -189,8 +202,8 @@ class Graph:
         )
         return trace
 
-    def load(self, rows: Sequence[Row]) -> None:
-        params = [row.request.params for row in rows]
+    def load(self, rows: Sequence[DecodeRow]) -> None:
+        params = [row.draw.params for row in rows]
         params += [SamplingParams("greedy")] * (self.size - len(rows))
         given = (*self._padded(rows), *Settings.of(params, torch.device("cpu")))
         for target, source in zip((*self.state, *self.settings), given, strict=True):
@@ -207,7 +220,7 @@ class Graph:
 
         def read() -> Drawn:
             done.synchronize()
-            return host.read(self.trace, range(count))
+            return host.read(self.layout, count)
 
         return read
 
@@ -219,31 +232,34 @@ class GraphDecoder:
     def __init__(self, model: Transformer, cache: PagedCache, context: int, recorder: Recorder):
         self.model, self.cache, self.width, self.recorder = model, cache, pages_for(context), recorder
         self.graphs: dict[tuple[int, Variant], Graph] = {}
-        self.loaded: list[Row] = []
         self.eager = EagerDecoder(model, cache)
+        self.graph: Graph | None = None  # of the batch that is loaded; None: it runs eagerly
+        self.count = 0  # its rows
 
     @property
     def runs_ahead(self) -> bool:
-        return not self.recorder.full
+        return self.graph is not None
 
-    def start(self, rows: Sequence[Row]) -> Callable[[], Drawn]:
-        """As `EagerDecoder.start`; for the same rows as the last time, whether or not that step has been read."""
-        size = 1 << (len(rows) - 1).bit_length()
-        key = (size, Variant.of(rows))
-        graph = self.graphs.get(key) or self._record(key)
-        if graph is None:
-            return self.eager.start(rows)
-        if self.loaded != list(rows):
-            self.loaded = []  # should loading fail half-way
-            graph.load(rows)
-            self.loaded = list(rows)
-        return graph.replay(len(rows))
+    def load(self, batch: DecodeBatch) -> None:
+        """As `EagerDecoder.load`."""
+        self.count = len(batch.rows)
+        self.graph = self.recorded(self.count, Variant.of([row.draw for row in batch.rows]))
+        if self.graph is None:
+            self.eager.load(batch)
+        else:
+            self.graph.load(batch.rows)
 
-    def _record(self, key: tuple[int, Variant]) -> Graph | None:
-        if self.recorder.full:
-            return None
+    def step(self) -> Callable[[], Drawn]:
+        """As `EagerDecoder.step`; begins it, whether or not the one before has been read."""
+        return self.eager.step() if self.graph is None else self.graph.replay(self.count)
+
+    def recorded(self, rows: int, variant: Variant) -> Graph | None:
+        """The recording for so many rows; None where there is no memory for one."""
+        key = (1 << (rows - 1).bit_length(), variant)
+        if key in self.graphs or self.recorder.full:
+            return self.graphs.get(key)
         try:
-            self.graphs[key] = Graph(self.model, self.cache, key[0], self.width, key[1], self.recorder)
+            self.graphs[key] = Graph(self.model, self.cache, key[0], self.width, variant, self.recorder)
         except torch.OutOfMemoryError:
             self.recorder.full = True
             self.graphs.clear()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator
+
 import torch
 
 import kernels
 from kernels import reference
-from playground.bench.timing import write
 from playground.checkpoint.config import MlaConfig
 from playground.engine.engine import Engine
+from playground.engine.requests import Request
+from playground.engine.settings import SamplingParams
 from playground.model.layers import MLP, Activation, Product
 from playground.model.transformer import Transformer
 
@@ -76,28 +79,44 @@ def attention_error(model: Transformer, queries: int, before: int) -> float:
     return difference(kernels.causal_attention(q, k, v, plain, scale=0.1).plain, exact)
 
 
-def faults(model: Transformer, engine: Engine) -> list[str]:
-    """What is wrong, in words; empty where figures may be printed. As many rows as each kernel there is wants."""
-    wrong, seen, gated = [], set(), False
+def written(engine: Engine, rows: int) -> Generator[None, None, list[int]]:
+    """Rows with prompts of their own, run to their end, step by step; returns the first one's ids."""
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randint(3, engine.model.config.vocab_size, (rows, 64), generator=generator).tolist()
+    requests = [
+        Request(tuple(p), SamplingParams("gumbel", 1.0, seed=n), 32, ignore_eos=True) for n, p in enumerate(prompts)
+    ]
+    running = [engine.add([request])[0] for request in requests]
+    while not all(row.finished for row in running):
+        yield
+    return running[0].new_ids
+
+
+def faults(model: Transformer, engine: Engine) -> Iterator[str | None]:
+    """What is wrong, in words; nothing where figures may be printed. As many rows as each kernel there is wants. None
+    between slices: the engine's steps are whoever drives it."""
+    seen, gated = set(), False
     many = (600, 2048) if model.device.type == "cuda" else ()  # a CPU has one way for all sizes
     for name, part in model.named_modules():
         if isinstance(part, MLP) and hasattr(part, "gate_up") and not part.gate_up.pieces and not gated:
             gated = True
             errors = [gated_error(part.gate_up, rows) for rows in (1, 200, *many)]
             if not max(errors) < GATE:
-                wrong.append(f"{name}: SwiGLU at the end of its product differs by {max(errors):.1e}")
+                yield f"{name}: SwiGLU at the end of its product differs by {max(errors):.1e}"
         if not isinstance(part, Product) or not part.multiplied or part.pieces:
             continue
         if (shape := (part.outputs, part.inputs, part.fp8)) not in seen:
             seen.add(shape)
-            error = experts_error if len(part.weight) > 1 else product_error
-            errors = [error(part, rows) for rows in (1, kernels.INVARIANT_ROWS, 200, *many)]
+            error, errors = experts_error if len(part.weight) > 1 else product_error, []
+            for rows in (1, kernels.INVARIANT_ROWS, 200, *many):
+                errors.append(error(part, rows))
+                yield None
             if not max(errors) < GATE:  # NaN is wrong, too
-                wrong.append(f"{name}: relative error {max(errors):.1e}")
+                yield f"{name}: relative error {max(errors):.1e}"
     errors = [attention_error(model, queries, 77) for queries in (1, 100, *many)]
     if not max(errors) < GATE:
-        wrong.append(f"a prompt's attention: relative error {max(errors):.1e}")
-    alone, together = write(engine, 1, 64, 32)[0], write(engine, 5, 64, 32)[0]
-    if alone.new_ids != together.new_ids:
-        wrong.append("a row writes other tokens alone than in company")
-    return wrong
+        yield f"a prompt's attention: relative error {max(errors):.1e}"
+    alone = yield from written(engine, 1)
+    together = yield from written(engine, 5)
+    if alone != together:
+        yield "a row writes other tokens alone than in company"

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from kernels import SURVEYED, Survey
 
+_ENTROPY, _RANK = Survey._fields.index("entropy"), Survey._fields.index("rank")  # every token shown asks for these
+
 
 class Insight:
     """One token's draw. Log-probabilities are natural; *raw* is softmax of the logits at T=1, *processed* what the row
@@ -14,7 +16,7 @@ class Insight:
 
     __slots__ = ("numbers",)
 
-    def __init__(self, numbers: Sequence[float]):
+    def __init__(self, numbers: memoryview | Sequence[float]):
         """The survey of the logits; then, where rows of the step had filters, the probability that they cut and the
         survey of what they left; then, where some drew multinomially, the uniform number and the interval."""
         self.numbers = numbers
@@ -43,12 +45,12 @@ class Insight:
     @property
     def entropy(self) -> float:
         """Of the raw distribution, in nats."""
-        return self._raw.entropy
+        return self.numbers[_ENTROPY]
 
     @property
     def rank(self) -> int:
         """How many tokens are likelier than the one drawn."""
-        return int(self._raw.rank)
+        return int(self.numbers[_RANK])
 
     @property
     def processed_logprob(self) -> float:

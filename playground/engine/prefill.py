@@ -1,5 +1,5 @@
-"""How a piece of a prompt is fed: operation by operation, or, on a CUDA card, as a recorded graph: launching the 400
-kernels of an 8B model's piece from Python takes 40 ms, computing 128 tokens a tenth of that, computing 2,048 less too.
+"""How a chunk of a prompt is fed: operation by operation, or, on a CUDA card, as a recorded graph: launching the 400
+kernels of an 8B model's chunk from Python takes 40 ms, computing 128 tokens a tenth of that, computing 2,048 less too.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 import torch
 
-from playground.engine.cache import PAGE_SIZE, PagedCache, slots_of
+from playground.engine.cache import PagedCache, slots_of
 from playground.engine.graph import Recorder
+from playground.engine.pages import PAGE_SIZE
 from playground.model.step import ScaleTrace, Step
 from playground.model.transformer import Transformer
 
-SMALLEST, DOUBLED, STEP = 32, 512, 256  # sizes of pieces on a card: doubled up to 512 tokens, then in steps of 256
-KINDS = 64  # of pieces that are remembered: those used last
+SMALLEST, DOUBLED, STEP = 32, 512, 256  # sizes of chunks on a card: doubled up to 512 tokens, then in steps of 256
+KINDS = 64  # of chunks that are remembered: those used last
 
 
 class Fed(NamedTuple):
@@ -26,7 +27,7 @@ class Fed(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """All that shapes a piece's work: pieces of one kind are computed alike, bit by bit."""
+    """All that shapes a chunk's work: chunks of one kind are computed alike, bit by bit."""
 
     start: int  # tokens before it
     size: int  # of its own: as many, or rounded up
@@ -34,7 +35,7 @@ class Kind(NamedTuple):
     ends: bool  # the prompt ends in it
 
 
-class Piece:
+class Chunk:
     """The work of one kind. Places behind the prompt's end stand on the scratch page: no token looks ahead, so what is
     computed there reaches nobody."""
 
@@ -42,7 +43,7 @@ class Piece:
         self.model, self.cache, self.kind = model, cache, kind
         end, device = kind.start + kind.size, model.device
         # What a recording reads must stay where it is, and so is held here. Positions end where the model's do: a
-        # piece may be longer than a context, a prompt in it is not
+        # chunk may be longer than a context, a prompt in it is not
         self.positions = torch.arange(kind.start, end, device=device)
         self.positions.clamp_(max=model.config.max_position_embeddings - 1)
         self.inputs = torch.zeros(kind.size + end + 1, dtype=torch.int64, device=device)  # one transfer brings them all
@@ -57,7 +58,7 @@ class Piece:
         return Fed(self.model.logits(hidden), trace and trace.newest(self.last, size)) if ends else None
 
     def feed(self, prompt: Sequence[int], slots: torch.Tensor, recorder: Recorder | None) -> Fed | None:
-        """Begins it, with the piece's tokens and the slots of all up to its end. The first time launches one operation
+        """Begins it, with the chunk's tokens and the slots of all up to its end. The first time launches one operation
         after another, which compiles them; the second records. What a recording returned the next of any overwrites."""
         inputs = torch.zeros_like(self.inputs, device="cpu")
         tokens, places, last = inputs.split([len(self.tokens), len(self.slots), 1])
@@ -80,18 +81,20 @@ class Piece:
 class Prefill:
     def __init__(self, model: Transformer, cache: PagedCache, recorder: Recorder | None):
         self.model, self.cache, self.recorder = model, cache, recorder
-        self.pieces: dict[Kind, Piece] = {}
+        self.chunks: dict[Kind, Piece] = {}
 
-    def feed(self, prompt: Sequence[int], start: int, end: int, pages: list[int], traced: bool) -> Fed | None:
-        """Feeds `prompt[start:end]`, which a row's `pages` then hold; what follows it, once the prompt has ended."""
-        ends, slots = end == len(prompt), slots_of(torch.tensor(pages), torch.arange(end))
-        kind = Kind(start, self._size(end - start), traced and ends, ends)
-        piece = self.pieces.pop(kind, None) or Piece(self.model, self.cache, kind)
+    def feed(self, tokens: Sequence[int], start: int, pages: Sequence[int], traced: bool, ends: bool) -> Fed | None:
+        """Feeds the tokens of a prompt from `start` on, which a row's `pages` then hold; what follows them, where the
+        prompt `ends` with them."""
+        end = start + len(tokens)
+        slots = slots_of(torch.tensor(pages), torch.arange(end))
+        kind = Kind(start, self._size(len(tokens)), traced and ends, ends)
+        chunk = self.chunks.pop(kind, None) or Chunk(self.model, self.cache, kind)
         if self.recorder:
-            self.pieces[kind] = piece  # the newest stands last
-            if len(self.pieces) > KINDS:
-                del self.pieces[next(iter(self.pieces))]
-        return piece.feed(prompt[start:end], slots, self.recorder)
+            self.chunks[kind] = chunk  # the newest stands last
+            if len(self.chunks) > KINDS:
+                del self.chunks[next(iter(self.chunks))]
+        return chunk.feed(tokens, slots, self.recorder)
 
     def _size(self, count: int) -> int:
         if self.recorder is None:

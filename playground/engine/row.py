@@ -5,18 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from playground.checkpoint.tokenizer import TextStream
-from playground.engine.requests import FinishEvent, Request, Stats
+from playground.engine.batch import RowDraw
+from playground.engine.events import FinishEvent, Stats
+from playground.engine.requests import Request
 
 
 @dataclass(eq=False)
 class Row:
+    id: int  # the client's
     request: Request
     limit: int  # tokens it may draw: what was asked for, or what the context leaves
     text: TextStream | None
     submitted: float
     parent: Row | None = None  # whose cache it starts from, if that still holds all but the last token of its prompt
+    watch: str = ""  # the projection whose activation scales its events bring
     branched: bool = False  # it did start from its parent's cache
     cached: int = 0  # tokens of its prompt that stood in the cache before it came
+    position: int = 0  # its place in line as last told; 0: it did not wait
     pages: list[int] = field(default_factory=list)
     length: int = 0  # tokens that stand in the cache
     new_ids: list[int] = field(default_factory=list)
@@ -30,6 +35,10 @@ class Row:
         """The token that the next step feeds."""
         return self.new_ids[-1] if self.new_ids else self.request.prompt[-1]
 
+    @property
+    def draw(self) -> RowDraw:
+        return RowDraw(self.request.params, self.request.trace_scales, self.request.inspect)
+
     def holds(self, prompt: tuple[int, ...]) -> bool:
         """Whether the cache of this row begins with all but the last token of a prompt."""
         count = len(prompt) - 1
@@ -37,7 +46,7 @@ class Row:
         return bool(self.pages) and 0 < count <= self.length and known[:count] == prompt[:count]
 
     def finish(self, reason: str, cache_total: int) -> FinishEvent:
-        self.finished = True
+        """Whatever its tokenizer raises at the end of a text, it raises here."""
         prompt, seconds = len(self.request.prompt), self.last_token - self.first_token
         stats = Stats(
             finish_reason=reason,

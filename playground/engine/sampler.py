@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import kernels
 from playground.engine.graph import sent
-from playground.engine.requests import Sampler, SamplingParams
+from playground.engine.settings import Sampler, SamplingParams
 
 
 class Settings(NamedTuple):
@@ -47,7 +47,7 @@ class Needs(NamedTuple):
     @classmethod
     def of(cls, params: Iterable[SamplingParams]) -> Needs:
         drawing = [p for p in params if not p.is_greedy]
-        filtered = any(p.top_k > 0 or p.top_p < 1 or p.min_p > 0 for p in drawing)
+        filtered = any(p.is_filtered for p in drawing)
         return cls(filtered, any(p.sampler is Sampler.MULTINOMIAL for p in drawing))
 
 

@@ -117,8 +117,9 @@ def with_scales(
 @torch.no_grad()
 def fill(
     model: nn.Module, tensors: Iterable[tuple[str, torch.Tensor]], device: torch.device, dtype: torch.dtype
-) -> None:
-    """Gives every parameter its tensor. Raises `CheckpointError` for what is missing, unknown or does not fit."""
+) -> Iterator[None]:
+    """Gives every parameter its tensor, one at a time: yields behind each. Raises `CheckpointError` for what is
+    missing, unknown or does not fit."""
     slots = wanted(model)
     for name, tensor, scale in with_scales(tensors):
         if is_skipped(model.config, name):
@@ -139,6 +140,7 @@ def fill(
         else:
             kept = torch.float32 if leaf == "e_score_correction_bias" else dtype
             setattr(part, leaf, nn.Parameter(tensor.to(kept), requires_grad=False))
+        yield
     if slots:
         raise CheckpointError(f"tensor {next(iter(slots))} is missing, and {len(slots) - 1} more.")
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 
@@ -47,47 +46,52 @@ class ScaleTrace:
         pieces = [t.flatten().float() for feed in self.feeds for t in (feed.scales, feed.experts) if t is not None]
         return torch.cat(pieces) if pieces else torch.empty(0)
 
-    def read(self, flat: list[float], rows: Iterable[int]) -> list[RowScales]:
-        """Each row's scales, from what `flat` holds."""
-        return [RowScales(self, flat, row) for row in rows]
-
-
-class RowScales(Mapping[str, list[float]]):
-    """A row's scales by the name of the projection that they feed; experts that the row did not choose are absent.
-    Taken apart only when somebody looks: a page shows one projection of one token in many."""
-
-    def __init__(self, trace: ScaleTrace, flat: list[float], row: int):
-        self.trace, self.flat, self.row = trace, flat, row
-
-    @cached_property
-    def found(self) -> dict[str, list[float]]:
-        found: dict[str, list[float]] = {}
-        at, row = 0, self.row
-        for readers, scales, experts in self.trace.feeds:
+    def layout(self) -> ScaleLayout:
+        """Where what `flat` holds belongs."""
+        found: dict[str, list[Place]] = {}
+        at = 0
+        for readers, scales, experts in self.feeds:
             (count, width), start = scales.shape, at
             at += count * width
             if experts is None:
-                found.update(dict.fromkeys(readers, self.flat[start + row * width : start + (row + 1) * width]))
+                found.update({reader: [Place(start, width)] for reader in readers})
                 continue
-            chosen = experts.shape[1]
-            for choice in range(row * chosen, (row + 1) * chosen):
-                expert = int(self.flat[at + choice])
-                piece = self.flat[start + choice * width : start + (choice + 1) * width]
-                for reader in readers[expert] if expert < len(readers) else ():
-                    found[reader] = (
-                        found.get(reader, []) + piece
-                    )  # shared experts are the pieces of one wide projection
+            for expert, names in enumerate(readers):
+                for name in names:
+                    found.setdefault(name, []).append(Place(start, width, at, experts.shape[1], expert))
             at += experts.numel()
-        return found
+        return ScaleLayout(found)
 
-    def __getitem__(self, name: str) -> list[float]:
-        return self.found[name]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.found)
+class Place(NamedTuple):
+    """Where the scales of one feed of a projection begin, row after row; with `chosen` choice after choice of each row,
+    of which those count whose number, behind `experts`, is `expert`."""
 
-    def __len__(self) -> int:
-        return len(self.found)
+    start: int
+    width: int
+    experts: int = 0
+    chosen: int = 0
+    expert: int = 0
+
+
+class ScaleLayout(NamedTuple):
+    """Takes a flat trace apart, one projection of one row at a time: a page shows one of hundreds."""
+
+    places: dict[str, list[Place]]  # by the name of the projection that reads them
+
+    def read(self, flat: np.ndarray, row: int, projection: str) -> np.ndarray | None:
+        """`[K/128]` float32; None where no activation of the row met the projection. Shared experts are the pieces of
+        one wide projection."""
+        found = []
+        for start, width, experts, chosen, expert in self.places.get(projection, ()):
+            if not chosen:
+                found.append(flat[start + row * width : start + (row + 1) * width])
+                continue
+            choices = flat[experts + row * chosen : experts + (row + 1) * chosen]
+            for choice in np.flatnonzero(choices == expert).tolist():
+                at = start + (row * chosen + choice) * width
+                found.append(flat[at : at + width])
+        return np.concatenate(found) if found else None
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain, islice
 
@@ -78,7 +78,16 @@ class Transformer(nn.Module):
     def load(
         self, tensors: Iterable[tuple[str, torch.Tensor]], device: torch.device, dtype: torch.dtype
     ) -> Transformer:
-        """Takes each named tensor of a checkpoint to `device`; what is not FP8 or float32 by format becomes `dtype`.
+        """As `loading`, all at once."""
+        for _ in self.loading(tensors, device, dtype):
+            pass
+        return self
+
+    def loading(
+        self, tensors: Iterable[tuple[str, torch.Tensor]], device: torch.device, dtype: torch.dtype
+    ) -> Iterator[None]:
+        """Takes each named tensor of a checkpoint to `device`, and yields; what is not FP8 or float32 by format becomes
+        `dtype`.
 
         `config.quantization` says what form the projections take here; a tensor that comes in the other form is
         quantised or restored. Raises `CheckpointError` naming the first tensor that does not fit.
@@ -88,25 +97,33 @@ class Transformer(nn.Module):
         for part in self.modules():
             if isinstance(part, Product):
                 part.allocate(device, dtype)
-        fill(self, chain(first, tensors), device, dtype)
+        yield from fill(self, chain(first, tensors), device, dtype)
         if c.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         for part in self.modules():
             if hasattr(part, "prepare"):
                 part.prepare(dtype)
         self.rope = rope_table(c.rope, c.max_position_embeddings, device)
-        return self.eval()
+        self.eval()
 
     def forward(self, tokens: torch.Tensor, step: Step, cache: kernels.KV | None = None) -> torch.Tensor:
         """`tokens [T]` int64 to normalised hidden states `[T, D]`, or those that the step wants; `cache` of all
         layers."""
+        *_, hidden = self.in_slices(tokens, step, cache)
+        return hidden
+
+    def in_slices(
+        self, tokens: torch.Tensor, step: Step, cache: kernels.KV | None = None
+    ) -> Iterator[torch.Tensor | None]:
+        """As `forward`, layer by layer: yields None behind each, then the hidden states."""
         x, rope = kernels.look_up(tokens, step.positions, self.model.embed_tokens.weight, self.rope)
         parts: list[torch.Tensor] = []
         whole, last = replace(step, wanted=None), len(self.model.layers) - 1
         for index, layer in enumerate(self.model.layers):
             wants = step if index == last else whole  # nobody reads the others' way through the last layer
             x, parts = layer(x, parts, rope, None if cache is None else cache.layer(index), wants)
-        return self.model.norm(x, parts, kernels.Form(plain=True, fp8=False))[1].plain
+            yield None
+        yield self.model.norm(x, parts, kernels.Form(plain=True, fp8=False))[1].plain
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[T, D]` to `[T, vocab]` float32."""

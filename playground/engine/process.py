@@ -1,0 +1,209 @@
+"""The engine in a process of its own, over a socket that the two of them share: end-of-file tells each side of the
+other's death. `ProcessClient` is the page's side, `serve` the engine's (`python -m playground.engine`).
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from playground.checkpoint.config import CheckpointError
+from playground.engine import wire
+from playground.engine.client import CLOSED, STATE, Client, EngineError, received
+from playground.engine.events import EngineState, Failure, ModelInfo, TokenEvent
+from playground.engine.requests import Options
+
+BAD_MODEL = 2  # exit code: what was asked for can't be loaded, and won't be the next time
+MOST_FAILURES = 3  # restarts in a row that never got ready
+LOST = "The engine ended unexpectedly, and with it what was running. It is being started again; run again."
+
+
+class ProcessClient(Client):
+    """Starts the engine, starts it again where it dies, and after three starts that failed says so for good."""
+
+    def __init__(self, options: Options):
+        super().__init__()
+        self.options, self.failures = options, 0
+        self.sending = threading.Lock()
+        self.changed = threading.Condition()  # of the engine's state
+        self.bad_model = ""
+        self._start()
+        self.thread = threading.Thread(target=self._listen, name="engine events", daemon=True)
+        self.thread.start()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):  # a burst of events must not make the engine wait for the page
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+        command = [sys.executable, "-m", "playground.engine", "--socket", str(theirs.fileno())]
+        with theirs:
+            self.process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        self.socket = ours
+        wire.send(ours, self.options)
+
+    def send(self, message: Any) -> None:
+        with self.sending, suppress(OSError):  # whoever reads will notice, and tell those who wait
+            wire.send(self.socket, message)
+
+    def until_ready(self, phases: tuple[str, ...] = ("ready",)) -> ModelInfo:
+        """Waits until the engine says so. Raises `CheckpointError` and `EngineError`."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.closed or self.state.phase in phases)
+        if self.bad_model:
+            raise CheckpointError(self.bad_model)
+        if self.closed:
+            raise EngineError(self.closed)
+        return self.info
+
+    def until_known(self) -> ModelInfo:
+        """Waits until it is known what model it will be, before its weights are there."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.closed or self.info)
+        return self.info if self.info and not self.closed else self.until_ready()
+
+    def close(self) -> None:
+        self._close(CLOSED)
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        try:
+            self.process.wait(2)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.thread.join(2)
+
+    def _close(self, why: str) -> None:
+        with self.changed:
+            self.closed = self.closed or why
+            self.changed.notify_all()
+        self._end_all(Failure(self.closed))
+
+    def _listen(self) -> None:
+        """Hands out what the engine says, as long as there is one."""
+        while not self.closed:
+            reader = wire.Reader(self.socket)
+            with suppress(EOFError):
+                while True:
+                    self._hear(reader.read())
+            if not self.closed:
+                self._again()
+
+    def _hear(self, told: tuple) -> None:
+        state = self.state
+        for part in told:
+            self._deliver(wire.unpack(part) if isinstance(part, wire.Tokens) else [part])
+        if self.state is not state:
+            if self.state.phase == "ready":
+                self.failures = 0
+            with self.changed:
+                self.changed.notify_all()
+
+    def _again(self) -> None:
+        """The engine is gone: everybody who waits is told at once, and the next one is started."""
+        self.socket.close()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(1)
+        self.process.kill()
+        code = self.process.wait()
+        ready = self.state.phase == "ready"
+        if code == BAD_MODEL and not self.failures and not ready:
+            self.bad_model = self.state.message
+            self._close(self.bad_model)
+            return
+        self.failures += 0 if ready else 1
+        if self.failures >= MOST_FAILURES:
+            why = self.state.message or f"it ended with exit code {code}"
+            message = f"The engine could not be started {MOST_FAILURES} times in a row: {why}. Start the program again."
+            self.state = EngineState("failed", message=message, info=self.info)
+            self._close(message)
+            return
+        self.state = EngineState("restarting", info=self.info)
+        self._end_all(Failure(LOST))
+        if self.info:  # the model that was current, by the key that pages know
+            serial, _, name = self.info.key.partition(":")
+            self.options = replace(self.options, current=name, serial=int(serial) - 1)
+        time.sleep(0.2 * self.failures)
+        with self.sending:
+            self._start()
+
+
+def serve(descriptor: int) -> int:
+    """The engine's side: reads requests, writes events, and ends when the page is gone."""
+    for one in (signal.SIGINT, signal.SIGTERM):  # the page decides when to end, and takes its time
+        signal.signal(one, signal.SIG_IGN)
+    link = socket.socket(fileno=descriptor)
+    reader, inbox, outbox = wire.Reader(link), queue.SimpleQueue(), queue.SimpleQueue()
+    options = reader.read()
+    threading.Thread(target=_receive, args=(reader, inbox), name="requests", daemon=True).start()
+    writer = threading.Thread(target=_write, args=(link, outbox), name="events", daemon=True)
+    writer.start()
+    from playground.engine.host import Host  # imports torch: what comes meanwhile waits in the inbox
+
+    try:
+        host = Host(options)
+        while True:
+            for message in received(inbox, wait=not host.busy):
+                host.receive(message)
+            if told := host.step():
+                outbox.put(told)
+    except CheckpointError as error:
+        outbox.put([(STATE, EngineState("failed", message=str(error)))])
+        code = BAD_MODEL
+    except BaseException as error:  # of the device, or of ours: a new process mends the one, and tells of the other
+        print(f"engine: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        outbox.put([(STATE, EngineState("failed", message=str(error) or type(error).__name__))])
+        code = 1
+    outbox.put(None)
+    writer.join(2)
+    return code
+
+
+def _receive(reader: wire.Reader, inbox: queue.SimpleQueue) -> None:
+    try:
+        while True:
+            inbox.put(reader.read())
+    except BaseException:  # the page is gone, or speaks in tongues: there is nobody to compute for
+        os._exit(0)
+
+
+def _write(link: socket.socket, outbox: queue.SimpleQueue) -> None:
+    """Sends events; what has come up while a frame was on its way goes into the next one together."""
+    ending = False
+    while not ending:
+        told: list[tuple[int, Any]] = []
+        for batch in received(outbox, wait=True):
+            if batch is None:
+                ending = True
+                break
+            told += batch
+        try:
+            wire.send(link, tuple(parts_of(told)))
+        except OSError:
+            os._exit(0)
+
+
+def parts_of(told: list[tuple[int, Any]]) -> Iterator[Any]:
+    """Events in order, tokens that follow each other as columns."""
+    tokens: list[tuple[int, TokenEvent]] = []
+    for number, event in told:
+        if isinstance(event, TokenEvent):
+            tokens.append((number, event))
+            continue
+        if tokens:
+            yield wire.pack(tokens)
+            tokens = []
+        yield number, event
+    if tokens:
+        yield wire.pack(tokens)
