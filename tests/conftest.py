@@ -6,6 +6,12 @@ import os
 import shutil
 
 import pytest
+
+if "OMP_NUM_THREADS" not in os.environ:  # torch reads it as it is imported; processes that a test starts inherit it
+    # By itself torch takes a thread for every core. Where several test processes share a machine, those wait at each
+    # barrier for threads that have no core to run on, and a CPU twin takes minutes instead of seconds
+    os.environ["OMP_NUM_THREADS"] = str(min(os.cpu_count() or 1, 2))
+
 import torch
 
 if not torch.cuda.is_available():
