@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
+import time
 
-from playground import CheckpointError
-from playground.arguments import add_model_arguments, shelf_options
+from playground import CheckpointError, EngineError
+from playground.arguments import add_model_arguments, engine_options
+from playground.engine.process import ProcessClient
 from playground.shelf import Shelf
+
+DRAIN_SECONDS = 5.0  # for what is being written when the program is told to end
+CLOSING = "The server is shutting down; try again in a minute."
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -25,38 +32,65 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    args = parse_arguments()
+def launch(client: ProcessClient, args: argparse.Namespace, models: tuple[str, ...]):
+    """Builds the page while the engine loads, and puts it on the air. Raises `CheckpointError` and OSError."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # the page works offline and tells nobody
+    from playground.ui.page import (  # gradio takes seconds, in which the engine looks at its model
+        CSS,
+        THEME,
+        build_page,
+    )
+
+    client.until_known()
+    page = build_page(Shelf(client, models))
+    page.queue(default_concurrency_limit=None)  # rows limit what runs; whoever has none waits in the engine's line
+    page.launch(
+        server_name=args.host,
+        server_port=args.port,
+        prevent_thread_lock=True,
+        max_threads=200,  # places in gradio's queue: as many requests can be open at the same time
+        theme=THEME,
+        css=CSS,
+        show_error=False,
+        ssr_mode=False,
+        run_history=False,
+        allowed_paths=[],
+        max_file_size="8mb",
+        strict_cors=True,
+    )
+    return page
+
+
+def drain(client: ProcessClient) -> None:
+    """Takes nothing new, and gives what is being written some seconds to come to its end."""
+    client.closed = CLOSING
+    deadline = time.monotonic() + DRAIN_SECONDS
+    while client.running and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def main() -> int:
+    args, ended = parse_arguments(), threading.Event()
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, lambda *_: ended.set())
+    options = engine_options(args)
+    client = ProcessClient(options, tell=lambda state: client.bad_model and ended.set())
     try:
-        shelf = Shelf(**shelf_options(args))
-    except CheckpointError as error:
+        page = launch(client, args, options.models)
+        ended.wait()
+        if client.bad_model:
+            raise CheckpointError(client.bad_model)
+        drain(client)
+        page.close(verbose=False)
+        return 0
+    except (CheckpointError, EngineError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    from playground.ui.page import CSS, THEME, build_page  # gradio takes seconds: a bad folder is told before
-
-    # Each torch operation lets go of the interpreter lock and asks for it again; with the default of 5 ms the engine
-    # waits that long whenever the page is at work. Measured on two cores: 43 against 36 tokens/s.
-    sys.setswitchinterval(0.0005)
-    page = build_page(shelf)
-    page.queue(max_size=32)
-    try:
-        page.launch(
-            server_name=args.host,
-            server_port=args.port,
-            theme=THEME,
-            css=CSS,
-            show_error=False,
-            ssr_mode=False,
-            run_history=False,
-            allowed_paths=[],
-            max_file_size="8mb",
-            strict_cors=True,
-        )
     except OSError:
         print(f"error: {args.host}:{args.port} can't be listened on; choose another --port.", file=sys.stderr)
         return 2
-    return 0
+    finally:
+        client.close()
 
 
 if __name__ == "__main__":

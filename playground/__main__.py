@@ -7,8 +7,9 @@ import json
 import sys
 from dataclasses import asdict
 
-from playground import CheckpointError, FinishEvent, RequestError, SamplingParams, load
+from playground import CheckpointError, EngineError, FinishEvent, RequestError, SamplingParams, load
 from playground.arguments import add_model_arguments, model_options
+from playground.engine.settings import SETTINGS
 from playground.inspect.columns import labels, read_columns
 from playground.inspect.fork import Alignment
 from playground.inspect.run import Run
@@ -21,10 +22,10 @@ EPILOG = """examples:
 """
 COMPARE = """Continue a prompt under 2 to 4 settings at once, as rows of one batch, and say where and why they part.
 
-A column is a list of sampler, temperature, top_k, top_p, min_p, seed and weights (fp8 or bf16), such as
+A column is a list of SETTINGS and weights (fp8 or bf16), such as
 temperature=1.2,top_p=0.9; what it does not name is gumbel at 0.8 without filters, on the weights as loaded. All columns
 meet the same noise, of the first seed that a column names, unless --own-noise.
-"""
+""".replace("SETTINGS", ", ".join(SETTINGS))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -37,12 +38,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("prompt", help="the text to continue, or with --chat the message to answer")
     parser.add_argument("--chat", action="store_true", help="use the checkpoint's chat template")
     parser.add_argument("--system", metavar="TEXT", help="system prompt, with --chat")
-    parser.add_argument("--sampler", default="gumbel", help="greedy, multinomial or gumbel (default)")
-    parser.add_argument("--temperature", type=float, help="0 is greedy; default: the checkpoint's own, else 0.8")
-    parser.add_argument("--top-k", type=int, help="keep the k likeliest tokens; 0 keeps all (default)")
-    parser.add_argument("--top-p", type=float, help="keep the likeliest tokens up to this sum; default 1")
-    parser.add_argument("--min-p", type=float, help="drop tokens under this share of the best; default 0")
-    parser.add_argument("--seed", type=int, default=-1, help="replays a text exactly; -1 (default) draws one")
+    for name, setting in SETTINGS.items():
+        kind = {"type": setting.kind} if not setting.choices else {}
+        parser.add_argument(f"--{name.replace('_', '-')}", help=setting.help, **kind)
     parser.add_argument("--max-new-tokens", type=int, help="default 256, or what the context holds")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--ignore-eos", action="store_true", help="write on past the end of a story")
@@ -111,14 +109,11 @@ def compare() -> int:
         with load(**model_options(args)) as playground:
             options = {"ignore_eos": args.ignore_eos, "inspect": True}
             streams = playground.compare(args.prompt, params, args.max_new_tokens, forms, **options)
-            runs = [
-                Run.of(stream, playground.tokenizer, args.prompt, playground.writer_of(stream).form)
-                for stream in streams
-            ]
+            runs = [Run.of(stream, playground.tokenizer, args.prompt) for stream in streams]
             for run in runs:
                 for event in run.stream:
                     run.add(event)
-    except (RequestError, CheckpointError) as error:
+    except (RequestError, CheckpointError, EngineError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     show_comparison(runs, args.json)
@@ -151,7 +146,7 @@ def main() -> int:
         return compare()
     args = parse_arguments()
     try:
-        given = {n: getattr(args, n) for n in ("sampler", "temperature", "top_k", "top_p", "min_p", "seed")}
+        given = {name: getattr(args, name) for name in SETTINGS}
         given = {name: value for name, value in given.items() if value is not None}
         SamplingParams(**given)  # a wrong value is told before the model is loaded
         with load(**model_options(args)) as playground:
@@ -160,7 +155,7 @@ def main() -> int:
             with start(playground, args, params, options) as stream:
                 for event in stream:
                     (show_json if args.json else show_text)(event)
-    except (RequestError, CheckpointError) as error:
+    except (RequestError, CheckpointError, EngineError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

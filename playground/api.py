@@ -121,8 +121,8 @@ class Playground:
         return self.client.ask(job, self.info.key)
 
     def in_form(self, form: str) -> Playground:
-        """The same checkpoint with its projections `fp8` or `bf16`: this playground, or one beside it, whose weights are
-        loaded when it is first asked for. Raises `CheckpointError` where both do not fit."""
+        """The same checkpoint with its projections `fp8` or `bf16`: this playground, or one beside it, whose
+        weights are loaded when it is first asked for. Raises `CheckpointError` where both do not fit."""
         if form == self.form:
             return self
         if form not in FORMS:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 
+from playground.engine.requests import Options
+
 
 def add_model_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """`several`: the option may be repeated, and the variable may hold several models with commas between."""
@@ -48,11 +50,10 @@ def _models_of_environment() -> list[str]:
     return [name.strip() for name in os.environ.get("PLAYGROUND_MODEL", "").split(",") if name.strip()]
 
 
-def shelf_options(args: argparse.Namespace) -> dict:
-    """What `Shelf` takes, from the options above."""
-    options = model_options(args)
-    del options["model"]
-    return options | {"models": args.model or _models_of_environment()}
+def engine_options(args: argparse.Namespace) -> Options:
+    """What an engine with several models takes, from the options above."""
+    models = tuple(dict.fromkeys(args.model or _models_of_environment()))
+    return Options(models, "", args.device, args.dtype, args.context, args.cache_dtype)
 
 
 def model_options(args: argparse.Namespace) -> dict:

@@ -18,12 +18,12 @@ import torch
 from tqdm import tqdm
 
 import kernels
-from playground.api import EMBEDDED, choose_device, load_model
 from playground.arguments import add_model_arguments
 from playground.checkpoint.config import CheckpointError
-from playground.checkpoint.hub import find
+from playground.checkpoint.hub import EMBEDDED, find
 from playground.checkpoint.tokenizer import Tokenizer
 from playground.engine.cache import PagedCache
+from playground.engine.loading import choose_device, load_model
 from playground.model.step import Step
 from playground.model.transformer import Transformer
 from playground.train.corpus import read_documents

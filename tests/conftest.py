@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
 from playground import load
 from playground.checkpoint.config import ModelConfig
 from playground.checkpoint.families import parse_config
-from playground.engine.cache import PAGE_SIZE
+from playground.engine.pages import PAGE_SIZE
 from playground.model.transformer import Transformer
 from playground.train.__main__ import CONFIG
 

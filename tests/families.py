@@ -6,7 +6,7 @@ import torch
 import transformers
 from conftest import empty_cache
 
-from playground.engine.cache import PAGE_SIZE
+from playground.engine.pages import PAGE_SIZE
 from playground.model.step import Step
 
 COMMON = {

@@ -10,8 +10,8 @@ import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from playground import RequestError
-from playground.api import EMBEDDED
 from playground.checkpoint.chat import ChatTemplate
+from playground.checkpoint.hub import EMBEDDED
 from playground.checkpoint.tokenizer import Tokenizer
 
 CHATML = (

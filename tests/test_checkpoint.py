@@ -14,12 +14,13 @@ from conftest import SMALL, random_tensors
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, models
 
-from playground.api import load, load_model
+from playground.api import load
 from playground.checkpoint import files as checkpoint
 from playground.checkpoint.config import CheckpointError
 from playground.checkpoint.families import parse_config
 from playground.checkpoint.files import INDEX, Checkpoint, save_checkpoint
 from playground.checkpoint.memory import plan
+from playground.engine.loading import load_model
 from playground.model.transformer import Transformer
 
 CPU = torch.device("cpu")

@@ -7,10 +7,10 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from playground.ui.runs import RunBook
 
 from playground import RequestError, SamplingParams
 from playground.inspect.receipt import FORMAT, MOST_SEGMENTS, read_receipts
-from playground.ui.runs import RunBook
 
 PARAMS = SamplingParams("gumbel", 0.9, top_k=50, seed=5)
 

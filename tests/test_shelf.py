@@ -10,9 +10,9 @@ import torch
 from conftest import SMALL, random_tensors
 
 from playground import CheckpointError, RequestError
-from playground.api import EMBEDDED
 from playground.checkpoint.families import parse_config
 from playground.checkpoint.files import Checkpoint, save_checkpoint
+from playground.checkpoint.hub import EMBEDDED
 from playground.shelf import Shelf
 
 

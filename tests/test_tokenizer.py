@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, normalizers, trainers
 
-from playground.api import EMBEDDED
+from playground.checkpoint.hub import EMBEDDED
 from playground.checkpoint.tokenizer import TextStream, Tokenizer
 
 SCRIPTS = [

@@ -15,21 +15,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 
 import torch
 
 import kernels
-from playground.api import EMBEDDED, choose_cache, choose_device, load_model, plain_dtype
 from playground.arguments import add_model_arguments, model_options
 from playground.bench.shapes import SHAPES, random_model
 from playground.bench.starting import start_times
 from playground.bench.timing import against_torch, arrival, copy_rate, kernel_times, measure
 from playground.checkpoint.config import CheckpointError
-from playground.checkpoint.hub import find
-from playground.engine.client import Service
+from playground.checkpoint.hub import EMBEDDED, find
 from playground.engine.curve import cache_curve
-from playground.engine.engine import Engine
+from playground.engine.engine import Engine, driven
 from playground.engine.gate import faults
+from playground.engine.loading import choose_cache, choose_device, load_model, plain_dtype
 from playground.model.transformer import Transformer
 
 
@@ -81,7 +81,7 @@ def bench(name: str, model: Transformer, args: argparse.Namespace, cache_dtype: 
         raise CheckpointError(f"What is asked for makes {context} tokens, and the context of {name} holds {limit}.")
     room = min(most + bool(args.arriving), kernels.INVARIANT_ROWS)
     engine = Engine(model, None, room, context=context, cache_dtype=cache_dtype, share_prefixes=False)
-    if wrong := faults(model, engine):
+    if wrong := list(driven(engine, faults(model, engine))):
         print(f"{name}: the gate is red, no figures. {'; '.join(wrong)}", file=sys.stderr)
         return False
     rate = copy_rate(model.device)
@@ -112,9 +112,9 @@ def curve(model: Transformer, args: argparse.Namespace, cache_dtype: torch.dtype
     limit = model.config.max_position_embeddings - 8
     tokens = min(args.tokens, limit)
     tokens = max(tokens, 64)
-    service = Service(Engine(model, None, 1, context=tokens + 4, cache_dtype=cache_dtype))
-    rows = list(cache_curve(service, [model.config.bos_token_id or 0, 5, 6, 7], tokens))
-    service.close()
+    engine = Engine(model, None, 1, context=tokens + 4, cache_dtype=cache_dtype)
+    points = driven(engine, cache_curve(engine, (model.config.bos_token_id or 0, 5, 6, 7), tokens))
+    rows = [asdict(point) for point in points]
     if args.json:
         print(json.dumps({"device": str(model.device), "rows": rows}))
         return True

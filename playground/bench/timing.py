@@ -13,7 +13,8 @@ from kernels.bench import Case, microseconds
 from playground.bench.floors import family_of, prompts_alone, step_bytes
 from playground.checkpoint.config import CheckpointError
 from playground.engine.engine import Engine
-from playground.engine.requests import Request, SamplingParams
+from playground.engine.requests import Request
+from playground.engine.settings import SamplingParams
 from playground.model.layers import Product
 from playground.model.transformer import Transformer
 
@@ -100,7 +101,7 @@ def measure(engine: Engine, rows: int, prompt: int, tokens: int, rate: float, in
         torch.cuda.reset_peak_memory_stats(engine.model.device)
     rates = [steady_rate(engine, rows, prompt, tokens, inspect) for _ in range(RUNS)]
     speed, waits = statistics.median(rates), first_token_times(engine, prompt, tokens, inspect)
-    size = sum(step_bytes(engine.model, rows, prompt + tokens // 2, engine.cache.kv.values.dtype).values())
+    size = sum(step_bytes(engine.model, rows, prompt + tokens // 2, engine.runner.cache.kv.values.dtype).values())
     case = {
         "rows": rows,
         "prompt": prompt,

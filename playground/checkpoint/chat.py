@@ -14,7 +14,7 @@ from typing import Any
 from playground.checkpoint import render
 from playground.checkpoint.config import CheckpointError
 from playground.checkpoint.tokenizer import Tokenizer, read_tokenizer_config
-from playground.engine.requests import RequestError
+from playground.engine.settings import RequestError
 
 MARK = "\ue000"  # private use: stands inside a special token's text that a user typed, so that it stays text
 WALL_SECONDS = 10

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from playground.checkpoint.config import CheckpointError, MlaConfig, ModelConfig
-from playground.engine.cache import PAGE_SIZE, token_bytes
-from playground.engine.engine import PREFILL_CHUNK
+from playground.engine.cache import token_bytes
+from playground.engine.pages import PAGE_SIZE, PREFILL_CHUNK
 from playground.model.layers import Linear, Product
 from playground.model.loading import SCALE_SUFFIX
 

@@ -10,8 +10,8 @@ from playground.engine.pages import PAGE_SIZE, pages_for
 
 
 class PagedCache:
-    """`kv` of all layers and one page more than are handed out. The last page is `scratch`: nobody's, for what a step of
-    fixed size computes beyond its rows. `dtype` is the model's, or float8_e4m3fn."""
+    """`kv` of all layers and one page more than are handed out. The last page is `scratch`: nobody's, for what a step
+    of fixed size computes beyond its rows. `dtype` is the model's, or float8_e4m3fn."""
 
     def __init__(self, config: ModelConfig, tokens: int, device: torch.device, dtype: torch.dtype):
         self.scratch = pages_for(tokens)

@@ -66,9 +66,7 @@ class Answers:
 
     def last(self) -> Any:
         """The last answer, once all have come."""
-        answer = None
-        for answer in self:
-            pass
+        *_, answer = (None, *self)
         return answer
 
     def close(self) -> None:
@@ -171,13 +169,14 @@ class Client:
 
     # --- for homes
 
-    def _submit(self, ask: Ask, answers: Iterable[Answers]) -> None:
+    def _submit(self, ask: Ask, answers: Sequence[Answers]) -> None:
         if self.closed:
             raise EngineError(self.closed)
         self._open.update({one.id: one for one in answers})
         self.send(ask)
-        if self.closed:  # it closed meanwhile, and may have told only those that it knew
-            self._end_all(Failure(self.closed))
+        if self.closed:  # meanwhile, and those that it told may not have been all
+            for one in answers:
+                one.events.put(Failure(self.closed))
 
     def _deliver(self, told: Iterable[tuple[int, Any]]) -> None:
         for number, event in told:

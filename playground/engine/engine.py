@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ from playground.checkpoint.tokenizer import Tokenizer
 from playground.engine.decoder import Drawn
 from playground.engine.events import Failure, RowEvent, Started, TokenEvent, Waiting
 from playground.engine.insight import Insight
-from playground.engine.pages import PagePool, pages_for
+from playground.engine.pages import PREFILL_CHUNK, PagePool, pages_for
 from playground.engine.prefill import Fed
 from playground.engine.requests import Request
 from playground.engine.row import Row
@@ -31,7 +32,6 @@ from playground.engine.scheduler import Scheduler
 from playground.engine.settings import RequestError
 from playground.model.transformer import Transformer
 
-PREFILL_CHUNK = 2048  # tokens of a prompt per forward: bounds the working space. Boundaries follow positions alone
 NOT_A_NUMBER = "The model's output is not a number here: its weights, or what it was given, are damaged."
 Told = list[tuple[Row, RowEvent]]
 
@@ -240,6 +240,15 @@ class Engine:
             event, keep = Failure(in_a_sentence(error)), False
         self.scheduler.leave(row, keep)
         return row, event
+
+
+def driven(engine: Engine, work: Iterator[Any]) -> Iterator[Any]:
+    """What a job yields, with the engine's steps between its slices."""
+    for answer in work:
+        if answer is not None:
+            yield answer
+        if engine.busy:
+            engine.step()
 
 
 def in_a_sentence(error: BaseException) -> str:

@@ -104,6 +104,7 @@ class ModelInfo:
     device_name: str
     torch: str  # its version
     path: str  # in words, what computes
+    projection: str  # the first quantised one of the first layer; "" where there is none
     forms: tuple[str, ...]  # of the weights that are at hand
     defaults: dict[str, float | int | str] = field(default_factory=dict)  # settings to begin with
     suggested: bool = False  # by the checkpoint's own generation_config.json
@@ -111,8 +112,8 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class EngineState:
-    """What the engine is doing: "starting", "loading" (bytes), "preparing" (kernels), "ready", "restarting" or
-    "failed" (for good, `message` says why)."""
+    """What the engine is doing: "starting", "loading" (bytes), "preparing" (kernels), "ready", "ending" (`message` says
+    why), "restarting" or "failed": for good."""
 
     phase: str
     done: int = 0

@@ -22,7 +22,7 @@ from playground.checkpoint.hub import EMBEDDED, find, local_folder
 from playground.checkpoint.tokenizer import Tokenizer
 from playground.engine.engine import DeviceFault, Engine, in_a_sentence
 from playground.engine.events import Done, EngineState, Failure, ModelInfo, Progress
-from playground.engine.jobs import slices
+from playground.engine.jobs import projections, slices
 from playground.engine.loading import MAX_ROWS, Loading, check, choose_device
 from playground.engine.requests import Ask, Cancel, Generate, Job, Load, Options, Switch, Watch
 from playground.engine.row import Row
@@ -66,7 +66,7 @@ class Host:
                 for number in message.rows:
                     if number in self.rows:
                         self.rows[number][1].watch = message.projection
-            case Ask() if self.loading:
+            case Ask() if self.loading or not self.engines:
                 self.early.append(message)
             case Ask():
                 self._begin(message)
@@ -187,6 +187,10 @@ class Host:
             self._tell_state(told)
             return
         self.loading = None
+        self._begin_early()
+
+    def _begin_early(self) -> None:
+        """What came while no model was there."""
         early, self.early = self.early, []
         for ask in early:
             self._begin(ask)
@@ -273,6 +277,7 @@ class Host:
                 self._tell_state(EngineState("loading", told.done, told.total, info=self.info))
                 yield told
         self._tell_state(EngineState("ready", info=self.info))
+        self._begin_early()
 
     def _release(self) -> None:
         """Ends what runs on the current model, and lets go of it."""
@@ -303,6 +308,7 @@ def info_of(key: str, name: str, loading: Loading, folder: Path) -> ModelInfo:
         device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         torch=torch.__version__,
         path=path_in_words(device),
+        projection=next(iter(projections(loading.model, 0)), ""),
         forms=(form,),
         defaults=defaults,
         suggested=suggested,

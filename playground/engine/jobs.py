@@ -30,6 +30,7 @@ from playground.engine.requests import (
 from playground.engine.settings import RequestError
 from playground.model.layers import Linear
 from playground.model.step import Step
+from playground.model.transformer import Transformer
 
 LOGITS_AT_ONCE = 128  # positions: a large vocabulary times all of a text would not fit
 
@@ -77,8 +78,8 @@ def score(engine: Engine, ids: tuple[int, ...]) -> Generator[None, None, np.ndar
         raise RequestError(f"The text has {len(ids)} tokens; 2 to {engine.context} can be scored.")
     model = engine.model
     tokens = torch.tensor(ids, device=model.device)
-    hidden = None
-    for hidden in model.in_slices(tokens, Step(torch.arange(len(ids), device=model.device), slots=None)):
+    layers = model.in_slices(tokens, Step(torch.arange(len(ids), device=model.device), slots=None))
+    while (hidden := next(layers)) is None:
         yield None
     found = []
     for start in range(0, len(ids) - 1, LOGITS_AT_ONCE):
@@ -89,15 +90,15 @@ def score(engine: Engine, ids: tuple[int, ...]) -> Generator[None, None, np.ndar
     return np.concatenate(found)
 
 
-def projections(engine: Engine, layer: int) -> list[str]:
+def projections(model: Transformer, layer: int) -> list[str]:
     """The names of a layer's FP8 projections, such as `self_attn.o_proj` or `mlp.experts.3.up_proj`."""
-    modules = engine.model.model.layers[layer].named_modules()
+    modules = model.model.layers[layer].named_modules()
     return [name for name, part in modules if isinstance(part, Linear) and part.is_fp8]
 
 
 def weight_scales(engine: Engine, layer: int, projection: str) -> WeightScales:
     layer = min(max(layer, 0), engine.model.config.num_hidden_layers - 1)
-    names = tuple(projections(engine, layer))
+    names = tuple(projections(engine.model, layer))
     if not names:
         return WeightScales(layer, "", ())
     projection = projection if projection in names else names[0]

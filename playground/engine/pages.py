@@ -4,6 +4,7 @@ begin alike. Numbers only; what stands in the pages is the runner's."""
 from __future__ import annotations
 
 PAGE_SIZE = 64
+PREFILL_CHUNK = 2048  # tokens of a prompt per forward: bounds the working space. Boundaries follow positions alone
 
 
 def pages_for(tokens: int) -> int:

@@ -81,7 +81,7 @@ class Chunk:
 class Prefill:
     def __init__(self, model: Transformer, cache: PagedCache, recorder: Recorder | None):
         self.model, self.cache, self.recorder = model, cache, recorder
-        self.chunks: dict[Kind, Piece] = {}
+        self.chunks: dict[Kind, Chunk] = {}
 
     def feed(self, tokens: Sequence[int], start: int, pages: Sequence[int], traced: bool, ends: bool) -> Fed | None:
         """Feeds the tokens of a prompt from `start` on, which a row's `pages` then hold; what follows them, where the

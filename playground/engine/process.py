@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -31,9 +31,9 @@ LOST = "The engine ended unexpectedly, and with it what was running. It is being
 class ProcessClient(Client):
     """Starts the engine, starts it again where it dies, and after three starts that failed says so for good."""
 
-    def __init__(self, options: Options):
-        super().__init__()
-        self.options, self.failures = options, 0
+    def __init__(self, options: Options, tell: Callable[[EngineState], object] = lambda state: None):
+        super().__init__(tell)
+        self.options, self.failures, self.starts = options, 0, 0
         self.sending = threading.Lock()
         self.changed = threading.Condition()  # of the engine's state
         self.bad_model = ""
@@ -42,6 +42,7 @@ class ProcessClient(Client):
         self.thread.start()
 
     def _start(self) -> None:
+        self.starts += 1
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):  # a burst of events must not make the engine wait for the page
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
@@ -116,20 +117,18 @@ class ProcessClient(Client):
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(1)
         self.process.kill()
-        code = self.process.wait()
-        ready = self.state.phase == "ready"
-        if code == BAD_MODEL and not self.failures and not ready:
-            self.bad_model = self.state.message
-            self._close(self.bad_model)
+        code, last = self.process.wait(), self.state
+        ready = last.phase == "ready"
+        if code == BAD_MODEL and self.starts == 1 and last.message:
+            self.bad_model = last.message
+            self._give_up(last.message)
             return
-        self.failures += 0 if ready else 1
+        self.failures += not ready
         if self.failures >= MOST_FAILURES:
-            why = self.state.message or f"it ended with exit code {code}"
-            message = f"The engine could not be started {MOST_FAILURES} times in a row: {why}. Start the program again."
-            self.state = EngineState("failed", message=message, info=self.info)
-            self._close(message)
+            why = last.message or f"it ended with exit code {code}"
+            self._give_up(f"The engine could not be started {MOST_FAILURES} times in a row: {why}. Start it anew.")
             return
-        self.state = EngineState("restarting", info=self.info)
+        self._deliver([(STATE, EngineState("restarting", info=self.info))])
         self._end_all(Failure(LOST))
         if self.info:  # the model that was current, by the key that pages know
             serial, _, name = self.info.key.partition(":")
@@ -137,6 +136,10 @@ class ProcessClient(Client):
         time.sleep(0.2 * self.failures)
         with self.sending:
             self._start()
+
+    def _give_up(self, why: str) -> None:
+        self._close(why)
+        self._deliver([(STATE, EngineState("failed", message=why, info=self.info))])
 
 
 def serve(descriptor: int) -> int:
@@ -159,11 +162,11 @@ def serve(descriptor: int) -> int:
             if told := host.step():
                 outbox.put(told)
     except CheckpointError as error:
-        outbox.put([(STATE, EngineState("failed", message=str(error)))])
+        outbox.put([(STATE, EngineState("ending", message=str(error)))])
         code = BAD_MODEL
     except BaseException as error:  # of the device, or of ours: a new process mends the one, and tells of the other
         print(f"engine: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        outbox.put([(STATE, EngineState("failed", message=str(error) or type(error).__name__))])
+        outbox.put([(STATE, EngineState("ending", message=str(error) or type(error).__name__))])
         code = 1
     outbox.put(None)
     writer.join(2)

@@ -37,7 +37,8 @@ class Request:
             raise RequestError(f"Max new tokens is {self.max_new_tokens!r}; use a whole number.")
         if not 1 <= self.max_new_tokens <= context:
             raise RequestError(
-                f"Max new tokens is {self.max_new_tokens}; use a whole number from 1 to {context}, this model's context."
+                f"Max new tokens is {self.max_new_tokens}; use a whole number from 1 to {context}, this model's "
+                "context."
             )
         check_prompt(self.prompt, context, vocab_size)
 

@@ -16,6 +16,8 @@ from playground.engine.prefill import Fed, Prefill
 from playground.engine.sampler import Settings
 from playground.model.transformer import Transformer
 
+CPU_THREADS = torch.get_num_threads()  # before any decode has asked for one
+
 
 class Runner:
     """`cache_tokens` for all rows together, `context` for each."""
@@ -24,7 +26,6 @@ class Runner:
         self.model = model
         self.cache = PagedCache(model.config, cache_tokens, model.device, cache_dtype)
         self.on_card = model.device.type == "cuda"
-        self.cpu_threads = torch.get_num_threads()
         recorder = Recorder(model.device) if self.on_card else None
         self.prefill = Prefill(model, self.cache, recorder)
         self.decoder = make_decoder(model, self.cache, context, recorder)
@@ -97,7 +98,7 @@ class Runner:
 
     def use_all_threads(self) -> None:
         """For work that is like a prefill."""
-        self.use_threads(self.cpu_threads)
+        self.use_threads(CPU_THREADS)
 
     def use_threads(self, count: int) -> None:
         """Decode on a CPU is a thousand small operations bound by memory: one thread runs them nearly twice as fast

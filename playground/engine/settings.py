@@ -73,7 +73,7 @@ def whole_number(name: str, value: object) -> int:
     return int(value)
 
 
-def _setting(default: Any, *args, **about) -> Any:
+def setting(default: Any, *args, **about) -> Any:
     return field(default=default, metadata={"setting": Setting(*args, **about)})
 
 
@@ -85,7 +85,7 @@ class SamplingParams:
     row's statistics report, so that the text can be had again.
     """
 
-    sampler: Sampler | str = _setting(
+    sampler: Sampler | str = setting(
         Sampler.GUMBEL,
         "Sampler",
         str,
@@ -95,7 +95,7 @@ class SamplingParams:
         choices=SAMPLER_NAMES,
         needed=True,
     )
-    temperature: float = _setting(
+    temperature: float = setting(
         1.0,
         "Temperature",
         float,
@@ -108,7 +108,7 @@ class SamplingParams:
         info="0 is greedy",
         needed=True,
     )
-    top_k: int = _setting(
+    top_k: int = setting(
         0,
         "Top-k",
         int,
@@ -120,7 +120,7 @@ class SamplingParams:
         info="0 keeps all",
         filters=True,
     )
-    top_p: float = _setting(
+    top_p: float = setting(
         1.0,
         "Top-p",
         float,
@@ -133,7 +133,7 @@ class SamplingParams:
         info="1 keeps all",
         filters=True,
     )
-    min_p: float = _setting(
+    min_p: float = setting(
         0.0,
         "Min-p",
         float,
@@ -145,7 +145,7 @@ class SamplingParams:
         info="0 keeps all",
         filters=True,
     )
-    seed: int = _setting(
+    seed: int = setting(
         -1,
         "Seed",
         int,
@@ -194,7 +194,8 @@ def suggested_by(generation: Any) -> tuple[dict[str, Any], bool]:
     found = {}
     for name, setting in SETTINGS.items() if isinstance(generation, dict) else ():
         value = generation.get(name)
-        if setting.kind is not str and name != "seed" and type(value) in (int, float):
-            if setting.low <= value <= setting.high and (setting.kind is float or value == value // 1):
-                found[name] = setting.kind(value)
+        if setting.kind is str or name == "seed" or type(value) not in (int, float):
+            continue
+        if setting.low <= value <= setting.high and (setting.kind is float or value == value // 1):
+            found[name] = setting.kind(value)
     return SUGGESTED | found, bool(found)

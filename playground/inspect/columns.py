@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from playground.engine.requests import RequestError, SamplingParams, whole_number
+from playground.engine.settings import FILTERS, SAMPLER_NAMES, SETTINGS, SUGGESTED, RequestError, SamplingParams
 from playground.inspect.run import Run
 
 MOST = 4
-NAMES = ("sampler", "temperature", "top_k", "top_p", "min_p", "seed", "weights")
-PLAIN = {
-    "sampler": "gumbel", "temperature": 0.8, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": -1, "weights": "",
-}  # fmt: skip
+NAMES = (*SETTINGS, "weights")
+PLAIN = SUGGESTED | {"weights": ""}
 FORMS = {"": "as loaded", "fp8": "FP8", "bf16": "BF16"}
 
 
@@ -24,14 +22,13 @@ def read_columns(settings: list[dict], shared_noise: bool) -> tuple[list[Samplin
         or not all(isinstance(s, dict) for s in settings)
     ):
         raise RequestError(f"Compare 2 to {MOST} settings, each an object with some of {', '.join(NAMES)}.")
-    if unknown := {name for s in settings for name in s} - set(NAMES):
-        raise RequestError(f"A setting has no {sorted(unknown)[0]!r}; it has {', '.join(NAMES)}.")
-    whole = {"top_k": "Top-k", "seed": "Seed"}
-    given = [PLAIN | s | {n: whole_number(label, (PLAIN | s)[n]) for n, label in whole.items()} for s in settings]
-    forms = [s.pop("weights") or "" for s in given]
+    given = [dict(setting) for setting in settings]
+    forms = [setting.pop("weights", "") or "" for setting in given]
+    if unknown := {name for setting in given for name in setting} - set(SETTINGS):
+        raise RequestError(f"A setting has no {sorted(map(str, unknown))[0]!r}; it has {', '.join(NAMES)}.")
     if wrong := [form for form in forms if form not in list(FORMS)]:  # JSON may bring what can't be hashed
         raise RequestError(f"Weights is {repr(wrong[0])[:80]}; choose fp8 or bf16, or leave it out.")
-    params = [SamplingParams(**s) for s in given]
+    params = [SamplingParams.read(SUGGESTED | setting) for setting in given]
     if shared_noise:
         seed = next((p.seed for p in params if p.seed >= 0), params[0].with_drawn_seed().seed)
         return [replace(p, seed=seed) for p in params], forms
@@ -49,9 +46,8 @@ def label(params: SamplingParams) -> str:
     if params.is_greedy:
         return "Greedy"
     filters = [
-        f"{n.replace('_', '-')} {v:g}"
-        for n, v, off in (("top_k", params.top_k, 0), ("top_p", params.top_p, 1), ("min_p", params.min_p, 0))
-        if v != off
+        f"{SETTINGS[name].label} {getattr(params, name):g}".lower()
+        for name in FILTERS
+        if getattr(params, name) != SETTINGS[name].off
     ]
-    name = "Gumbel-max" if params.sampler == "gumbel" else "Multinomial"
-    return ", ".join([f"{name} {params.temperature:g}", *filters, f"seed {params.seed}"])
+    return ", ".join([f"{SAMPLER_NAMES[params.sampler]} {params.temperature:g}", *filters, f"seed {params.seed}"])

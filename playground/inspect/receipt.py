@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import torch
-
-from playground.engine.requests import RequestError, SamplingParams
+from playground.engine.events import ModelInfo
+from playground.engine.settings import SETTINGS, RequestError, SamplingParams
 from playground.inspect.columns import MOST
 from playground.inspect.run import Run
 
@@ -64,25 +63,24 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def make_receipt(run: Run, model: str, folder: Path, device: torch.device, cache: str) -> dict:
+def make_receipt(run: Run, info: ModelInfo) -> dict:
     """Everything that the run depends on, and what it wrote."""
     tokens = list(run.tokens)  # the run may still be writing
     lineage, segments = run.lineage(), []
     for part, child in zip(lineage, [*lineage[1:], None], strict=True):
         keep = (len(tokens) if child is None else child.at) - part.taken
-        ways = {"ignore_eos": part.ignore_eos, "branched": part.stream.row.branched}
+        ways = {"ignore_eos": part.ignore_eos, "branched": part.stream.branched}
         segments.append(asdict(part.params) | {"keep": keep, "forced": child.forced if child else None} | ways)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {
         "format": FORMAT,
-        "model": model,
-        "checkpoint": fingerprint(folder),
-        "device": name,
-        "torch": torch.__version__,
+        "model": info.name,
+        "checkpoint": fingerprint(Path(info.folder)),
+        "device": info.device_name,
+        "torch": info.torch,
         "prompt": run.prompt,
         "prompt_ids": list(run.prompt_ids),
         "weights": run.form,
-        "cache": cache,
+        "cache": info.cache_form,
         "segments": segments,
         "finish_reason": run.stats and run.stats["finish_reason"],
         "text": "".join(token.text for token in tokens),
@@ -149,8 +147,8 @@ def _receipt(raw: object) -> Receipt:
 
 
 def _segment(raw: dict) -> Segment:
-    names = ("sampler", "temperature", "top_k", "top_p", "min_p", "seed")
-    params = SamplingParams(**{name: raw[name] for name in names})
+    # a setting that came later than the receipt is as by default
+    params = SamplingParams(**{n: raw[n] for n, setting in SETTINGS.items() if n in raw or setting.needed})
     if params.seed < 0:
         raise ValueError("a seed is missing")
     ways = (raw["ignore_eos"], raw["branched"])

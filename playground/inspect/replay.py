@@ -3,54 +3,57 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 from playground.engine.client import Stream
-from playground.engine.requests import FinishEvent, RequestError, SamplingParams, TokenEvent
+from playground.engine.events import Event, FinishEvent, TokenEvent
+from playground.engine.settings import RequestError, SamplingParams
 from playground.inspect.receipt import Receipt
 
 Spelled = Callable[[int], str]
 # token ids, setting, limit, whether to write past the end, the stream to branch from
 Start = Callable[[tuple[int, ...], SamplingParams, int, bool, Stream | None], Stream]
+STOPPED = "The replay was stopped; run it again."
 
 
-def replay(receipt: Receipt, start: Start, spelled: Spelled) -> dict:
-    """Runs every segment as it was run, each on the cache of the one before, until a token differs. Returns
-    `identical`, how many tokens were `checked`, and where the first difference is, `at`, what was `recorded` there and
-    what came `now`: the token and the likeliest ones."""
+def replay(receipt: Receipt, start: Start, spelled: Spelled) -> Generator[Stream, Event, dict]:
+    """Runs every segment as it was run, each on the cache of the one before, until a token differs. Yields the stream
+    whose next event it waits for, so that whoever drives it may wait in a way of his own. Returns `identical`, how many
+    tokens were `checked`, and where the first difference is, `at`, what was `recorded` there and what came `now`: the
+    token and the likeliest ones."""
     parent, done = None, 0
     for segment in receipt.segments:
         ids = (*receipt.prompt, *receipt.ids[:done])
         # as in the run itself: a token is forced behind one that was fed, and a prompt's own logits are its prefill's
         limit = max(segment.keep, 1) + (segment.forced is not None)
         parent = start(ids, segment.params, limit, segment.ignore_eos, parent if segment.branched else None)
-        for event in parent:
-            if isinstance(event, FinishEvent):
-                if event.stats.finish_reason == "cancelled":
-                    raise RequestError("The replay was stopped; run it again.")
-                continue
-            if parent.row.branched != segment.branched:
-                parent.close()
-                raise RequestError("Other runs took the memory of this replay's branches; try again when they ended.")
-            if event.index >= segment.keep:
-                continue
-            if event.id != receipt.ids[done]:
-                parent.close()
-                return _difference(receipt, done, event, spelled)
-            done += 1
+        with parent:
+            while not parent.ended:
+                event = yield parent
+                if isinstance(event, FinishEvent):
+                    if event.stats.finish_reason == "cancelled":
+                        raise RequestError(STOPPED)
+                    continue
+                if parent.branched != segment.branched:
+                    raise RequestError(
+                        "Other runs took the memory of this replay's branches; try again when they ended."
+                    )
+                if event.index >= segment.keep:
+                    continue
+                if event.id != receipt.ids[done]:
+                    return _difference(receipt, done, event, spelled)
+                done += 1
         if segment.forced is not None and done < len(receipt.ids):
             if receipt.ids[done] != segment.forced:
-                return {"identical": False, "checked": done, "at": done, "recorded": None, "now": None}
+                return _found(done, at=done)
             done += 1
     if done < len(receipt.ids):  # the replay ended earlier, at an end of text that the recorded run did not meet
-        return {
-            "identical": False,
-            "checked": done,
-            "at": done,
-            "recorded": _recorded(receipt, done, spelled),
-            "now": None,
-        }
-    return {"identical": True, "checked": done, "at": None, "recorded": None, "now": None}
+        return _found(done, at=done, recorded=_recorded(receipt, done, spelled))
+    return _found(done)
+
+
+def _found(checked: int, at: int | None = None, recorded: dict | None = None, now: dict | None = None) -> dict:
+    return {"identical": at is None, "checked": checked, "at": at, "recorded": recorded, "now": now}
 
 
 def _recorded(receipt: Receipt, at: int, spelled: Spelled) -> dict:
@@ -59,7 +62,7 @@ def _recorded(receipt: Receipt, at: int, spelled: Spelled) -> dict:
 
 def _difference(receipt: Receipt, at: int, event: TokenEvent, spelled: Spelled) -> dict:
     now = _side(event.id, event.insight.raw[:5] if event.insight else [], spelled)
-    return {"identical": False, "checked": at, "at": at, "recorded": _recorded(receipt, at, spelled), "now": now}
+    return _found(at, at, _recorded(receipt, at, spelled), now)
 
 
 def _side(token: int, top, spelled: Spelled) -> dict:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from playground.checkpoint.tokenizer import TextStream, Tokenizer
 from playground.engine.client import Stream
+from playground.engine.events import FinishEvent, TokenEvent
 from playground.engine.insight import Insight
-from playground.engine.requests import FinishEvent, SamplingParams, TokenEvent
+from playground.engine.settings import SamplingParams
 
 
 class Written(NamedTuple):
@@ -38,7 +39,6 @@ class Run:
     params: SamplingParams
     limit: int
     ignore_eos: bool = False
-    form: str = "fp8"  # of the weights
     parent: Run | None = None
     at: int = 0  # how many of its parent's tokens it took over
     tokens: list[Written] = field(default_factory=list)
@@ -53,6 +53,11 @@ class Run:
         self.depth = self.parent.depth + 1 if self.parent else 0
         for token in given:
             self._append(token)
+
+    @property
+    def form(self) -> str:
+        """Of the weights."""
+        return self.stream.form
 
     @property
     def forced(self) -> int | None:
@@ -77,10 +82,10 @@ class Run:
             self.marks += f"{len(event.text.encode('utf-16-le', 'surrogatepass')) // 2},,,,;"
 
     @classmethod
-    def of(cls, stream: Stream, tokenizer: Tokenizer, prompt: str, form: str) -> Run:
+    def of(cls, stream: Stream, tokenizer: Tokenizer, prompt: str) -> Run:
         """A run that begins with its prompt."""
-        asked = stream.row.request
-        return cls(stream, tokenizer, prompt, asked.prompt, asked.params, asked.max_new_tokens, asked.ignore_eos, form)
+        asked = stream.request
+        return cls(stream, tokenizer, prompt, asked.prompt, asked.params, asked.max_new_tokens, asked.ignore_eos)
 
     def text_of(self, token: int, at: int) -> str:
         """What `token` would add to the text behind its first `at` tokens, which may have begun a character."""

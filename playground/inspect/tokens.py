@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from playground.engine.insight import Insight
+from playground.engine.settings import SETTINGS
 from playground.inspect.run import Run, Written
 
 
@@ -75,6 +76,4 @@ def why(run: Run, token: Written) -> dict:
 
 
 def settings(run: Run) -> dict:
-    p = run.params
-    names = ("temperature", "top_k", "top_p", "min_p", "seed")
-    return {"sampler": p.sampler.value, **{name: getattr(p, name) for name in names}}
+    return {name: getattr(run.params, name) for name in SETTINGS} | {"sampler": run.params.sampler.value}

@@ -3,15 +3,19 @@ widget only shows it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
 import gradio as gr
 
 from playground import Playground
+from playground.inspect.run import Run
 from playground.ui.components import ChatView, StatsBar, TextView
+from playground.ui.generate import WRITING
 from playground.ui.handlers import Handlers
 from playground.ui.session import Session, refuse_during_a_run, run_of
+from playground.ui.settings import NAMES, QUICK, Asked, Controls, spelled
 
 
 class ChatTab(NamedTuple):
@@ -55,16 +59,16 @@ def chat_tab(playground: Playground, explain: Callable[[dict], dict]) -> ChatTab
     return ChatTab(tab, system, talk, message, send, stop, retry, edit, clear, stats, tokens)
 
 
-def connect_chat(chat: ChatTab, handlers: Handlers, settings: list, strip, session: gr.State) -> None:
+def connect_chat(chat: ChatTab, handlers: Handlers, controls: Controls, strip, session: gr.State) -> None:
     talker = ChatHandlers(handlers)
-    shown, rest = [chat.talk, chat.message, chat.stats, strip, chat.tokens], [chat.system, *settings, session]
-    options = {"show_progress": "hidden", "concurrency_limit": 8, "trigger_mode": "multiple"}
-    chat.send.click(talker.send, [chat.message, *rest], shown, api_name="chat", **options)
-    chat.message.submit(talker.send, [chat.message, *rest], shown, api_visibility="private", **options)
-    chat.retry.click(talker.retry, rest, shown, api_visibility="private", **options)
-    quick = {"api_visibility": "private", "show_progress": "hidden"}
-    chat.edit.click(talker.edit, [session], [chat.talk, chat.message], **quick)
-    chat.clear.click(talker.clear, [session], [chat.talk, chat.stats], **quick)
+    shown, rest = [chat.talk, chat.message, chat.stats, strip, chat.tokens], [chat.system, *controls.inputs]
+    private = WRITING | {"api_visibility": "private"}
+    send = spelled(talker.send, NAMES, NAMES)  # also the endpoint, which remembers the conversation of its client
+    chat.send.click(send, [chat.message, *rest, session], shown, api_name="chat", **WRITING)
+    chat.message.submit(talker.send, [session, chat.message, *rest], shown, **private)
+    chat.retry.click(talker.retry, [session, *rest], shown, **private)
+    chat.edit.click(talker.edit, [session], [chat.talk, chat.message], **QUICK)
+    chat.clear.click(talker.clear, [session], [chat.talk, chat.stats], **QUICK)
 
 
 class ChatHandlers:
@@ -73,26 +77,21 @@ class ChatHandlers:
     def __init__(self, handlers: Handlers):
         self.handlers = handlers
 
-    def send(
-        self, message, system, sampler, temperature, max_new_tokens, seed, top_k, top_p, min_p, past_end,
-        session: Session,
-    ) -> Iterator[tuple]:  # fmt: skip
+    async def send(self, request: gr.Request, session: Session, message, system, *values) -> AsyncIterator[tuple]:
         """The next user turn, and the answer to it."""
         turn = {"role": "user", "content": message if isinstance(message, str) else ""}
-        settings = (sampler, temperature, seed, top_k, top_p, min_p)
-        yield from self._answer([*session.chat, turn], system, settings, max_new_tokens, past_end, session)
+        async for shown in self._answer(request, session, [*session.chat, turn], system, values):
+            yield shown
 
-    def retry(
-        self, system, sampler, temperature, max_new_tokens, seed, top_k, top_p, min_p, past_end, session: Session
-    ) -> Iterator[tuple]:
+    async def retry(self, request: gr.Request, session: Session, system, *values) -> AsyncIterator[tuple]:
         """Another answer to the last user turn."""
-        settings = (sampler, temperature, seed, top_k, top_p, min_p)
         turns = session.chat[:-1] if session.chat and session.chat[-1]["role"] == "assistant" else session.chat
-        yield from self._answer(turns, system, settings, max_new_tokens, past_end, session)
+        async for shown in self._answer(request, session, turns, system, values):
+            yield shown
 
-    def edit(self, session: Session) -> tuple:
+    async def edit(self, session: Session) -> tuple:
         """Takes the last user turn, and what came after it, back into the message box."""
-        refuse_during_a_run(session)
+        await refuse_during_a_run(session)
         users = [index for index, turn in enumerate(session.chat) if turn["role"] == "user"]
         if not users:
             return gr.skip(), gr.skip()
@@ -100,23 +99,26 @@ class ChatHandlers:
         session.chat = session.chat[: users[-1]]
         return {"turns": session.chat}, text
 
-    def clear(self, session: Session) -> tuple:
-        refuse_during_a_run(session)
+    async def clear(self, session: Session) -> tuple:
+        await refuse_during_a_run(session)
         session.chat = []
         return {"turns": []}, None
 
-    def _answer(self, turns, system, settings, max_new_tokens, past_end, session: Session) -> Iterator[tuple]:
+    async def _answer(self, request, session: Session, turns, system, values) -> AsyncIterator[tuple]:
         handlers = self.handlers
-        with run_of(session):
-            params = handlers.params(*settings)
-            session.seed = params.seed
+        async with run_of(session):
+            asked, playground = Asked.read(values), handlers.playground
+            session.seed = asked.params.seed
             before = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
-            run = handlers.answer([*before, *turns], params, max_new_tokens, past_end)
-            session.chat = list(turns)
+            # the template is rendered in a process of its own, which may take its time
+            ids = await asyncio.to_thread(playground.encode_chat, [*before, *turns])
+            options = handlers.options(request, session, playground, traced=True) | {"ignore_eos": asked.past_end}
+            (stream,) = playground.resume(ids, [asked.params], asked.limit, inspect=True, keep=True, **options)
+            run = handlers.book.keep(Run.of(stream, playground.tokenizer, ""))
+            session.chat, session.current = list(turns), run
             try:
-                for (pane,) in handlers.paint(session, [run]):
-                    session.scales = pane.scales
+                async for (pane,) in handlers.paint(session, [run], request):
                     shown = {"turns": [*turns, {"role": "assistant", "content": run.text}]}
-                    yield shown, "", pane.stats, handlers.activation_view(session), TextView.show(run)
+                    yield shown, "", dict(pane.stats), handlers.activation_view(session), TextView.show(run)
             finally:  # stopped or not: what was written stands in the conversation
                 session.chat = [*turns, {"role": "assistant", "content": run.text}]

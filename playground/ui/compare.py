@@ -3,22 +3,23 @@ shared noise all columns meet the same luck, so that what differs between them i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 import gradio as gr
 
 from playground import RequestError
-from playground.engine.requests import whole_number
+from playground.engine.settings import FILTERS, SETTINGS, whole_number
 from playground.inspect.columns import FORMS, MOST, NAMES, PLAIN, read_columns
 from playground.inspect.fork import Alignment
 from playground.ui.components import ForkView, StatsBar, TextView
-from playground.ui.controls import Number, Radio, Slider
+from playground.ui.controls import Radio
+from playground.ui.generate import SAVE, WRITING
 from playground.ui.handlers import Handlers
 from playground.ui.painting import Pane
 from playground.ui.session import Session, refuse_during_a_run, run_of, told
+from playground.ui.settings import QUICK, Asked, control
 
-SAMPLERS = [("Greedy", "greedy"), ("Multinomial", "multinomial"), ("Gumbel-max", "gumbel")]
 PRESETS = {  # columns, and whether they share their noise
     "Three samplers": ([{"sampler": s} for s in ("greedy", "multinomial", "gumbel")], True),
     "Temperature ladder on one noise": ([{"temperature": t} for t in (0.3, 0.7, 1.0, 1.4)], True),
@@ -29,6 +30,7 @@ PRESETS = {  # columns, and whether they share their noise
 WEIGHTS = [(name.capitalize() if form == "" else name, form) for form, name in FORMS.items()]
 ABOUT_WEIGHTS = "BF16 quantises nothing; weights stored in FP8 are restored for it"
 FIRST = next(iter(PRESETS))
+FOLDED = (*FILTERS, "seed")
 
 
 class Column(NamedTuple):
@@ -51,44 +53,47 @@ class CompareHandlers:
     def __init__(self, handlers: Handlers):
         self.handlers = handlers
 
-    def write(self, prompt, settings: list[dict], shared_noise, max_new_tokens, past_end, session: Session) -> Iterator[
-        tuple[Alignment, list[Pane]]
-    ]:  # fmt: skip
+    async def write(
+        self, request, session: Session, prompt, settings: list[dict], shared_noise, max_new_tokens, past_end
+    ) -> AsyncIterator[tuple[Alignment, list[Pane]]]:
         """All columns at every paint."""
-        with run_of(session):
+        async with run_of(session):
             params, forms = read_columns(settings, bool(shared_noise))
             session.seed = params[0].seed
-            runs = self.handlers.begin(prompt, params, max_new_tokens, past_end, False, forms)
+            asked = Asked(params[0], whole_number("Max new tokens", max_new_tokens), bool(past_end))
+            runs = await self.handlers.begin(request, session, prompt, params, asked, forms, traced=False)
             session.columns, found = runs, Alignment(runs)
-            for panes in self.handlers.paint(session, runs):
+            async for panes in self.handlers.paint(session, runs, request):
                 found.update()
                 yield found, panes
 
-    def receipts(self, session: Session) -> str:
+    async def receipts(self, session: Session) -> str:
         """Of all columns, as one JSON list."""
         with told():
-            refuse_during_a_run(session)
+            await refuse_during_a_run(session)
             if not session.columns:
                 raise RequestError("There is no comparison yet; press Run first.")
             return self.handlers.book.receipt(self.handlers.playground, *session.columns)
 
-    def compare(self, prompt, max_new_tokens, past_end, count, shared_noise, *rest) -> Iterator[tuple]:
+    async def compare(
+        self, request: gr.Request, session: Session, prompt, max_new_tokens, past_end, count, shared_noise, *values
+    ) -> AsyncIterator[tuple]:
         """Yields the shared text, the fork, and text and figures of each column."""
-        *values, session = rest
         with told():
             count = whole_number("Columns", count)
             if not 2 <= count <= MOST:
                 raise RequestError(f"Columns is {count}; use a number from 2 to {MOST}.")
+            ready = {"", *self.handlers.playground.loaded_forms}
         settings = [
             dict(zip(NAMES, values[c * len(NAMES) : (c + 1) * len(NAMES)], strict=True)) for c in range(MOST)
         ]  # fmt: skip
-        with told():
-            ready, asked = {"", *self.handlers.playground.loaded_forms}, [s["weights"] for s in settings[:count]]
+        asked = [setting["weights"] for setting in settings[:count]]
         if missing := [name for form, name in FORMS.items() if form in asked and form not in ready]:
             yield None, {"note": f"Loading the {missing[0]} weights; they stay at hand."}, *[None] * (2 * MOST)
-        for found, panes in self.write(prompt, settings[:count], shared_noise, max_new_tokens, past_end, session):
+        writing = self.write(request, session, prompt, settings[:count], shared_noise, max_new_tokens, past_end)
+        async for found, panes in writing:
             common, own, fork = aligned(found)
-            columns = [value for view, pane in zip(own, panes, strict=True) for value in (view, pane.stats)]
+            columns = [value for view, pane in zip(own, panes, strict=True) for value in (view, dict(pane.stats))]
             yield common, fork, *columns, *[None] * (2 * (MOST - count))
 
 
@@ -121,16 +126,15 @@ def compare_tab(handlers: Handlers) -> CompareTab:
         with gr.Row(elem_id="compare-columns"):
             columns = [_column(number, handlers) for number in range(MOST)]
     everything = [control for column in columns for control in column.settings]
-    quick = {"api_visibility": "private", "show_progress": "hidden"}
     blocks = [column.block for column in columns]
-    count.change(lambda n: [gr.update(visible=i < int(n)) for i in range(MOST)], [count], blocks, **quick)
+    count.change(lambda n: [gr.update(visible=i < int(n)) for i in range(MOST)], [count], blocks, **QUICK)
 
     def choose(name: str) -> list:
         settings, shares = PRESETS[name]
         rows = [PLAIN | (settings[i] if i < len(settings) else {}) for i in range(MOST)]
         return [len(settings), shares, *(row[n] for row in rows for n in NAMES)]
 
-    preset.input(choose, [preset], [count, shared, *everything], **quick)
+    preset.input(choose, [preset], [count, shared, *everything], **QUICK)
     return CompareTab(tab, run, stop, save, count, shared, common, fork, columns)
 
 
@@ -138,39 +142,36 @@ def _column(number: int, handlers: Handlers) -> Column:
     first = PRESETS[FIRST][0]
     given = PLAIN | (first[number] if number < len(first) else {})
     with gr.Column(min_width=190, visible=number < len(first)) as block:
+        made = {}
         with gr.Accordion(f"Column {number + 1}", open=True):
-            settings = [
-                gr.Dropdown(SAMPLERS, value=given["sampler"], label="Sampler", elem_id=f"sampler-{number}"),
-                Slider(
-                    0, 2, value=given["temperature"], step=0.05, label="Temperature", elem_id=f"temperature-{number}"
-                ),
-            ]
+            for name in SETTINGS:
+                if name not in FOLDED:
+                    made[name] = _control(number, name, given)
             with gr.Accordion("Filters, seed and weights", open=False):
-                settings += [
-                    Slider(0, 200, value=given["top_k"], step=1, label="Top-k"),
-                    Slider(0.05, 1, value=given["top_p"], step=0.01, label="Top-p"),
-                    Slider(0, 0.5, value=given["min_p"], step=0.01, label="Min-p"),
-                    Number(given["seed"], label="Seed", precision=0, elem_id=f"seed-{number}"),
-                    gr.Dropdown(WEIGHTS, value="", label="Weights", info=ABOUT_WEIGHTS, elem_id=f"weights-{number}"),
-                ]
+                for name in FOLDED:
+                    made[name] = _control(number, name, given)
+                made["weights"] = gr.Dropdown(
+                    WEIGHTS, value="", label="Weights", info=ABOUT_WEIGHTS, elem_id=f"weights-{number}"
+                )
+        settings = [made[name] for name in NAMES]
         text = TextView(f"Column {number + 1}", handlers.book.explain, branches=True, elem_id=f"output-{number}")
         stats = StatsBar(elem_id=f"stats-{number}")
     return Column(block, settings, text, stats)
 
 
-def connect_compare(
-    compare: CompareTab, handlers: Handlers, prompt, tokens, past_end, session: gr.State
-) -> CompareHandlers:
+def _control(number: int, name: str, given: dict):
+    place = f"{name.replace('_', '-')}-{number}"
+    return control(SETTINGS[name], str(given[name]) if SETTINGS[name].choices else given[name], False, elem_id=place)
+
+
+def connect_compare(compare: CompareTab, writer: CompareHandlers, prompt, tokens, past_end, paper, session: gr.State):
     settings = [control for column in compare.columns for control in column.settings]
     views = [view for column in compare.columns for view in (column.text, column.stats)]
-    writer = CompareHandlers(handlers)
     compare.run.click(
         writer.compare,
-        [prompt, tokens, past_end, compare.count, compare.shared, *settings, session],
+        [session, prompt, tokens, past_end, compare.count, compare.shared, *settings],
         [compare.common, compare.fork, *views],
         api_visibility="private",
-        show_progress="hidden",
-        concurrency_limit=4,
-        trigger_mode="multiple",
+        **WRITING,
     )
-    return writer
+    compare.save.click(writer.receipts, [session], [paper], **QUICK).success(None, [paper], None, js=SAVE)

@@ -4,68 +4,88 @@ file does without postponed ones; a generator's annotation is what it yields."""
 import gradio as gr
 
 from playground import RequestError
-from playground.engine.requests import whole_number
+from playground.engine.settings import SETTINGS, whole_number
 from playground.inspect.receipt import read_receipts
 from playground.ui.compare import CompareHandlers
+from playground.ui.generate import GenerateHandlers
 from playground.ui.handlers import Handlers
 from playground.ui.lab import LabHandlers
-from playground.ui.session import Session, run_of, told
+from playground.ui.session import Session, told
+from playground.ui.settings import NAMES, SHAPING, spelled
+
+REQUIRED = ("sampler", "temperature", "max_new_tokens")  # without them a request says too little
 
 
 def add_endpoints(handlers: Handlers) -> None:
     """Inside of a page's `gr.Blocks`."""
-    comparing, experiments = CompareHandlers(handlers), LabHandlers(handlers)
+    writing, comparing, experiments = GenerateHandlers(handlers), CompareHandlers(handlers), LabHandlers(handlers)
 
-    def generate(
-        prompt: str, sampler: str, temperature: float, max_new_tokens: int, seed: int = -1, top_k: int = 0,
-        top_p: float = 1.0, min_p: float = 0.0, past_end: bool = False,
-    ) -> tuple[str, dict, dict]:  # fmt: skip
+    async def generate(request: gr.Request, prompt: str, *values) -> tuple[str, dict, dict]:
         session = Session()
-        with run_of(session):
-            params = handlers.params(sampler, temperature, seed, top_k, top_p, min_p)
-            run = handlers.begin(prompt, [params], max_new_tokens, past_end, trace_scales=True)[0]
-            for (pane,) in handlers.paint(session, [run]):
-                session.scales = pane.scales
-                yield run.text, dict(pane.stats), handlers.activation_view(session)
+        async for _, stats, strip, _ in writing.generate(request, session, prompt, *values):
+            yield session.current.text, stats, strip
 
-    def compare(
-        prompt: str, settings: list[dict], max_new_tokens: int = 128, shared_noise: bool = True, past_end: bool = False
+    async def compare(
+        request: gr.Request,
+        prompt: str,
+        settings: list[dict],
+        max_new_tokens: int = 128,
+        shared_noise: bool = True,
+        past_end: bool = False,
     ) -> tuple[list[str], list[dict], dict]:
-        for found, panes in comparing.write(prompt, settings, shared_noise, max_new_tokens, past_end, Session()):
+        shown = comparing.write(request, Session(), prompt, settings, shared_noise, max_new_tokens, past_end)
+        async for found, panes in shown:
             yield [run.text for run in found.runs], [dict(pane.stats) for pane in panes], found.fork or {}
 
-    def draws(
-        prompt: str, count: int = 20_000, temperature: float = 1.0, seed: int = 0, top_k: int = 0, top_p: float = 1.0,
-        min_p: float = 0.0,
-    ) -> dict:  # fmt: skip
-        yield from experiments.draws(prompt, count, temperature, seed, top_k, top_p, min_p, Session())
+    async def draws(prompt: str, count: int = 20_000, *values) -> dict:
+        async for table in experiments.draws(Session(), prompt, count, *values):
+            yield table
 
-    def inspect(run: str, token: int = -1) -> list[dict]:
+    async def inspect_(run: str, token: int = -1) -> list[dict]:
         with told():
             known = handlers.book.get(run)
             token = whole_number("Token", token)
             wanted = range(len(known.tokens)) if token == -1 else [token]
             return [handlers.book.token(run, index) for index in wanted]
 
-    def receipt(run: str) -> str:
+    async def receipt(run: str) -> str:
         with told():
             return handlers.book.receipt(handlers.playground, handlers.book.get(run))
 
-    def replay(receipt: str) -> dict:
+    async def replay(receipt: str) -> dict:
         with told():
             receipts = read_receipts(receipt)
             if len(receipts) > 1:
                 raise RequestError(f"This is a list of {len(receipts)} receipts; replay them one at a time.")
-            return handlers.book.replay(handlers.playground, receipts[0])
+            return await writing.replayed(receipts[0], Session())
+
+    async def status() -> dict:
+        state = handlers.shelf.client.state
+        ready = {"ready": state.phase == "ready"}
+        model = state.info and {"name": state.info.name, "context": state.info.context, "form": state.info.form}
+        return ready | {n: getattr(state, n) for n in ("phase", "done", "total", "message")} | {"model": model}
 
     about = {
-        generate: "Writes; yields text, figures (with the `run` for /inspect and /receipt), activation scales.",
-        compare: "Writes under 2 to 4 settings at once (sampler, temperature, top_k, top_p, min_p, seed, weights); "
-        "yields texts, figures, and where they part.",
-        draws: "Counts draws by every sampler from the prompt's next-token distribution; yields the table as it fills.",
-        inspect: "What was behind a token of a run, or, with -1, behind each of them.",
-        receipt: "The JSON that replays a run.",
-        replay: "Runs a receipt again: identical, or the first token that differs, with both distributions.",
+        "generate": (
+            spelled(generate, NAMES, REQUIRED),
+            "Writes; yields text, figures (with the `run` for /inspect and /receipt), activation scales.",
+        ),
+        "compare": (
+            compare,
+            f"Writes under 2 to 4 settings at once ({', '.join(SETTINGS)}, weights); yields texts, figures, and where "
+            "they part.",
+        ),
+        "draws": (
+            spelled(draws, SHAPING, temperature=1.0, seed=0),
+            "Counts draws by every sampler from the prompt's next-token distribution; yields the table as it fills.",
+        ),
+        "inspect": (inspect_, "What was behind a token of a run, or, with -1, behind each of them."),
+        "receipt": (receipt, "The JSON that replays a run."),
+        "replay": (
+            replay,
+            "Runs a receipt again: identical, or the first token that differs, with both distributions.",
+        ),
+        "status": (status, "What the engine is doing: loading, preparing or ready, and on which model."),
     }
-    for function, description in about.items():
-        gr.api(function, api_name=function.__name__, api_description=description, concurrency_limit=8)
+    for name, (function, description) in about.items():
+        gr.api(function, api_name=name, api_description=description, concurrency_limit=None)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 import gradio as gr
 import pandas
 
 from playground import RequestError, SamplingParams
-from playground.engine.curve import PROBES, cache_curve
-from playground.engine.engine import PREFILL_CHUNK
-from playground.engine.experiments import Distribution, count_draws, draw_in_steps, next_distribution, temperature_table
-from playground.engine.requests import whole_number
+from playground.engine.events import Likeliest
+from playground.engine.requests import Curve, Draws, Logits, Noise, Shape
+from playground.engine.settings import whole_number
+from playground.inspect.lab import STEPPED, Distribution, counted, draw_in_steps, temperature_table
 from playground.ui.components import BarTable
 from playground.ui.controls import Number
 from playground.ui.handlers import Handlers
+from playground.ui.painting import answer_of, answers_of
 from playground.ui.session import Session, run_of, told
+from playground.ui.settings import QUICK, SHAPING, Controls
 
-CURVE_TOKENS = 400
+CURVE_TOKENS, FEWEST = 400, 36  # written for the curve; fewer than this are not worth a picture
+LONGEST = 2048  # without a cache all of a text is fed at once, again and again
 CURVE_COLUMNS = {"length": "Tokens", "ms": "Milliseconds per token", "form": "KV cache"}
 
 
@@ -28,67 +31,67 @@ class LabHandlers:
     def __init__(self, handlers: Handlers):
         self.handlers = handlers
 
-    def distribution(self, prompt: str, session: Session) -> Distribution:
+    async def distribution(self, prompt: str, session: Session) -> Distribution:
         playground = self.handlers.playground
-        key = (playground.service, prompt)
+        key = (playground.info.key, prompt)
         if session.lab is None or session.lab[0] != key:
             ids = playground.encode(prompt)
-            playground.check_prompt(ids)
-            session.lab = (
-                key,
-                next_distribution(playground.service, ids, playground.tokenizer.spelled),
-            )
+            found: Likeliest = await answer_of(playground.ask(Logits(ids)))
+            texts = tuple(playground.tokenizer.spelled(token) for token in found.ids.tolist())
+            session.lab = key, Distribution(texts, found.logprobs, found.covered)
         return session.lab[1]
 
-    def params(self, temperature, top_k, top_p, min_p, seed=-1, sampler="gumbel") -> SamplingParams:
-        return self.handlers.params(sampler, temperature, seed, top_k, top_p, min_p)
+    def params(self, values) -> SamplingParams:
+        """Of the values of `SHAPING`, with the seed drawn where none is asked for."""
+        return SamplingParams.read(dict(zip(SHAPING, values, strict=True))).with_drawn_seed()
 
-    def draws(self, prompt, count, temperature, seed, top_k, top_p, min_p, session: Session) -> Iterator[dict]:
+    async def shaped(self, d: Distribution, params: SamplingParams):
+        return await answer_of(self.handlers.playground.ask(Shape(d.logprobs, params)))
+
+    async def draws(self, session: Session, prompt, count, *values) -> AsyncIterator[dict]:
         """Draws by every sampler; yields the table as it fills."""
-        with run_of(session):
-            count = whole_number("Draws", count)
-            params = self.params(temperature, top_k, top_p, min_p, seed)
+        async with run_of(session):
+            count, params = whole_number("Draws", count), self.params(values)
             session.seed = params.seed
-            yield from count_draws(self.distribution(prompt, session), params, count)
+            d = await self.distribution(prompt, session)
+            async for found in answers_of(self.handlers.playground.ask(Draws(d.logprobs, params, count)), 0.05):
+                yield counted(d, found)
 
-    def table(self, prompt, temperature, top_k, top_p, min_p, session: Session) -> dict:
+    async def table(self, session: Session, prompt, *values) -> dict:
         """Before and after the settings."""
         with told():
-            params = self.params(temperature, top_k, top_p, min_p)
-            return temperature_table(self.distribution(prompt, session), params)
+            params, d = self.params(values), await self.distribution(prompt, session)
+            return temperature_table(d, await self.shaped(d, params))
 
-    def live(self, prompt, temperature, top_k, top_p, min_p, session: Session):
+    async def live(self, session: Session, prompt, *values):
         """As `table`, for a slider that moves: nothing before the lab was opened, and no complaint about the prompt."""
-        if session.lab is None:
-            return gr.skip()
-        return self.table(prompt, temperature, top_k, top_p, min_p, session)
+        return gr.skip() if session.lab is None else await self.table(session, prompt, *values)
 
-    def step(self, prompt, temperature, seed, top_k, top_p, min_p, session: Session) -> dict:
+    async def step(self, session: Session, prompt, *values) -> dict:
         """One draw taken apart; the next click takes the next position's noise."""
         with told():
-            params = self.params(temperature, top_k, top_p, min_p, max(whole_number("Seed", seed), 0))
+            given = dict(zip(SHAPING, values, strict=True))
+            given["seed"] = max(whole_number("Seed", given["seed"]), 0)
+            params = SamplingParams.read(given | {"temperature": given["temperature"] or 1.0})
             session.drawn += 1
-            found = draw_in_steps(self.distribution(prompt, session), params, session.drawn)
-        rows = [
-            {"label": r["label"], "values": [r["p"], r["exponential"], r["ratio"], r["score"]], "chosen": r["chosen"]}
-            for r in found["rows"]
-        ]
-        note = f"Noise of seed {params.seed}, position {found['position']}. The largest ratio has the largest score."
-        return {"columns": ["p", "E ~ Exp(1)", "p / E", "log p + noise"], "rows": rows, "note": note, "figures": True}
+            d = await self.distribution(prompt, session)
+            after = await self.shaped(d, params)
+            noise = await answer_of(self.handlers.playground.ask(Noise(params.seed, session.drawn, STEPPED)))
+            return draw_in_steps(d, after, noise, params.seed, session.drawn)
 
-    def curve(self, prompt, session: Session) -> Iterator[dict]:
+    async def curve(self, session: Session, prompt) -> AsyncIterator[pandas.DataFrame]:
         """Points of the curve as they are measured."""
-        with run_of(session):
+        async with run_of(session):
             playground = self.handlers.playground
-            ids = list(playground.encode(prompt))
+            ids = playground.encode(prompt)
             playground.check_prompt(ids)
             found, room = [], playground.context - len(ids)
-            if room < 4 * PROBES:
+            if room < FEWEST:
                 raise RequestError("The prompt leaves too little of the context to measure in; shorten it.")
-            if len(ids) + CURVE_TOKENS > PREFILL_CHUNK:  # without a cache all of it is fed at once, again and again
-                raise RequestError(f"Use a prompt of at most {PREFILL_CHUNK - CURVE_TOKENS} tokens to measure this.")
-            for row in cache_curve(playground.service, ids, min(CURVE_TOKENS, room)):
-                found += [(row["length"], row["cached_ms"], "with"), (row["length"], row["uncached_ms"], "without")]
+            if len(ids) + CURVE_TOKENS > LONGEST:
+                raise RequestError(f"Use a prompt of at most {LONGEST - CURVE_TOKENS} tokens to measure this.")
+            async for point in answers_of(playground.ask(Curve(ids, min(CURVE_TOKENS, room))), 0.05):
+                found += [(point.length, point.cached_ms, "with"), (point.length, point.uncached_ms, "without")]
                 yield pandas.DataFrame(found, columns=list(CURVE_COLUMNS.values()))
 
 
@@ -130,17 +133,17 @@ def lab_tab() -> LabTab:
     return LabTab(tab, show, table, count, draw, drawn, again, steps, measure, plot)
 
 
-def connect_lab(lab: LabTab, handlers: Handlers, prompt, settings: list, session: gr.State) -> None:
-    experiments, quick = LabHandlers(handlers), {"api_visibility": "private", "show_progress": "hidden"}
-    _, temperature, _, seed, top_k, top_p, min_p, _ = settings
-    shaping = [temperature, top_k, top_p, min_p]
-    seeded = [temperature, seed, top_k, top_p, min_p, session]
-    inputs = [prompt, *shaping, session]
+def connect_lab(lab: LabTab, handlers: Handlers, prompt, controls: Controls, session: gr.State) -> None:
+    experiments = LabHandlers(handlers)
+    shaping = [controls.by_name[name] for name in SHAPING]
+    inputs = [session, prompt, *shaping]
     for event in (lab.show.click, lab.tab.select):
-        event(experiments.table, inputs, [lab.table], **quick)
+        event(experiments.table, inputs, [lab.table], **QUICK)
     # sliders speak in every tab: only while the lab is open is there anything to show
     for slider in shaping:
-        slider.change(experiments.live, inputs, [lab.table], trigger_mode="always_last", **quick)
-    lab.draw.click(experiments.draws, [prompt, lab.count, *seeded], [lab.drawn], **quick)
-    lab.again.click(experiments.step, [prompt, *seeded], [lab.steps], **quick)
-    lab.measure.click(experiments.curve, [prompt, session], [lab.plot], api_visibility="private")
+        slider.change(experiments.live, inputs, [lab.table], trigger_mode="always_last", **QUICK)
+    lab.draw.click(experiments.draws, [session, prompt, lab.count, *shaping], [lab.drawn], **QUICK)
+    lab.again.click(experiments.step, inputs, [lab.steps], **QUICK)
+    lab.measure.click(
+        experiments.curve, [session, prompt], [lab.plot], api_visibility="private", concurrency_limit=None
+    )

@@ -1,26 +1,29 @@
-"""The layout: prompt and output in the middle, settings beside them, the scales panel always in reach."""
+"""The layout: prompt and output in the middle, settings beside them, the scales panel always in reach. Each tab has a
+module of its own; here they are put together."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import NamedTuple
 
 import gradio as gr
 
-from playground import Playground
+from playground.engine.events import ModelInfo
 from playground.shelf import Shelf
 from playground.ui import components
-from playground.ui.chat import chat_tab, connect_chat
-from playground.ui.compare import compare_tab, connect_compare
-from playground.ui.components import BranchTree, Heatmap, StatsBar, TextView
-from playground.ui.controls import Number, Radio, Slider
+from playground.ui.chat import ChatTab, chat_tab, connect_chat
+from playground.ui.compare import CompareHandlers, compare_tab, connect_compare
+from playground.ui.components import Heatmap
 from playground.ui.endpoints import add_endpoints
-from playground.ui.handlers import LINKED, Handlers
+from playground.ui.generate import WRITING, GenerateHandlers, connect_generate, generate_tab
+from playground.ui.handlers import STRIP, Handlers
 from playground.ui.lab import connect_lab, lab_tab
-from playground.ui.session import Session, stop
-from playground.ui.words import defaults_note, title
+from playground.ui.session import Session, stop, told
+from playground.ui.settings import NAMES, QUICK, Controls, linked, settings_column
+from playground.ui.words import defaults_note, state_in_words, title
 
-CSS = components.CSS + (Path(__file__).parent / "page.css").read_text()
+CSS = components.CSS + (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 THEME = gr.themes.Default(
     primary_hue="indigo",
     neutral_hue="slate",
@@ -35,25 +38,6 @@ SUBMIT_KEY = """
   }
 })
 """
-SAVE = """
-(text) => {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
-  link.download = "receipt.json";
-  link.click();
-  URL.revokeObjectURL(link.href);
-}
-"""
-COPY_LINK = """
-(...values) => {
-  const names = NAMES;
-  const url = new URL(location.pathname, location.origin);
-  names.forEach((name, index) => url.searchParams.set(name, values[index]));
-  navigator.clipboard?.writeText(url.href);
-  document.getElementById("link").textContent = "Link copied";
-  setTimeout(() => { document.getElementById("link").textContent = "Copy link"; }, 1500);
-}
-""".replace("NAMES", json.dumps(list(LINKED)))
 OPEN_GENERATE = """
 () => [...document.querySelectorAll("[role=tab]")].find((tab) => tab.textContent.trim() === "Generate").click()
 """
@@ -63,172 +47,156 @@ EXAMPLES = [
     "The fox looked at the old clock and said,",
     "Tom and his grandmother went to the sea. There",
 ]
-OWN = "single"  # settings that the columns of a comparison have of their own
-GREEDY_INFO = "Greedy takes the likeliest token: temperature, filters and seed have nothing to decide."
-SAMPLER_INFO = "How a token is drawn from the model's probabilities."
+STATE_SECONDS = 1.0  # between looks at what the engine is doing
 
 
-def build_page(shelf: Shelf) -> gr.Blocks:
-    handlers = Handlers(shelf)
-    with gr.Blocks(title="FP8 Playground") as page:
-        add_endpoints(handlers)  # first: names are given in order, and the page's own events don't need one
-        session = gr.State(Session())
+class Panel(NamedTuple):
+    """The scales: what to look at, the weight's picture, and the strip that a run keeps up to date."""
+
+    layer: gr.Dropdown
+    projection: gr.Dropdown
+    weights: Heatmap
+    strip: Heatmap
+
+    @classmethod
+    def build(cls, info: ModelInfo) -> Panel:
+        gr.Markdown("### Scales")
+        layer = gr.Dropdown(layer_choices(info), value=0, label="Layer", elem_id="layer")
+        first = [info.projection] if info.projection else []
+        projection = gr.Dropdown(first, value=first[0] if first else None, label="Projection", elem_id="projection")
+        weights = Heatmap(Heatmap.empty("Weight scales", "They appear when the model is loaded."))
+        weights.elem_id = "weight-scales"
+        strip = Heatmap(Heatmap.empty(STRIP, "They appear here while the model writes."))
+        strip.elem_id = "activation-scales"
+        return cls(layer, projection, weights, strip)
+
+    def connect(self, handlers: Handlers, session: gr.State) -> None:
+        for event in (self.layer.input, self.projection.input):
+            event(handlers.choose, [self.layer, self.projection, session], [*self[1:]], **QUICK)
+
+
+class Head(NamedTuple):
+    """The model and the engine: what they are, and what they are doing."""
+
+    heading: gr.Markdown
+    state: gr.Markdown
+    model: gr.Dropdown
+    failure: gr.Textbox
+
+    @classmethod
+    def build(cls, shelf: Shelf, info: ModelInfo) -> Head:
         with gr.Row():
             with gr.Column(scale=5, min_width=330):
-                heading = gr.Markdown(title(shelf.current), elem_id="title")
+                heading = gr.Markdown(title(info), elem_id="title")
+                state = gr.Markdown(elem_id="engine-state", visible=False)
             with gr.Column(scale=2, min_width=240, visible=len(shelf.names) > 1):
                 model = gr.Dropdown(shelf.labels, value=shelf.name, label="Model", elem_id="model")
                 failure = gr.Textbox(visible=False, label="Not loaded", interactive=False, elem_id="failure")
+        return cls(heading, state, model, failure)
+
+
+class Arrivals:
+    """What a page shows of the model when somebody opens it, or chooses another one."""
+
+    def __init__(self, handlers: Handlers, head: Head, controls: Controls, panel: Panel, chat: ChatTab, prompt):
+        self.handlers = handlers
+        self.parts = [prompt, *controls.inputs, controls.note, head.heading, head.model, head.failure]
+        self.parts += [chat.tab, chat.talk, panel.layer, *panel[1:]]
+
+    async def arrive(self, request: gr.Request, session: Session) -> AsyncIterator[list]:
+        """The model that is loaded now, and the prompt and settings that the page's address carries. The panel follows
+        when its weights are there."""
+        yield self._described(session, linked(dict(request.query_params)))
+        yield await self._panel(session)
+
+    async def switch(self, name: str, session: Session, progress=gr.Progress()) -> AsyncIterator[list]:  # noqa: B008
+        failure = await self.handlers.switch(name, progress)
+        session.model = ""
+        yield self._described(session, {}, failure)
+        yield await self._panel(session)
+
+    async def _panel(self, session: Session) -> list:
+        """The panel alone, once the weights are there."""
+        shown = await self.handlers.choose(0, None, session)
+        return [*[gr.skip()] * (len(self.parts) - len(shown)), *shown]
+
+    def _described(self, session: Session, given: dict, failure: str = "") -> list:
+        """In the order of `parts`; the prompt stays unless one is given."""
+        with told():
+            playground, name = self.handlers.playground, self.handlers.shelf.name
+        self.handlers.know(session, playground)
+        info = playground.info
+        values = info.defaults | {"max_new_tokens": playground.default_tokens, "past_end": False} | given
+        values["sampler"] = str(values["sampler"])
+        values["max_new_tokens"] = gr.update(maximum=info.context, value=values["max_new_tokens"])
+        return [
+            given.get("prompt", gr.skip()),
+            *(values[name] for name in NAMES),
+            defaults_note(info),
+            title(info),
+            gr.update(value=name),
+            gr.update(value=failure, visible=bool(failure)),
+            gr.update(visible=playground.template is not None),
+            {"turns": []},
+            gr.update(choices=layer_choices(info), value=0),
+            *[gr.skip()] * 3,
+        ]
+
+
+def layer_choices(info: ModelInfo) -> list[tuple[str, int]]:
+    return [(f"Layer {i}", i) for i in range(info.layers)]
+
+
+def build_page(shelf: Shelf) -> gr.Blocks:
+    handlers, playground = Handlers(shelf), shelf.current
+    with gr.Blocks(title="FP8 Playground") as page:
+        handlers.page = page
+        add_endpoints(handlers)  # first: names are given in order, and the page's own events don't need one
+        session = gr.State(Session())
+        head = Head.build(shelf, playground.info)
         with gr.Row():
             with gr.Column(scale=6, min_width=330):
                 with gr.Column(elem_id="prompt-part"):
                     prompt = gr.Textbox(EXAMPLES[0], label="Prompt", lines=2, max_lines=8, elem_id="prompt")
                     gr.Examples([[e] for e in EXAMPLES], inputs=[prompt], label="Examples", api_visibility="private")
-                with gr.Tab("Generate", id="generate") as generate_tab:
-                    run, stop_generate = _run_row("")
-                    output = TextView("Output", handlers.book.explain, branches=True, elem_id="output")
-                    stats = StatsBar(elem_id="stats")
-                    tree = BranchTree(elem_id="tree")
-                    with gr.Row(elem_classes="run-row"):
-                        more = gr.Button("Continue", size="sm", elem_id="continue")
-                        link = gr.Button("Copy link", size="sm", elem_id="link")
-                        receipt = gr.Button("Save receipt", size="sm", elem_id="receipt")
-                        replay = gr.UploadButton(
-                            "Replay a receipt", size="sm", type="binary", file_types=[".json"], elem_id="replay"
-                        )
-                    paper = gr.Textbox(visible="hidden", elem_id="receipt-text")
-                    verdict = gr.Textbox(
-                        label="Replay", lines=1, max_lines=4, interactive=False, visible=False, elem_id="verdict"
-                    )
-                compare = compare_tab(handlers)
-                lab = lab_tab()
-                chat = chat_tab(shelf.current, handlers.book.explain)
+                generate, compare, lab = generate_tab(handlers), compare_tab(handlers), lab_tab()
+                chat = chat_tab(playground, handlers.book.explain)
             with gr.Column(scale=3, min_width=260, elem_id="settings"):
-                settings, note = _settings(shelf.current, session)
+                controls = settings_column(playground, last_seed, session)
             with gr.Column(scale=4, min_width=300, elem_id="panel"):
-                layer, projection, weights, strip = _panel(handlers, session)
-        writing = {"show_progress": "hidden", "concurrency_limit": 8, "trigger_mode": "multiple"}
-        writing["api_visibility"] = "private"
-        shown = [output, stats, strip, tree]
-        run.click(handlers.generate, [prompt, *settings, session], shown, **writing)
-        output.select(handlers.branch, [*settings, session], shown, **writing)
-        more.click(handlers.go_on, [*settings, session], shown, **writing)
-        quick = {"api_visibility": "private", "show_progress": "hidden"}
-        tree.select(handlers.show, [session], [output, stats, tree], **quick)
-        receipt.click(handlers.receipt, [session], [paper], **quick).success(None, [paper], None, js=SAVE)
-        replay.upload(lambda: gr.update(value="Running it again…", visible=True), None, [verdict], **quick).then(
-            handlers.replay, [replay, session], [verdict], **quick
-        )
+                panel = Panel.build(playground.info)
+        panel.connect(handlers, session)
+        writer, limits = GenerateHandlers(handlers), [controls.by_name[n] for n in ("max_new_tokens", "past_end")]
+        shown = connect_generate(generate, writer, prompt, controls, panel.strip, session)
         for column in compare.columns:  # their branches grow in the other tab
             column.text.select(None, js=OPEN_GENERATE)
-            column.text.select(handlers.branch_column, [settings[2], settings[-1], session], shown, **writing)
-        connect_lab(lab, handlers, prompt, settings, session)
-        columns = connect_compare(compare, handlers, prompt, settings[2], settings[-1], session)
-        compare.save.click(columns.receipts, [session], [paper], **quick).success(None, [paper], None, js=SAVE)
-        connect_chat(chat, handlers, settings, strip, session)
-        for button in (stop_generate, compare.stop, chat.stop):
+            column.text.select(writer.branch_column, [session, *limits], shown, api_visibility="private", **WRITING)
+        connect_lab(lab, handlers, prompt, controls, session)
+        connect_compare(compare, CompareHandlers(handlers), prompt, *limits, generate.paper, session)
+        connect_chat(chat, handlers, controls, panel.strip, session)
+        for button in (generate.stop, compare.stop, chat.stop):
             button.click(stop, [session], None, api_visibility="private", show_progress="hidden", queue=False)
-        for tab in (generate_tab, compare.tab, lab.tab, chat.tab):  # page.css hides what a tab has no use for
+        for tab in (generate.tab, compare.tab, lab.tab, chat.tab):  # page.css hides what a tab has no use for
             tab.select(None, js=f"() => {{ document.body.dataset.tab = '{tab.id}'; }}")
+        _connect_model(handlers, head, Arrivals(handlers, head, controls, panel, chat, prompt), session)
         page.load(None, js=SUBMIT_KEY)
-        link.click(None, [prompt, *settings], None, js=COPY_LINK)
-        page.load(handlers.follow_link, None, [prompt, *settings], **quick)
-        if len(shelf.names) > 1:
-            _, temperature, tokens, _, top_k, top_p, min_p, _ = settings
-            parts = [
-                model,
-                failure,
-                heading,
-                tokens,
-                temperature,
-                top_k,
-                top_p,
-                min_p,
-                note,
-            ]  # in the order of `describe`
-            parts += [layer, projection, weights, strip, chat.tab, chat.talk]
-            model.select(handlers.switch, [model, session], parts, api_visibility="private", show_progress_on=[heading])
-            # whoever opens the page later finds the model that is loaded then
-            page.load(handlers.describe, [session], parts, api_visibility="private", show_progress="hidden")
     return page
 
 
-def _run_row(suffix: str) -> tuple[gr.Button, gr.Button]:
-    with gr.Row(elem_classes="run-row"):
-        return (
-            gr.Button("Run", variant="primary", elem_id=f"run{suffix}"),
-            gr.Button("Stop", variant="secondary", elem_id=f"stop{suffix}"),
-        )
+def last_seed(session: Session):
+    return gr.skip() if session.seed is None else session.seed
 
 
-def _settings(playground: Playground, session: gr.State) -> tuple[list, gr.Markdown]:
-    """Sampler first, then the rest in the order of the `/generate` API; and where their defaults come from."""
-    defaults = playground.defaults
-    samplers = [("Greedy", "greedy"), ("Multinomial", "multinomial"), ("Gumbel-max", "gumbel")]
-    sampler = Radio(samplers, value="gumbel", label="Sampler", info=SAMPLER_INFO, elem_id="sampler", elem_classes=OWN)
-    temperature = Slider(
-        0,
-        2,
-        value=defaults.temperature,
-        step=0.05,
-        label="Temperature",
-        info="0 is greedy",
-        elem_id="temperature",
-        elem_classes=OWN,
+def _connect_model(handlers: Handlers, head: Head, arrivals: Arrivals, session: gr.State) -> None:
+    page_events = {"api_visibility": "private", "concurrency_limit": None}
+    arrivals.handlers.page.load(arrivals.arrive, [session], arrivals.parts, show_progress="hidden", **page_events)
+    head.model.select(
+        arrivals.switch, [head.model, session], arrivals.parts, show_progress_on=[head.heading], **page_events
     )
-    tokens = Slider(
-        1, playground.context, value=playground.default_tokens, step=1, label="Max new tokens", elem_id="max-new-tokens"
-    )
-    seed = Number(
-        -1, label="Seed", precision=0, info="-1 draws one; the footer shows it", elem_id="seed", elem_classes=OWN
-    )
-    reuse = gr.Button("Reuse the last seed", size="sm", elem_id="reuse", elem_classes=OWN)
-    reuse.click(
-        lambda session: gr.skip() if session.seed is None else session.seed,
-        [session],
-        [seed],
-        api_visibility="private",
-        show_progress="hidden",
-    )
-    with gr.Accordion("Filters", open=False, elem_classes=OWN):
-        top_k = Slider(0, 200, value=defaults.top_k, step=1, label="Top-k", info="0 keeps all")
-        top_p = Slider(0.05, 1, value=defaults.top_p, step=0.01, label="Top-p", info="1 keeps all")
-        min_p = Slider(0, 0.5, value=defaults.min_p, step=0.01, label="Min-p", info="0 keeps all")
-    note = gr.Markdown(defaults_note(playground), elem_id="defaults")
-    past_end = gr.Checkbox(False, label="Write past the end", elem_id="past-end")
 
-    def explain(chosen: str) -> list:
-        greedy = chosen == "greedy"
-        changed = gr.update(interactive=not greedy)
-        return [gr.update(info=GREEDY_INFO if greedy else SAMPLER_INFO)] + [changed] * 5
+    async def look(shown: str):
+        text = state_in_words(handlers.shelf.client.state)
+        return gr.skip() if text == shown else gr.update(value=text, visible=bool(text))
 
-    sampler.change(
-        explain,
-        [sampler],
-        [sampler, temperature, seed, top_k, top_p, min_p],
-        api_visibility="private",
-        show_progress="hidden",
-    )
-    return [sampler, temperature, tokens, seed, top_k, top_p, min_p, past_end], note
-
-
-def _panel(handlers: Handlers, session: gr.State) -> tuple[gr.Dropdown, gr.Dropdown, Heatmap, Heatmap]:
-    """The scales: what to look at, the weight's picture, and the strip that a run keeps up to date."""
-    gr.Markdown("### Scales")
-    layers = [(f"Layer {i}", i) for i in range(handlers.playground.config.num_hidden_layers)]
-    names = handlers.layer_names(0)
-    first = names[0] if names else None
-    layer = gr.Dropdown(layers, value=0, label="Layer", elem_id="layer")
-    projection = gr.Dropdown(names, value=first, label="Projection", elem_id="projection")
-    weights = Heatmap(handlers.weight_view(0, first), elem_id="weight-scales")
-    strip = Heatmap(Heatmap.empty("Activation scales of the newest token", "They appear here while the model writes."))
-    strip.elem_id = "activation-scales"
-    for event in (layer.input, projection.input):
-        event(
-            handlers.choose,
-            [layer, projection, session],
-            [projection, weights, strip],
-            api_visibility="private",
-            show_progress="hidden",
-        )
-    return layer, projection, weights, strip
+    gr.Timer(STATE_SECONDS).tick(look, [head.state], [head.state], **QUICK)
+    handlers.page.load(look, [head.state], [head.state], **QUICK)

@@ -1,15 +1,66 @@
-"""From streams of events to what the page shows: coalesced, so that a paint costs the same at any token rate."""
+"""From streams of events to what the page shows: coalesced, so that a paint costs the same at any token rate, and
+paced, so that many who watch make the page paint less often instead of everybody late."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import asdict
+from typing import Any
 
-from playground.engine.requests import FinishEvent
+import gradio as gr
+import numpy as np
+
+from playground.engine.client import Answers, EngineError
+from playground.engine.events import FinishEvent, TokenEvent
+from playground.engine.settings import RequestError
 from playground.inspect.run import Run
 
 PAINT_SECONDS = 0.045
+SLOWEST_SECONDS = 0.5
+BUSY = 0.6  # share of a core that painting may take before it slows down
+FIRST_LOOK = 0.01  # seconds between looks for a first token
+NEWS_SECONDS = 0.5  # a paint at least this often: gradio notices at a paint that nobody is there any more
+UNREAD_SECONDS = 5.0
+
+
+class Pace:
+    """How long to wait between paints, so that the event loop, which all visitors share, has time for the next one."""
+
+    def __init__(self):
+        self.seconds = PAINT_SECONDS
+        self.measured, self.worked = time.perf_counter(), time.thread_time()
+
+    def next(self) -> float:
+        """Seconds until the next paint. Called on the event loop."""
+        now = time.perf_counter()
+        if (past := now - self.measured) > 0.2:
+            worked = time.thread_time()
+            share = (worked - self.worked) / past
+            self.measured, self.worked = now, worked
+            change = min(max(share / BUSY, 0.7), 1.5)
+            self.seconds = min(max(self.seconds * change, PAINT_SECONDS), SLOWEST_SECONDS)
+        return self.seconds
+
+
+class Listener:
+    """Whether somebody reads what is sent to a visitor. A request whose answer nobody fetches would run to its end."""
+
+    def __init__(self, page: gr.Blocks | None, request: gr.Request | None):
+        self.queues = page._queue.pending_messages_per_session if page is not None else {}
+        self.session = getattr(request, "session_hash", None)
+        self.size, self.read = 0, time.monotonic()
+
+    @property
+    def gone(self) -> bool:
+        """True once messages have only piled up for some seconds."""
+        messages = self.queues.get(self.session) if self.session else None
+        size, now = messages.qsize() if messages is not None else 0, time.monotonic()
+        if size == 0 or size < self.size:
+            self.read = now
+        self.size = size
+        return now - self.read > UNREAD_SECONDS
 
 
 class Pane:
@@ -17,12 +68,14 @@ class Pane:
 
     def __init__(self, run: Run, cache_total: int):
         self.run, self.stream, self.ended = run, run.stream, False
-        self.scales: Mapping[str, list[float]] = {}
+        self.scales: np.ndarray | None = None  # of the newest token, of the projection that is watched
+        self.failure = ""
         self.started = time.perf_counter()
         self.first = 0.0
         self.stats = {
             "run": run.id,
             "finish_reason": None,
+            "position": None,  # in line, while it waits
             "prompt_tokens": self.stream.prompt_tokens,
             "cached_tokens": 0,
             "new_tokens": 0,
@@ -34,28 +87,32 @@ class Pane:
             "cache_total": cache_total,
         }
 
-    def take(self, timeout: float) -> bool:
-        """Waits up to `timeout` seconds for an event and takes in all that have come; false if none has."""
-        event, any_event = self.stream.get(max(timeout, 0.0001)), False
-        while event is not None:
-            any_event = True
-            self.run.add(event)
-            if isinstance(event, FinishEvent):
-                self.ended = True
-                self.stats |= asdict(event.stats) | {"seed": self.stats["seed"]}
-                self.run.stats = self.stats
-                return True
-            self._count(event)
-            event = self.stream.get(0.0001) if not self.stream.events.empty() else None
-        return any_event
+    def take(self) -> bool:
+        """Takes in all events that have come; whether there is any news."""
+        position, news = self.stats["position"], False
+        try:
+            while not self.ended and (event := self.stream.get(0)) is not None:
+                news = True
+                self._see(event)
+        except (RequestError, EngineError) as error:
+            self.failure, self.ended, news = str(error), True, True
+            self.stats["finish_reason"] = "failed"
+            self.run.stats = self.stats
+        self.stats["position"] = self.stream.position
+        return news or self.stats["position"] != position
 
-    def _count(self, event) -> None:
+    def _see(self, event: TokenEvent | FinishEvent) -> None:
+        self.run.add(event)
+        if isinstance(event, FinishEvent):
+            self.ended = True
+            self.stats |= asdict(event.stats) | {"seed": self.stats["seed"]}
+            self.run.stats = self.stats
+            return
         now, stats = time.perf_counter(), self.stats
-        if event.scales is not None:
-            self.scales = event.scales
+        self.scales = event.scales
         if event.index == 0:
             self.first, stats["ttft"] = now, now - self.started
-            stats["cached_tokens"] = self.stream.row.cached
+            stats["cached_tokens"] = self.stream.cached
             if event.prefill_seconds:  # a branch finds all of its prompt in the cache
                 stats["prefill_rate"] = (stats["prompt_tokens"] - stats["cached_tokens"]) / event.prefill_seconds
         elif now > self.first:
@@ -64,15 +121,38 @@ class Pane:
         stats["cache_used"] = stats["prompt_tokens"] + event.index
 
 
-def paints(panes: list[Pane]) -> Iterator[None]:
-    """Yields whenever the panes should be shown again: every 45 ms, changed or not, and once when all have ended.
-
-    It yields even without news so that a cancel, which gradio delivers at a yield, never waits for the model.
-    """
+async def paints(panes: list[Pane], pace: Pace, listener: Listener) -> AsyncIterator[None]:
+    """Yields whenever the panes should be shown again, once when all have ended, and now and then without news."""
+    shown = time.monotonic()
     while not all(pane.ended for pane in panes):
-        deadline = time.perf_counter() + PAINT_SECONDS
-        while (left := deadline - time.perf_counter()) > 0 and not all(pane.ended for pane in panes):
-            for pane in panes:
-                if not pane.ended:
-                    pane.take(left / len(panes))
-        yield
+        writing = any(pane.stats["new_tokens"] for pane in panes)
+        await asyncio.sleep(pace.next() if writing else FIRST_LOOK)
+        news = [pane.take() for pane in panes]
+        if any(news) or time.monotonic() - shown > NEWS_SECONDS:
+            shown = time.monotonic()
+            if listener.gone:
+                return
+            yield
+
+
+async def next_of(asked: Answers, pause: float = FIRST_LOOK) -> Any:
+    """The next of what a request brings, without holding a thread; None once all has come. Raises as `Answers` does."""
+    while not asked.ended:
+        if (answer := asked.get(0)) is not None:
+            return answer
+        await asyncio.sleep(pause)
+    return None
+
+
+async def answers_of(asked: Answers, pause: float = FIRST_LOOK) -> AsyncIterator[Any]:
+    """What a job brings; leaving early stops it."""
+    try:
+        while (answer := await next_of(asked, pause)) is not None:
+            yield answer
+    finally:
+        asked.close()
+
+
+async def answer_of(asked: Answers) -> Any:
+    """The last answer of a job."""
+    return [None, *[answer async for answer in answers_of(asked, 0.003)]][-1]

@@ -2,42 +2,52 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import gradio as gr
+import numpy as np
 
-from playground import CheckpointError, RequestError
+from playground import CheckpointError, EngineError, RequestError
 from playground.checkpoint.chat import Message
-from playground.engine.client import EngineError, Stream
+from playground.engine.client import Stream
+from playground.inspect.lab import Distribution
 from playground.inspect.run import Run
 
 SECOND_RUN = "This page is already writing; press Stop first, or wait for the end."
-_claiming = threading.Lock()  # of all pages, for an instant: a session is copied by gradio, which no lock survives
 
 
 class Session:
     """What one open page remembers between events. Handlers of the page share the object, so that a choice in the
-    panel takes effect in a run that is under way."""
+    panel takes effect in a run that is under way. They all run on one thread, the event loop's."""
 
     def __init__(self):
         self.running = False
+        self.stopping = False  # the run under way was told to stop
         self.streams: list[Stream] = []  # of the run under way
-        self.layer, self.projection = 0, None  # None: the layer's first
+        self.model = ""  # key of the model that the page shows
+        self.layer, self.projection = 0, ""  # of the panel; "": the layer's first
+        self.names: tuple[str, ...] = ()  # the layer's projections
         self.seed: int | None = None  # of the last run that drew with one
         self.tree: list[Run] = []  # the last run, and what branched off from it
         self.current: Run | None = None  # the one of them that is shown
         self.columns: list[Run] = []  # of the last comparison
-        self.lab: tuple | None = None  # what the lab drew from last: a key, and a `Distribution`
+        self.lab: tuple[tuple[str, str], Distribution] | None = None  # what the lab drew from last, and its key
         self.drawn = 0  # single draws in the lab: each takes the next position's noise
-        self.scales: Mapping[str, list[float]] = {}
+        self.scales: np.ndarray | None = None  # of the newest token, of the projection that the panel shows
+        self.recomputed = False  # they were, for want of the run's own
         self.chat: list[Message] = []
+
+    @property
+    def watched(self) -> str:
+        """The projection whose scales the panel shows, by its full name."""
+        return f"layers.{self.layer}.{self.projection}" if self.projection else ""
 
     def forget_model(self) -> None:
         """What belonged to a model that is no longer the one loaded."""
-        self.layer, self.projection, self.scales, self.chat = 0, None, {}, []
+        self.layer, self.projection, self.names, self.scales, self.chat = 0, "", (), None, []
         self.tree, self.current, self.columns, self.lab = [], None, [], None
 
 
@@ -50,10 +60,11 @@ def told() -> Iterator[None]:
         raise gr.Error(str(error), print_exception=False) from None
 
 
-@contextmanager
-def run_of(session: Session) -> Iterator[None]:
+@asynccontextmanager
+async def run_of(session: Session) -> AsyncIterator[None]:
     """One run per page at a time; whatever goes wrong inside is told."""
-    refuse_during_a_run(session, claim=True)
+    await refuse_during_a_run(session, claim=True)
+    session.stopping = False
     try:
         with told():
             yield
@@ -61,23 +72,21 @@ def run_of(session: Session) -> Iterator[None]:
         session.running = False
 
 
-def refuse_during_a_run(session: Session, claim: bool = False) -> None:
+async def refuse_during_a_run(session: Session, claim: bool = False) -> None:
     """One run per page; who may `claim` it is the one that runs. A run that has ended, and whose last words are still
     being painted, gets a moment to leave."""
     patience = time.monotonic() + 1.0
-    while True:
-        with _claiming:
-            if not session.running:
-                session.running = claim
-                return
+    while session.running:
         if not all(stream.ended for stream in session.streams) or time.monotonic() > patience:
             raise gr.Error(SECOND_RUN, print_exception=False)
-        time.sleep(0.02)
+        await asyncio.sleep(0.02)
+    session.running = claim
 
 
 def stop(session: Session) -> None:
     """Cancels the rows of the run under way. Its generator then ends by itself, with the engine's own last figures;
     to cancel the generator instead would leave the footer to whichever message comes last."""
+    session.stopping = True
     for stream in session.streams:
         stream.close()
     session.streams = []

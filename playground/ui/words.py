@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from playground import Playground
+from playground.engine.events import EngineState, ModelInfo
+from playground.engine.settings import FILTERS, SETTINGS
 
 
 def in_words(found: dict) -> str:
@@ -20,18 +21,37 @@ def in_words(found: dict) -> str:
     return "\n".join(lines)
 
 
-def title(playground: Playground) -> str:
+def title(info: ModelInfo) -> str:
     """The page's first lines."""
-    config = playground.config
-    form = "FP8 E4M3 in 128x128 tiles" if config.quantization else "unquantised"
-    kept = "; KV cache in E4M3, a scale for each vector" if playground.cache_form == "fp8" else ""
-    where = f"{config.num_hidden_layers} layers, {form}{kept}; {playground.path}."
-    return f"# FP8 Playground\nModel **{playground.name}**, {where}"
+    form = "FP8 E4M3 in 128x128 tiles" if info.form == "fp8" else "unquantised"
+    kept = "; KV cache in E4M3, a scale for each vector" if info.cache_form == "fp8" else ""
+    where = f"{info.layers} layers, {form}{kept}; {info.path}."
+    return f"# FP8 Playground\nModel **{info.name}**, {where}"
 
 
-def defaults_note(playground: Playground) -> str:
+def defaults_note(info: ModelInfo) -> str:
     """Where the sampling settings come from, if the checkpoint says."""
-    d = playground.defaults
-    if d.source is None:
+    if not info.suggested:
         return ""
-    return f"From the checkpoint's `{d.source}`: temperature {d.temperature:g}, top-k {d.top_k}, top-p {d.top_p:g}."
+    shown = ["temperature", *(name for name in FILTERS if info.defaults[name] != SETTINGS[name].off)]
+    values = ", ".join(f"{SETTINGS[name].label.lower()} {info.defaults[name]:g}" for name in shown)
+    return f"From the checkpoint's `generation_config.json`: {values}."
+
+
+def state_in_words(state: EngineState) -> str:
+    """What the engine is doing, where that is more than being ready."""
+    match state.phase:
+        case "ready":
+            return ""
+        case "starting":
+            return "The engine is starting…"
+        case "loading" if state.total:
+            return f"Loading {state.done / 1e9:.1f} of {state.total / 1e9:.1f} GB…"
+        case "loading":
+            return "Loading the model…"
+        case "preparing":
+            return f"Preparing kernels, {state.done} of {state.total}…"
+        case "restarting":
+            return "The engine ended unexpectedly and is being started again…"
+        case _:
+            return state.message

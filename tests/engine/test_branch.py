@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from playground.engine.engine import Engine
-from playground.engine.requests import FinishEvent, Request, SamplingParams
+from playground.engine.events import FinishEvent
+from playground.engine.requests import Request
+from playground.engine.settings import SamplingParams
 
 PROMPT = tuple(range(5, 75))  # more than one page
 GUMBEL, PLAIN = SamplingParams("gumbel", 1.0, seed=3), SamplingParams("greedy")

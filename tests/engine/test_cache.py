@@ -7,18 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 from families import prefill, theirs, tokens
+from playground.ui.runs import RunBook
 
 import kernels
 from playground import CheckpointError, RequestError, SamplingParams, load
-from playground.api import load_model
 from playground.bench.shapes import SHAPES
 from playground.checkpoint.families import parse_config
-from playground.engine.cache import PAGE_SIZE, PagedCache, token_bytes
+from playground.engine.cache import PagedCache, token_bytes
 from playground.engine.engine import Engine
+from playground.engine.loading import load_model
+from playground.engine.pages import PAGE_SIZE
 from playground.engine.requests import Request
 from playground.inspect.receipt import read_receipts
 from playground.model.step import Step
-from playground.ui.runs import RunBook
 
 FP8, CPU = torch.float8_e4m3fn, torch.device("cpu")
 HALF_STEP = 2.0**-4  # of a value with three bits of mantissa, at most; sums over tokens and channels average it

@@ -4,11 +4,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+from playground.engine.generate import generate
 
 from playground import FinishEvent, RequestError, SamplingParams, TokenEvent
 from playground.engine.client import EngineError, Service
 from playground.engine.engine import Engine
-from playground.engine.generate import generate
 from playground.engine.requests import Request
 
 PROMPT = (0, 5, 9, 17, 33)

@@ -10,13 +10,15 @@ from families import prefill, theirs, tokens
 import kernels
 from kernels import reference
 from playground import SamplingParams
-from playground.api import EMBEDDED, load_model
 from playground.checkpoint.files import Checkpoint
+from playground.checkpoint.hub import EMBEDDED
 from playground.checkpoint.tokenizer import Tokenizer
 from playground.engine.decoder import EagerDecoder
 from playground.engine.engine import Engine
+from playground.engine.events import TokenEvent
+from playground.engine.loading import load_model
 from playground.engine.prefill import Prefill
-from playground.engine.requests import Request, TokenEvent
+from playground.engine.requests import Request
 from playground.model.step import Step
 
 pytestmark = pytest.mark.gpu

@@ -9,9 +9,11 @@ import torch
 
 from kernels import SCORED, SHOWN
 from playground.engine.engine import Engine
+from playground.engine.events import TokenEvent
 from playground.engine.insight import Insight
-from playground.engine.requests import Request, SamplingParams, TokenEvent
+from playground.engine.requests import Request
 from playground.engine.sampler import Needs, Settings, draw_rows, explain_rows
+from playground.engine.settings import SamplingParams
 
 SETTINGS = [
     SamplingParams("greedy"),

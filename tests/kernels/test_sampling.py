@@ -8,8 +8,8 @@ from scipy import stats
 import kernels
 from kernels import SCORED, SHOWN, Survey, drawing, reference, sampling, surveying
 from kernels.sampling import philox
-from playground.engine.requests import SamplingParams
 from playground.engine.sampler import Needs, Settings, draw_rows
+from playground.engine.settings import SamplingParams
 
 SAMPLES, VOCAB = 200_000, 48
 FILTERS = {"none": {}, "top-k": {"top_k": 12}, "top-p": {"top_p": 0.8}, "min-p": {"min_p": 0.05}}

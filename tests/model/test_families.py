@@ -14,12 +14,13 @@ from safetensors.torch import save_file
 
 import kernels
 from playground import CheckpointError
-from playground.api import load_model
 from playground.checkpoint.families import parse_config
 from playground.checkpoint.files import Checkpoint
-from playground.engine.cache import PAGE_SIZE
 from playground.engine.engine import Engine
-from playground.engine.requests import Request, SamplingParams
+from playground.engine.loading import load_model
+from playground.engine.pages import PAGE_SIZE
+from playground.engine.requests import Request
+from playground.engine.settings import SamplingParams
 from playground.model.layers import Feed
 from playground.model.step import Step
 

@@ -9,7 +9,7 @@ import kernels
 from kernels import reference as twins
 from playground.checkpoint.config import CheckpointError
 from playground.checkpoint.families import parse_config
-from playground.engine.cache import PAGE_SIZE
+from playground.engine.pages import PAGE_SIZE
 from playground.model.reference import ReferenceModel
 from playground.model.step import Step
 from playground.model.transformer import Transformer

@@ -7,7 +7,7 @@ import json
 import pytest
 from serving import serve
 
-from playground.api import EMBEDDED
+from playground.checkpoint.hub import EMBEDDED
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 
-from playground import Playground, RequestError, SamplingParams
+from playground.api import Playground
 from playground.engine.client import Stream
-from playground.inspect.receipt import MOST_SEGMENTS, Receipt, make_receipt
+from playground.engine.events import Event
+from playground.engine.settings import RequestError, SamplingParams
+from playground.inspect.receipt import MOST_SEGMENTS, Receipt, fingerprint, make_receipt
 from playground.inspect.replay import replay
 from playground.inspect.run import Run, Written
 from playground.inspect.tokens import explain
@@ -22,8 +23,7 @@ class RunBook:
     """Runs by their id, which nobody can guess; the oldest are forgotten."""
 
     def __init__(self):
-        self.runs: OrderedDict[str, Run] = OrderedDict()
-        self.lock = threading.Lock()
+        self.runs: dict[str, Run] = {}  # the oldest first
 
     def begin(
         self,
@@ -36,11 +36,7 @@ class RunBook:
     ) -> list[Run]:
         """Starts one row per setting on one prompt, each on the weights of its form; none: those that are loaded."""
         streams = playground.compare(prompt, params, limit, forms, inspect=True, keep=True, **options)
-        writers = [playground.writer_of(stream) for stream in streams]
-        return [
-            self.keep(Run.of(stream, writer.tokenizer, prompt, writer.form))
-            for stream, writer in zip(streams, writers, strict=True)
-        ]
+        return [self.keep(Run.of(stream, playground.tokenizer, prompt)) for stream in streams]
 
     def branch(
         self,
@@ -51,6 +47,7 @@ class RunBook:
         params: SamplingParams,
         limit: int,
         ignore_eos: bool = False,
+        **options,
     ) -> Run:
         """Goes on from `source` after its first `at` tokens, with `token` forced there where one is given. Raises
         `RequestError`."""
@@ -66,12 +63,12 @@ class RunBook:
         if token is not None:
             given = [*given, self._forced(source, at, token)]
         ids = (*source.prompt_ids, *(t.id for t in given))
-        options = {"trace_scales": True, "inspect": True, "keep": True, "begun": len(given), "ignore_eos": ignore_eos}
+        options |= {"inspect": True, "keep": True, "begun": len(given), "ignore_eos": ignore_eos}
         # without a token of its own the prompt's logits come from its prefill, as in the first run
         parent = source.stream if given else None
         stream = writer.resume(ids, [params], limit, parent, **options)[0]
-        about = (source.tokenizer, source.prompt, source.prompt_ids, params, limit, ignore_eos, source.form)
-        return self.keep(Run(stream, *about, origin, at, given))
+        about = (source.tokenizer, source.prompt, source.prompt_ids, stream.request.params, limit, ignore_eos)
+        return self.keep(Run(stream, *about, parent=origin, at=at, tokens=given))
 
     @staticmethod
     def _forced(source: Run, at: int, token: int) -> Written:
@@ -82,10 +79,9 @@ class RunBook:
         return Written(token, source.text_of(token, at), known[token], insight, forced=True)
 
     def keep(self, run: Run) -> Run:
-        with self.lock:
-            self.runs[run.id] = run
-            while len(self.runs) > KEPT:
-                self.runs.popitem(last=False)
+        self.runs[run.id] = run
+        while len(self.runs) > KEPT:
+            del self.runs[next(iter(self.runs))]
         return run
 
     def get(self, run_id: object) -> Run:
@@ -109,21 +105,18 @@ class RunBook:
 
     def receipt(self, playground: Playground, *runs: Run) -> str:
         """One receipt; of several runs a list of them."""
-        receipts = []
-        for run in runs:
-            writer = playground.writer_of(run.stream)
-            receipts.append(make_receipt(run, writer.name, writer.folder, writer.device, writer.cache_form))
+        receipts = [make_receipt(run, playground.writer_of(run.stream).info) for run in runs]
         return json.dumps(receipts if len(receipts) > 1 else receipts[0])
 
     def replay(
         self, playground: Playground, receipt: Receipt, started: Callable[[Stream], object] = lambda stream: None
-    ) -> dict:
-        """Runs a receipt again; `started` is told of each stream, which may be closed to stop it. Raises `RequestError`
-        and `CheckpointError`."""
-        if receipt.cache != playground.cache_form:
+    ) -> Generator[Stream, Event, dict]:
+        """Runs a receipt again, as `inspect.replay.replay` does; `started` is told of each stream, which may be closed
+        to stop it. The weights' form has to be loaded. Raises `RequestError`."""
+        if receipt.cache != playground.info.cache_form:
             raise RequestError(
-                f"This run's KV cache was {receipt.cache}, and here it is {playground.cache_form}: its tokens can't be "
-                f"checked. Start the playground with --cache-dtype {receipt.cache}."
+                f"This run's KV cache was {receipt.cache}, and here it is {playground.info.cache_form}: its tokens "
+                f"can't be checked. Start the playground with --cache-dtype {receipt.cache}."
             )
         writer = playground.in_form(receipt.weights)
 
@@ -133,6 +126,6 @@ class RunBook:
             started(stream)
             return stream
 
-        found = replay(receipt, start, writer.tokenizer.spelled)
-        same = receipt.checkpoint == writer.fingerprint
+        found = yield from replay(receipt, start, writer.tokenizer.spelled)
+        same = receipt.checkpoint == fingerprint(Path(writer.info.folder))
         return found | {"same_checkpoint": same, "model": writer.name, "recorded_model": receipt.model}

@@ -1,0 +1,216 @@
+"""The generate tab: a text and its figures, the branches that grow out of it, links and receipts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+import gradio as gr
+
+from playground import RequestError
+from playground.engine.requests import Load
+from playground.engine.settings import whole_number
+from playground.inspect.receipt import Receipt, read_receipts
+from playground.inspect.replay import STOPPED
+from playground.inspect.run import Run
+from playground.ui.components import BranchTree, StatsBar, TextView
+from playground.ui.handlers import Handlers, asked_for
+from playground.ui.painting import answer_of, next_of
+from playground.ui.session import Session, refuse_during_a_run, run_of, stop, told
+from playground.ui.settings import NAMES, QUICK, Asked, Controls
+from playground.ui.words import in_words
+
+SAVE = """
+(text) => {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+  link.download = "receipt.json";
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+"""
+COPY_LINK = """
+(...values) => {
+  const names = NAMES;
+  const url = new URL(location.pathname, location.origin);
+  names.forEach((name, index) => url.searchParams.set(name, values[index]));
+  navigator.clipboard?.writeText(url.href);
+  document.getElementById("link").textContent = "Link copied";
+  setTimeout(() => { document.getElementById("link").textContent = "Copy link"; }, 1500);
+}
+""".replace("NAMES", json.dumps(["prompt", *NAMES]))
+WRITING = {"show_progress": "hidden", "concurrency_limit": None, "trigger_mode": "multiple"}
+"""Of events that write for as long as the model does."""
+
+
+class GenerateHandlers:
+    """Writers yield the text so far, the figures, the panel's strip, and the tree of branches."""
+
+    def __init__(self, handlers: Handlers):
+        self.handlers, self.book = handlers, handlers.book
+
+    async def generate(self, request: gr.Request, session: Session, prompt, *values) -> AsyncIterator[tuple]:
+        async with run_of(session):
+            asked = Asked.read(values)
+            session.seed = asked.params.seed
+            (run,) = await self.handlers.begin(request, session, prompt, [asked.params], asked)
+            session.tree = []
+            async for shown in self.write(session, run, request):
+                yield shown
+
+    async def branch(self, event: gr.EventData, request: gr.Request, session: Session, *values) -> AsyncIterator[tuple]:
+        """Goes on from a token of the text with another one in its place, or draws again from there."""
+        async with run_of(session):
+            run = self._branch(request, session, *self._chosen(event), Asked.read(values), values)
+            async for shown in self.write(session, run, request):
+                yield shown
+
+    async def branch_column(
+        self, event: gr.EventData, request: gr.Request, session: Session, limit, past_end
+    ) -> AsyncIterator[tuple]:
+        """Goes on from a token of a compared column, under the column's own settings: a tree of its own."""
+        async with run_of(session):
+            source, at, token = self._chosen(event)
+            asked = Asked(source.params, whole_number("Max new tokens", limit), bool(past_end))
+            run = self._branch(request, session, source, at, token, asked)
+            session.tree = [source]
+            async for shown in self.write(session, run, request):
+                yield shown
+
+    async def go_on(self, request: gr.Request, session: Session, *values) -> AsyncIterator[tuple]:
+        """More of the text that is shown."""
+        async with run_of(session):
+            source, asked = session.current, Asked.read(values)
+            if source is None or not source.tokens:
+                raise RequestError("There is no text to continue yet; press Run first.")
+            if source.stats and source.stats["finish_reason"] == "eos" and not asked.past_end:
+                raise RequestError("The text has come to its end; tick “Write past the end” to continue it.")
+            run = self._branch(request, session, source, len(source.tokens), None, asked, values)
+            async for shown in self.write(session, run, request):
+                yield shown
+
+    def _chosen(self, event: gr.EventData) -> tuple[Run, int, int | None]:
+        """The run, the place in it and the token there, None to draw again, that a view's script names."""
+        asked = asked_for(event)
+        run, token = self.book.get(asked.get("run")), asked.get("token")
+        return run, whole_number("Index", asked.get("index")), None if token is None else whole_number("Token", token)
+
+    def _branch(self, request, session: Session, source: Run, at: int, token: int | None, asked: Asked, values=()):
+        """`values`: the settings that the page shows; without, those of the source."""
+        given = dict(zip(NAMES, values, strict=False)).get("seed", -1)
+        goes_on = token is not None or at == len(source.tokens)
+        if goes_on and whole_number("Seed", given) < 0:  # the same luck, unless a seed is asked for
+            asked = asked.with_seed(source.params.seed)
+        elif not values:  # drawn again under the source's settings: with luck of its own
+            asked = asked.with_new_seed()
+        session.seed = asked.params.seed
+        playground = self.handlers.playground
+        options = self.handlers.options(request, session, playground, traced=True)
+        return self.book.branch(playground, source, at, token, asked.params, asked.limit, asked.past_end, **options)
+
+    async def write(self, session: Session, run: Run, request: gr.Request | None) -> AsyncIterator[tuple]:
+        """Shows a run of the page's tree while it writes."""
+        session.tree, session.current, session.scales = [*session.tree, run], run, None
+        tree = BranchTree.show(session.tree, run)
+        async for (pane,) in self.handlers.paint(session, [run], request):
+            yield TextView.show(run), dict(pane.stats), self.handlers.activation_view(session), tree
+
+    async def show(self, event: gr.EventData, session: Session) -> tuple:
+        """Another run of the tree."""
+        with told():
+            await refuse_during_a_run(session)
+            run = session.current = self.book.get(asked_for(event).get("run"))
+        return TextView.show(run), run.stats, BranchTree.show(session.tree, run)
+
+    async def receipt(self, session: Session) -> str:
+        """Of the run that is shown."""
+        with told():
+            await refuse_during_a_run(session)
+            if session.current is None:
+                raise RequestError("There is no run yet; press Run first.")
+            return self.book.receipt(self.handlers.playground, session.current)
+
+    async def replay(self, file: bytes | None, session: Session) -> str:
+        """Runs an uploaded receipt, or those of a comparison, again; says in words how it went."""
+        try:
+            async with run_of(session):
+                receipts = read_receipts((file or b"").decode(errors="replace"))
+                try:
+                    found = [await self.replayed(one, session) for one in receipts]
+                finally:
+                    stop(session)
+        except gr.Error as error:
+            return error.message
+        if len(found) == 1:
+            return in_words(found[0])
+        return "\n".join(f"Column {n}: {in_words(one)}" for n, one in enumerate(found, 1))
+
+    async def replayed(self, receipt: Receipt, session: Session) -> dict:
+        """One receipt, segment by segment; a stop in between counts as well."""
+        playground = self.handlers.playground
+        if receipt.weights not in playground.loaded_forms:
+            await answer_of(playground.ask(Load(receipt.weights)))
+        replay = self.book.replay(playground, receipt, session.streams.append)
+        event = None
+        while True:
+            try:
+                stream = replay.send(event)
+            except StopIteration as end:
+                return end.value
+            event = await next_of(stream)
+            if session.stopping:
+                replay.close()
+                raise RequestError(STOPPED)
+
+
+class GenerateTab(NamedTuple):
+    tab: gr.Tab
+    run: gr.Button
+    stop: gr.Button
+    output: TextView
+    stats: StatsBar
+    tree: BranchTree
+    more: gr.Button
+    link: gr.Button
+    receipt: gr.Button
+    replay: gr.UploadButton
+    paper: gr.Textbox
+    verdict: gr.Textbox
+
+
+def generate_tab(handlers: Handlers) -> GenerateTab:
+    with gr.Tab("Generate", id="generate") as tab:
+        with gr.Row(elem_classes="run-row"):
+            run = gr.Button("Run", variant="primary", elem_id="run")
+            stop_ = gr.Button("Stop", variant="secondary", elem_id="stop")
+        output = TextView("Output", handlers.book.explain, branches=True, elem_id="output")
+        stats = StatsBar(elem_id="stats")
+        tree = BranchTree(elem_id="tree")
+        with gr.Row(elem_classes="run-row"):
+            more = gr.Button("Continue", size="sm", elem_id="continue")
+            link = gr.Button("Copy link", size="sm", elem_id="link")
+            receipt = gr.Button("Save receipt", size="sm", elem_id="receipt")
+            replay = gr.UploadButton(
+                "Replay a receipt", size="sm", type="binary", file_types=[".json"], elem_id="replay"
+            )
+        paper = gr.Textbox(visible="hidden", elem_id="receipt-text")
+        verdict = gr.Textbox(label="Replay", lines=1, max_lines=4, interactive=False, visible=False, elem_id="verdict")
+    return GenerateTab(tab, run, stop_, output, stats, tree, more, link, receipt, replay, paper, verdict)
+
+
+def connect_generate(
+    tab: GenerateTab, writer: GenerateHandlers, prompt: gr.Textbox, controls: Controls, strip, session: gr.State
+) -> list:
+    """Returns what every writer of this tab shows."""
+    shown, writing = [tab.output, tab.stats, strip, tab.tree], WRITING | {"api_visibility": "private"}
+    tab.run.click(writer.generate, [session, prompt, *controls.inputs], shown, **writing)
+    tab.output.select(writer.branch, [session, *controls.inputs], shown, **writing)
+    tab.more.click(writer.go_on, [session, *controls.inputs], shown, **writing)
+    tab.tree.select(writer.show, [session], [tab.output, tab.stats, tab.tree], **QUICK)
+    tab.receipt.click(writer.receipt, [session], [tab.paper], **QUICK).success(None, [tab.paper], None, js=SAVE)
+    tab.replay.upload(lambda: gr.update(value="Running it again…", visible=True), None, [tab.verdict], **QUICK).then(
+        writer.replay, [tab.replay, session], [tab.verdict], **QUICK
+    )
+    tab.link.click(None, [prompt, *controls.inputs], None, js=COPY_LINK)
+    return shown

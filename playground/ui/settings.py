@@ -1,0 +1,145 @@
+"""The controls of a run's settings, made from the one table of settings, and their values, read in one place."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from playground import Playground
+from playground.engine.settings import FILTERS, SETTINGS, SUGGESTED, SamplingParams, Setting, whole_number
+from playground.ui.controls import Number, Radio, Slider
+
+_PLAIN = tuple(name for name in SETTINGS if name not in FILTERS and name != "seed")
+NAMES = (*_PLAIN, "max_new_tokens", "seed", *FILTERS, "past_end")
+"""Of the settings of a run, in the order in which handlers get their values, and programs may give them."""
+SHAPING = tuple(name for name in NAMES if name in SETTINGS and name != "sampler")
+"""Settings that experiments with a distribution take."""
+KINDS = {name: setting.kind for name, setting in SETTINGS.items()} | {"max_new_tokens": int, "past_end": bool}
+DEFAULTS = SUGGESTED | {"past_end": False}
+OWN = "single"  # settings that the columns of a comparison have of their own
+GREEDY_INFO = "Greedy takes the likeliest token: temperature, filters and seed have nothing to decide."
+LONGEST_LINK = 20_000  # characters of a prompt
+QUICK = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+"""Of events that the page answers in an instant, whatever else goes on."""
+
+
+class Asked(NamedTuple):
+    """What a run was asked for, read but for its lengths, which only the model can judge."""
+
+    params: SamplingParams
+    limit: int  # new tokens
+    past_end: bool
+
+    @classmethod
+    def read(cls, values: Sequence[Any]) -> Asked:
+        """From the values of `NAMES`. Raises `RequestError`."""
+        given = dict(zip(NAMES, values, strict=True))
+        limit, past_end = given.pop("max_new_tokens"), given.pop("past_end")
+        params = SamplingParams.read(given).with_drawn_seed()
+        return cls(params, whole_number("Max new tokens", limit), bool(past_end))
+
+    def with_seed(self, seed: int) -> Asked:
+        return self._replace(params=replace(self.params, seed=seed))
+
+    def with_new_seed(self) -> Asked:
+        return self._replace(params=replace(self.params, seed=-1).with_drawn_seed())
+
+
+class Controls(NamedTuple):
+    by_name: dict[str, Any]  # a control for each of `NAMES`
+    note: gr.Markdown  # where their first values come from
+
+    @property
+    def inputs(self) -> list:
+        return [self.by_name[name] for name in NAMES]
+
+
+def control(setting: Setting, value: Any, with_info: bool = True, **more) -> Any:
+    """The widget for a setting."""
+    about = {"value": value, "label": setting.label, "info": setting.info if with_info else None} | more
+    if setting.choices:
+        options = [(label, str(choice)) for choice, label in setting.choices.items()]
+        return Radio(options, **about) if with_info else gr.Dropdown(options, **about)
+    if setting.shown:
+        low, high, step = setting.shown
+        return Slider(low, high, step=step, **about)
+    return Number(precision=0, **about)
+
+
+def settings_column(playground: Playground, last_seed: Callable[[Any], Any], session: gr.State) -> Controls:
+    """Sampler first, then the rest; filters are folded."""
+    made: dict[str, Any] = {}
+
+    def make(name: str) -> None:
+        value = str(playground.info.defaults[name]) if SETTINGS[name].choices else playground.info.defaults[name]
+        place = {"elem_id": name.replace("_", "-"), "elem_classes": OWN}
+        made[name] = control(SETTINGS[name], value, **place)
+
+    for name in _PLAIN:
+        make(name)
+    made["max_new_tokens"] = Slider(
+        1, playground.context, value=playground.default_tokens, step=1, label="Max new tokens", elem_id="max-new-tokens"
+    )
+    make("seed")
+    reuse = gr.Button("Reuse the last seed", size="sm", elem_id="reuse", elem_classes=OWN)
+    reuse.click(last_seed, [session], [made["seed"]], **QUICK)
+    with gr.Accordion("Filters", open=False, elem_classes=OWN):
+        for name in FILTERS:
+            make(name)
+    note = gr.Markdown(elem_id="defaults")
+    made["past_end"] = gr.Checkbox(False, label="Write past the end", elem_id="past-end")
+    sampler, others = made["sampler"], [made[name] for name in SETTINGS if name != "sampler"]
+
+    def explain(chosen: str) -> list:
+        greedy = chosen == "greedy"
+        info = gr.update(info=GREEDY_INFO if greedy else SETTINGS["sampler"].info)
+        return [info] + [gr.update(interactive=not greedy)] * len(others)
+
+    sampler.change(explain, [sampler], [sampler, *others], **QUICK)
+    return Controls(made, note)
+
+
+def spelled(
+    function: Callable, names: Sequence[str], required: Sequence[str] = (), **defaults: Any
+) -> Callable[..., AsyncIterator]:
+    """A writer that takes settings as `*values`, with each of `names` spelled out in its signature, which gradio reads;
+    `required` ones have no default. A `session` goes last: gradio names what programs send by its place."""
+    own, empty = inspect.signature(function, eval_str=True), inspect.Parameter.empty
+    fixed = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_POSITIONAL]
+    parameters = [p for p in fixed if p.name != "session"]
+    for name in names:
+        default = empty if name in required else (DEFAULTS | defaults)[name]
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters.append(inspect.Parameter(name, kind, default=default, annotation=KINDS[name]))
+    parameters += [p.replace(default=None) for p in fixed if p.name == "session"]
+    signature = own.replace(parameters=parameters)
+
+    async def writer(*args, **named):
+        bound = signature.bind(*args, **named)
+        bound.apply_defaults()
+        given = bound.arguments
+        async for shown in function(*(given[p.name] for p in fixed), *(given[name] for name in names)):
+            yield shown
+
+    writer.__name__, writer.__signature__ = function.__name__, signature
+    writer.__annotations__ = {p.name: p.annotation for p in parameters if p.annotation is not empty}
+    if own.return_annotation is not empty:
+        writer.__annotations__["return"] = own.return_annotation
+    return writer
+
+
+def linked(query: dict[str, str]) -> dict[str, Any]:
+    """Prompt and settings that an address carries; what is missing or wrong there is left out."""
+    found = {"prompt": query["prompt"][:LONGEST_LINK]} if "prompt" in query else {}
+    readers = {name: setting.parse for name, setting in SETTINGS.items()}
+    readers |= {"max_new_tokens": int, "past_end": lambda text: text == "true"}
+    for name, read in readers.items():
+        try:
+            found[name] = read(query[name])
+        except (KeyError, ValueError):
+            continue
+    return found
