@@ -1,0 +1,50 @@
+"""How fast the engine alone writes, with the inspector on, in a process of its own: what the page is held against."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+
+from playground.api import MAX_ROWS, choose_cache, choose_device, load_model
+from playground.bench.gate import faults
+from playground.bench.timing import RUNS, steady_rate, write
+from playground.checkpoint.config import CheckpointError
+from playground.engine.engine import Engine
+
+
+def rate(engine: Engine, rows: int, prompt: int, tokens: int) -> float | None:
+    """Tokens per second of all rows, the median of some runs behind a warm-up; None where they never write together."""
+    write(engine, rows, prompt, 4, inspect=True)
+    try:
+        return round(statistics.median(steady_rate(engine, rows, prompt, tokens, True) for _ in range(RUNS)), 1)
+    except CheckpointError:
+        return None
+
+
+@torch.inference_mode()
+def main() -> int:
+    """The task is `[folder, options of a model, rows, prompt, tokens]` in JSON; prints one JSON object."""
+    folder, options, rows, prompt, tokens = json.loads(sys.argv[1])
+    try:
+        device = choose_device(options["device"])
+        context = max(prompt + tokens, 128)  # the gate wants as many
+        room = options["context"] and max(options["context"], context)
+        model, _ = load_model(Path(folder), device, None, options["dtype"], room, options["cache_dtype"])
+        cache_dtype = choose_cache(options["cache_dtype"], model.dtype)
+        engine = Engine(model, None, MAX_ROWS, context=context, cache_dtype=cache_dtype, share_prefixes=False)
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    wrong = faults(model, engine)
+    rates = {} if wrong else {count: rate(engine, count, prompt, tokens) for count in rows}
+    print(json.dumps({"device": name, "cache": str(cache_dtype)[6:], "faults": wrong, "rates": rates}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
