@@ -31,9 +31,12 @@ def main() -> int:
     folder, options, rows, prompt, tokens = json.loads(sys.argv[1])
     try:
         device = choose_device(options["device"])
-        context = max(prompt + tokens, 128)  # the gate wants as many
+        # Prompts come one after another: the first row must not end before the last has begun. The gate wants 128.
+        tokens = max(tokens, 2 * max(rows) + 16)
+        context = max(prompt + tokens, 128)
         room = options["context"] and max(options["context"], context)
         model, _ = load_model(Path(folder), device, None, options["dtype"], room, options["cache_dtype"])
+        tokens = min(tokens, model.config.max_position_embeddings - prompt)
         cache_dtype = choose_cache(options["cache_dtype"], model.dtype)
         engine = Engine(model, None, MAX_ROWS, context=context, cache_dtype=cache_dtype, share_prefixes=False)
     except CheckpointError as error:

@@ -133,11 +133,11 @@ def send(port: int, data: list[list], every: float) -> tuple[list[dict], float]:
             task = {"host": "127.0.0.1", "port": port, "patience": PATIENCE, "visits": visits}
             _say(process, json.dumps(task))
         for process in processes:
-            process.stdout.readline()  # it is ready
+            _hear(process)  # it is ready
         opening = time.monotonic() + 0.05
         for process in processes:
             _say(process, repr(opening))
-        seen = [json.loads(process.stdout.readline()) for process in processes]
+        seen = [json.loads(_hear(process)) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -149,3 +149,10 @@ def send(port: int, data: list[list], every: float) -> tuple[list[dict], float]:
 def _say(process: subprocess.Popen, line: str) -> None:
     process.stdin.write(line + "\n")
     process.stdin.flush()
+
+
+def _hear(process: subprocess.Popen) -> str:
+    line = process.stdout.readline()
+    if not line:
+        raise CheckpointError("A process of visitors ended; what it said stands above.")
+    return line
