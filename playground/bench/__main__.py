@@ -8,6 +8,14 @@ object for each case. `--kernels` adds where the time of a step and of a prompt 
 another; `--arriving` what a prompt costs the rows that write while it comes; `--against torch` the same products by
 torch.
 Instead, `--curve` shows what the KV cache buys, and `--start` how long a new process takes to a model's first token.
+
+`--page` measures what visitors get: it starts app.py and sends it many streams over HTTP, all at once and one every
+100 ms. For each number of `--streams`, per line: tokens per second while those write together whom the page admitted
+at first (from the last of their first texts to the first end), and over the whole time from the first request to the
+last token; the share of what the engine alone writes with as many rows, inspector on; milliseconds from sending a
+request to its first text, also in a first, cold pass; milliseconds between events; how far the slowest is behind the
+mean; who was refused, and in which words. `--page --start` takes the time from starting Python to the page, and to the
+first text of a run. A `--shape` is written as a random checkpoint first, which `--keep FOLDER` saves for the next time.
 """
 
 from __future__ import annotations
@@ -15,12 +23,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
+from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
 import kernels
 from playground.arguments import add_model_arguments, model_options
+from playground.bench.page import bench_page
 from playground.bench.shapes import SHAPES, random_model
 from playground.bench.starting import start_times
 from playground.bench.timing import against_torch, arrival, copy_rate, kernel_times, measure
@@ -165,6 +177,22 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--start", action="store_true", help="seconds from starting Python to a checkpoint's first token"
     )
+    parser.add_argument(
+        "--page", action="store_true", help="what visitors of app.py get, over HTTP; with --start: how soon"
+    )
+    parser.add_argument(
+        "--streams", type=int, nargs="+", default=[1, 8, 32, 64], help="of --page: visitors (default 1 8 32 64)"
+    )
+    parser.add_argument(
+        "--every",
+        type=float,
+        default=0.1,
+        metavar="SECONDS",
+        help="of --page: between two visitors in the second pattern of arrival (default 0.1; 0: only all at once)",
+    )
+    parser.add_argument(
+        "--keep", metavar="FOLDER", help="of --page: where the random checkpoint of a --shape stays for the next time"
+    )
     parser.add_argument("--json", action="store_true", help="JSON lines alone, without the tables")
     add_model_arguments(parser)
     return parser
@@ -178,10 +206,17 @@ def main() -> int:
             raise CheckpointError(f"Use 1 to {kernels.INVARIANT_ROWS} rows, a prompt of 1 and 8 tokens at least.")
         if (args.kernels or args.against) and device.type != "cuda":
             raise CheckpointError("--kernels and --against time the kernels of a CUDA card, and there is none.")
+        if not all(1 <= streams <= 1024 for streams in args.streams) or not 0 <= args.every <= 60:
+            raise CheckpointError("Use 1 to 1024 streams, and 0 to 60 seconds between them.")
+        green = True
+        if args.page:
+            with nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory() as kept:
+                for shape in args.shape or [None]:
+                    green &= bench_page(shape, args, Path(kept))
+            return 0 if green else 1
         if args.start:
             start(args)
             return 0
-        green = True
         for shape in args.shape or [None]:
             if shape:
                 model = random_model(shape, device, plain_dtype(device))

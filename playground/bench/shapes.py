@@ -1,12 +1,22 @@
-"""Models of known shapes with random weights, made on the device, for `python -m playground.bench --shape`."""
+"""Models of known shapes with random weights, made on the device, for `python -m playground.bench --shape`.
+
+`python -m playground.bench.shapes NAME FOLDER DEVICE` writes one as a checkpoint, for a page to load.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
+from playground.checkpoint.config import CheckpointError
 from playground.checkpoint.families import parse_config
+from playground.checkpoint.files import save_shards
+from playground.checkpoint.hub import EMBEDDED
+from playground.engine.loading import choose_device
 from playground.model.loading import SCALE_SUFFIX, stored_shape, wanted
 from playground.model.transformer import Transformer
 
@@ -60,3 +70,42 @@ def _random_tensors(model: Transformer, device: torch.device) -> Iterator[tuple[
 def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> Transformer:
     model = Transformer(parse_config(SHAPES[shape]))
     return model.load(_random_tensors(model, device), device, dtype)
+
+
+def _tokenizer(vocab_size: int) -> dict:
+    """The embedded model's tokenizer, with a made-up word for every id that it lacks: random weights draw from the
+    whole vocabulary, and a token without text would be neither seen nor sent."""
+    raw = json.loads((EMBEDDED / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab = raw["model"]["vocab"]
+    vocab |= {f"Ġ{number}#": number for number in range(len(vocab), vocab_size)}
+    return raw
+
+
+def write_random(shape: str, folder: Path, device: torch.device) -> bool:
+    """Writes a random model as a checkpoint; false where the folder already holds it. Raises `CheckpointError` where
+    it holds something else. `config.json` is written last: where it stands, all the rest does."""
+    config, stands = json.dumps(SHAPES[shape]), folder / "config.json"
+    if stands.exists() and stands.read_text(encoding="utf-8") == config:
+        return False
+    if stands.exists():
+        raise CheckpointError(f"{folder} holds another checkpoint than {shape}; name a folder of its own.")
+    folder.mkdir(parents=True, exist_ok=True)
+    model = Transformer(parse_config(SHAPES[shape]))
+    save_shards(folder, ((name, tensor.cpu()) for name, tensor in _random_tensors(model, device)), shard_bytes=1 << 30)
+    (folder / "tokenizer.json").write_text(json.dumps(_tokenizer(model.config.vocab_size)), encoding="utf-8")
+    stands.write_text(config, encoding="utf-8")
+    return True
+
+
+def main() -> int:
+    shape, folder, device = sys.argv[1:]
+    try:
+        write_random(shape, Path(folder), choose_device(device))
+    except (CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -16,14 +16,18 @@ from playground.checkpoint.config import CheckpointError
 PROMPT = "Once upon a time, there was a little girl"
 
 
-def start_times(folder: Path, options: dict, caches: tuple[str, ...]) -> Iterator[dict]:
-    """Seconds since starting Python, of a process for each state of Triton's `caches`: first there is none, then what
-    the process before has left. `options` of `playground.load`. The files are read once before, so that what is
-    measured is not the disk. Raises `CheckpointError` where such a process fails."""
+def read_once(folder: Path) -> None:
+    """Brings a checkpoint's files into the page cache, so that what is measured behind it is not the disk."""
     for file in folder.glob("*.safetensors"):
         with open(file, "rb", buffering=0) as weights:
             while weights.read(16 << 20):
                 pass
+
+
+def start_times(folder: Path, options: dict, caches: tuple[str, ...]) -> Iterator[dict]:
+    """Seconds since starting Python, of a process for each state of Triton's `caches`: first there is none, then what
+    the process before has left. `options` of `playground.load`. Raises `CheckpointError` where such a process fails."""
+    read_once(folder)
     with tempfile.TemporaryDirectory() as cache:
         for state in caches:
             task = json.dumps([time.time(), str(folder), options])

@@ -6,7 +6,7 @@ import json
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
@@ -47,23 +47,38 @@ def _stored_form(state: dict[str, torch.Tensor], fp8: bool) -> dict[str, torch.T
     return stored
 
 
+def save_shards(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int) -> None:
+    """Writes tensors on the CPU, as they come, to safetensors files of about `shard_bytes` at most, and their index."""
+    shards: list[list[str]] = []
+    shard: dict[str, torch.Tensor] = {}
+    size = total = 0
+
+    def save() -> None:
+        save_file(shard, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
+        shards.append(list(shard))
+        shard.clear()
+
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > shard_bytes:
+            save()
+            size = 0
+        shard[name] = tensor.contiguous()
+        size += tensor.nbytes
+        total += tensor.nbytes
+    save()
+    where: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):  # a file's name says how many there are
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        (folder / f"shard-{number - 1}").replace(folder / file)
+        where.update(dict.fromkeys(names, file))
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
 def save_checkpoint(folder: Path, config: dict[str, Any], state: dict[str, torch.Tensor], tokenizer, fp8: bool) -> None:
     """Writes a whole model folder; `fp8` chooses block-scaled FP8 projections, otherwise everything is BF16."""
     folder.mkdir(parents=True, exist_ok=True)
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    size = 0
-    for name, tensor in _stored_form(state, fp8).items():
-        if size + tensor.nbytes > SHARD_BYTES:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor.contiguous()
-        size += tensor.nbytes
-    where, total = {}, 0
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        where.update(dict.fromkeys(shard, file))
-        total += sum(t.nbytes for t in shard.values())
+    save_shards(folder, _stored_form(state, fp8).items(), SHARD_BYTES)
     quantization = {
         "quant_method": "fp8",
         "fmt": "e4m3",
@@ -71,7 +86,6 @@ def save_checkpoint(folder: Path, config: dict[str, Any], state: dict[str, torch
         "weight_block_size": [BLOCK_SIZE, BLOCK_SIZE],
     }
     files = {
-        INDEX: {"metadata": {"total_size": total}, "weight_map": where},
         "config.json": config | ({"quantization_config": quantization} if fp8 else {}),
         GENERATION: {k: config[k] for k in ("bos_token_id", "eos_token_id")},
         "tokenizer_config.json": {
