@@ -32,6 +32,10 @@ class Playground:
         return self.info.name
 
     @property
+    def folder(self) -> Path:
+        return Path(self.info.folder)
+
+    @property
     def context(self) -> int:
         """Tokens of a row at most, its prompt included."""
         return self.info.context

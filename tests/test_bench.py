@@ -55,14 +55,14 @@ def test_behind_a_red_gate_there_are_no_figures(check, run, monkeypatch):
 
 
 def test_a_row_that_writes_otherwise_in_company_makes_the_gate_red(run, monkeypatch):
-    write, runs = timing.write, iter(range(100))
-    params = timing.SamplingParams
+    written, params, runs = gate.written, gate.SamplingParams, iter(range(100))
 
-    def other_luck(engine, rows, *rest):
-        monkeypatch.setattr(timing, "SamplingParams", lambda *a, seed=0, **k: params(*a, seed=seed + next(runs), **k))
-        return write(engine, rows, *rest)
+    def other_luck(engine, rows):
+        shift = next(runs)
+        monkeypatch.setattr(gate, "SamplingParams", lambda *a, seed=0: params(*a, seed=seed + shift))
+        return (yield from written(engine, rows))
 
-    monkeypatch.setattr(gate, "write", other_luck)
+    monkeypatch.setattr(gate, "written", other_luck)
     code, out, errors = run("--prompt", "8", "--tokens", "12")
     assert code == 1 and out == "" and "other tokens alone" in errors
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from running import engine_of
 
-from playground import RequestError, SamplingParams, load
+from playground import EngineError, RequestError, SamplingParams, load
 from playground.inspect.columns import labels, read_columns
 from playground.inspect.fork import Alignment
 from playground.inspect.run import Run
@@ -25,7 +26,7 @@ def both(storyteller):
         settings = [{"weights": form, "temperature": 1.2, "seed": seed} for form in ("fp8", "bf16")]
         params, forms = read_columns(settings, True)
         streams = storyteller.compare(PROMPT, params, 40, forms, inspect=True)
-        runs = [finished(Run.of(s, storyteller.tokenizer, PROMPT, storyteller.writer_of(s).form)) for s in streams]
+        runs = [finished(Run.of(s, storyteller.tokenizer, PROMPT)) for s in streams]
         if runs[0].ids != runs[1].ids:
             return runs
     pytest.fail("20 runs of 40 tokens, and quantisation changed none of them")
@@ -50,14 +51,11 @@ def test_where_weights_differ_the_fork_gives_each_column_its_own_raw_probabiliti
 
 def test_columns_that_can_not_all_begin_leave_none_running(storyteller):
     params = [SamplingParams("greedy")] * 2
-    other = storyteller.in_form("bf16").service.engine
-    other.context, context = 10, other.context
-    try:
-        with pytest.raises(RequestError):
-            storyteller.compare("word " * 30, params, 40, ["fp8", "bf16"])
-    finally:
-        other.context = context
-    assert storyteller.service.call(lambda engine: [len(engine.running), len(engine.waiting)]) == [0, 0]
+    with pytest.raises(RequestError, match="2 settings and 1 forms"):
+        storyteller.compare("word " * 30, params, 40, ["fp8"])
+    with pytest.raises(RequestError, match="from 1 to 2048"):
+        storyteller.compare("word " * 30, params, 4000, ["fp8", "bf16"])
+    assert not storyteller.client.running
 
 
 @pytest.mark.parametrize("weights", ["int4", 8, True, ["fp8"], {"fp8": 1}, "FP8", "x" * 10_000])
@@ -67,10 +65,12 @@ def test_weights_that_do_not_exist_are_refused(weights):
 
 
 def test_the_second_form_is_loaded_once_and_closed_with_the_first():
-    with load(device="cpu") as playground:
+    with load(device="cpu", context=128) as playground:
         other = playground.in_form("bf16")
-        assert playground.in_form("bf16") is other and other.in_form("bf16") is other
-        assert playground.config.quantization and not other.config.quantization
-    assert other.model is None
-    with pytest.raises(RequestError, match="no longer loaded"):
-        playground.in_form("bf16")
+        engine = engine_of(other)
+        assert engine_of(playground.in_form("bf16")) is engine and other.in_form("bf16") is other
+        assert engine_of(playground).model.config.quantization and not engine.model.config.quantization
+        assert playground.loaded_forms == ("fp8", "bf16")
+    assert engine.model is None
+    with pytest.raises(EngineError, match="closed"):
+        other.stream("Once")

@@ -7,9 +7,10 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from playground.ui.runs import RunBook
+from running import engine_of, replayed
 
 from playground import RequestError, SamplingParams
+from playground.inspect.book import RunBook
 from playground.inspect.receipt import FORMAT, MOST_SEGMENTS, read_receipts
 
 PARAMS = SamplingParams("gumbel", 0.9, top_k=50, seed=5)
@@ -17,7 +18,7 @@ PARAMS = SamplingParams("gumbel", 0.9, top_k=50, seed=5)
 
 def rerun(book, playground, text):
     """A replay of the one receipt in a text."""
-    return book.replay(playground, read_receipts(text)[0])
+    return replayed(book, playground, read_receipts(text)[0])
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +51,9 @@ def test_every_run_of_a_tree_replays_token_by_token(book, storyteller, tree):
 
 def test_a_replay_goes_the_ways_of_the_run_itself(book, storyteller, tree, monkeypatch):
     """One prefill for the root, and none for what branched off from its cache."""
-    engine, feeds = storyteller.service.engine, []
-    feed = engine.prefill.feed
-    monkeypatch.setattr(engine.prefill, "feed", lambda *args: feeds.append(args) or feed(*args))
+    engine, feeds = engine_of(storyteller), []
+    feed = engine.runner.prefill.feed
+    monkeypatch.setattr(engine.runner.prefill, "feed", lambda *args: feeds.append(args) or feed(*args))
     assert rerun(book, storyteller, book.receipt(storyteller, tree[2]))["identical"]
     assert len(feeds) == 1
     again = finished(book.branch(storyteller, tree[0], 0, None, SamplingParams("gumbel", 1.3, seed=77), 30))
@@ -92,7 +93,8 @@ def test_a_setting_changed_in_a_receipt_shows_in_the_replay(book, storyteller, t
 
 
 def test_a_branch_that_found_no_cache_says_so_and_replays_by_a_prefill_as_well(book, storyteller, tree):
-    storyteller.service.call(lambda engine: engine.kept.drop(tree[0].stream.row))
+    kept = engine_of(storyteller).scheduler.kept
+    kept.drop(next(row for row in kept.held if getattr(row, "id", None) == tree[0].stream.id))
     late = finished(book.branch(storyteller, tree[0], 6, None, PARAMS, 8))
     receipt = book.receipt(storyteller, late)
     assert [part["branched"] for part in json.loads(receipt)["segments"]] == [False, False]
@@ -106,8 +108,8 @@ def test_a_run_on_the_other_form_of_the_weights_replays_on_that_form(book, story
     assert [receipt.weights for receipt in both] == ["fp8", "bf16"]
     for receipt in both:
         streams = []
-        assert book.replay(storyteller, receipt, streams.append)["identical"]
-        assert [s.service for s in streams] == [storyteller.in_form(receipt.weights).service]
+        assert replayed(book, storyteller, receipt, streams.append)["identical"]
+        assert [s.form for s in streams] == [receipt.weights]
 
 
 def test_branches_in_a_row_end_where_receipts_do(book, storyteller, tree):

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import gc
 import weakref
+from contextlib import contextmanager
 
 import pytest
 import torch
 from conftest import SMALL, random_tensors
+from running import engine_of
 
 from playground import CheckpointError, RequestError
 from playground.checkpoint.families import parse_config
 from playground.checkpoint.files import Checkpoint, save_checkpoint
 from playground.checkpoint.hub import EMBEDDED
+from playground.engine.client import ThreadClient
+from playground.engine.events import Progress
+from playground.engine.host import Host
+from playground.engine.requests import Options
 from playground.shelf import Shelf
 
 
@@ -33,54 +39,67 @@ def folders(tmp_path):
     return [str(tmp_path / name) for name in ("one", "two", "bad")]
 
 
+@contextmanager
+def shelved(folders, **options):
+    """A shelf whose engine is a thread of this process."""
+    client = ThreadClient(Host(Options(tuple(folders), device="cpu", **options)))
+    try:
+        client.until_ready()
+        yield Shelf(client, folders)
+    finally:
+        client.close()
+
+
 def writes(shelf: Shelf) -> bool:
     return len(list(shelf.current.stream("Once", max_new_tokens=3, ignore_eos=True))) == 4
 
 
 def test_a_switch_releases_the_old_model_and_ends_what_it_was_writing(folders):
-    with Shelf(folders, device="cpu") as shelf:
-        old = weakref.ref(shelf.current.model)
+    with shelved(folders) as shelf:
+        old = weakref.ref(engine_of(shelf.current).model)
         stream = shelf.current.stream("Once", max_new_tokens=200, ignore_eos=True)
-        told = []
-        shelf.switch(folders[1], lambda done, total: told.append(done / total))
+        next(iter(stream))
+        told = [p.done / p.total for p in shelf.switch(folders[1]) if isinstance(p, Progress)]
         assert list(stream)[-1].stats.finish_reason == "cancelled"
-        del stream
         gc.collect()
         assert old() is None and writes(shelf) and shelf.name == folders[1]
         assert told == sorted(told) and told[-1] == 1
 
 
 def test_a_failure_before_or_while_loading_leaves_a_model_that_writes(folders):
-    with Shelf(folders, device="cpu") as shelf:
+    with shelved(folders) as shelf:
         first = shelf.current
         with pytest.raises(CheckpointError, match="not one of the models of this page"):
-            shelf.switch("/etc")
+            shelf.switch("/etc").last()
         assert shelf.current is first
         with pytest.raises(CheckpointError, match=r"one is back: .*o_proj.weight_scale_inv holds a scale"):
-            shelf.switch(folders[2])
+            shelf.switch(folders[2]).last()
         assert shelf.name == folders[0] and writes(shelf)
-        shelf.switch(folders[1])
+        shelf.switch(folders[1]).last()
         assert writes(shelf)
 
 
-def test_while_a_model_is_loading_requests_and_other_switches_are_told_so(folders):
-    with Shelf(folders, device="cpu") as shelf:
-        seen = []
+def test_a_request_for_a_model_that_is_no_longer_loaded_is_told_so_and_others_wait_for_the_new_one(folders):
+    with shelved(folders) as shelf:
+        old = shelf.current
+        switching = shelf.switch(folders[1])
+        next(iter(switching))
+        early = shelf.current.stream("Once", max_new_tokens=3, ignore_eos=True)
+        late = old.stream("Once", max_new_tokens=3)
+        switching.last()
+        with pytest.raises(RequestError, match="no longer loaded"):
+            list(late)
+        assert len(list(early)) == 4 and shelf.current is not old
 
-        def during(done: int, total: int) -> None:
-            for action in (lambda: shelf.current, lambda: shelf.switch(folders[0])):
-                try:
-                    action()
-                except (RequestError, CheckpointError) as error:
-                    seen.append(str(error))
 
-        shelf.switch(folders[1], during)
-        assert {text.split(";")[0] for text in seen} == {"A model is being loaded", "Another model is being loaded"}
-        assert writes(shelf)
+def test_of_two_switches_at_once_the_second_comes_after_the_first(folders):
+    with shelved(folders) as shelf:
+        first, second = shelf.switch(folders[1]), shelf.switch(folders[0])
+        assert first.last().name == "two" and second.last().name == "one" and writes(shelf)
 
 
 def test_a_shelf_without_models_has_the_embedded_one():
-    with Shelf([], device="cpu", context=128) as shelf:
-        assert shelf.current.folder == EMBEDDED and shelf.names == ["storyteller"]
-        shelf.switch("storyteller")
+    with shelved([], context=128) as shelf:
+        assert shelf.current.folder == EMBEDDED and shelf.names == ("storyteller",)
+        shelf.switch("storyteller").last()
         assert torch.get_default_dtype() == torch.float32 and writes(shelf)

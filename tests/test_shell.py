@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import engine_of
 
 from playground import RequestError, SamplingParams
 from playground.__main__ import main
@@ -123,7 +124,7 @@ def test_a_prompt_over_the_context_is_refused_with_both_numbers(storyteller):
 def test_the_storyteller_compresses_unseen_prose(storyteller):
     from playground.evaluate import bits_per_byte
 
-    assert bits_per_byte(storyteller.model, storyteller.tokenizer, [STORY]) < 0.9
+    assert bits_per_byte(engine_of(storyteller).model, storyteller.tokenizer, [STORY]) < 0.9
 
 
 def test_compare_prints_the_columns_and_why_they_part():

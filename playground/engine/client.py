@@ -232,6 +232,7 @@ class ThreadClient(Client):
 
     def __init__(self, host, tell: Callable[[EngineState], object] = lambda state: None):
         super().__init__(tell)
+        self.host = host  # the thread's: tests look at it
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.ready = threading.Event()
         self.error: BaseException | None = None

@@ -38,6 +38,7 @@ class Running(NamedTuple):
 
     id: int
     work: Iterator[Any]
+    stoppable: bool = True  # not where others would be left without a model
 
 
 class Host:
@@ -46,6 +47,7 @@ class Host:
         self.engines: dict[str, Engine] = {}  # by the form of the weights
         self.rows: dict[int, tuple[Engine, Row]] = {}  # that have not ended
         self.jobs: deque[Running] = deque()
+        self.changing = False  # another model or form is being loaded
         self.early: list[Ask] = []  # what came before the model was there
         self.info: ModelInfo | None = None
         self.serial = options.serial
@@ -103,7 +105,7 @@ class Host:
             if isinstance(ask.what, Generate):
                 self._add(ask.what)
             else:
-                self.jobs.append(Running(ask.id, self._work(ask.what)))
+                self.jobs.append(Running(ask.id, self._work(ask.what), not isinstance(ask.what, Switch)))
         except (RequestError, CheckpointError) as error:
             ids = ask.what.rows if isinstance(ask.what, Generate) else (ask.id,)
             self.out += [(number, failure_of(error)) for number in ids]
@@ -130,7 +132,7 @@ class Host:
         if number in self.rows:
             engine, row = self.rows[number]
             self._tell(engine.cancel(row))
-        for job in [job for job in self.jobs if job.id == number]:
+        for job in [job for job in self.jobs if job.id == number and job.stoppable]:
             self.jobs.remove(job)
             job.work.close()
             self.out.append((number, Failure("This was stopped.", "request")))
@@ -155,11 +157,21 @@ class Host:
     def _work(self, job: Job) -> Iterator[Any]:
         match job:
             case Load():
-                return self._second(job.form)
+                return self._alone(self._second(job.form))
             case Switch():
-                return self._switch(job.name)
+                return self._alone(self._switch(job.name))
             case _:
                 return slices(self._engine(getattr(job, "form", "")), job)
+
+    def _alone(self, work: Iterator[Any]) -> Iterator[Any]:
+        """Work on the models themselves, one after another."""
+        while self.changing:
+            yield None
+        self.changing = True
+        try:
+            yield from work
+        finally:
+            self.changing = False
 
     def _slice(self, job: Running) -> None:
         try:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from playground.engine.engine import Engine
-from playground.engine.events import FinishEvent
+from playground.engine.events import TokenEvent
 from playground.engine.requests import Request
 from playground.engine.settings import SamplingParams
 
@@ -24,7 +24,7 @@ def run(engine: Engine) -> list:
 def write(engine: Engine, prompt, limit: int, params=GUMBEL, parent=None, keep=True):
     """One row run to its end, and its log-probabilities."""
     row = engine.add([Request(tuple(prompt), params, limit, ignore_eos=True, keep=keep)], parent)[0]
-    events = [e for r, e in run(engine) if r is row and not isinstance(e, FinishEvent)]
+    events = [e for r, e in run(engine) if r is row and isinstance(e, TokenEvent)]
     return row, [e.logprob for e in events]
 
 
@@ -33,7 +33,7 @@ def test_a_branch_that_takes_the_same_token_goes_on_with_the_same_bits(small, at
     engine = Engine(small(), None)
     row, logprobs = write(engine, PROMPT, 70)
     prefills = []
-    engine.prefill.feed = lambda *args: prefills.append(args)
+    engine.runner.prefill.feed = lambda *args: prefills.append(args)
     branch, found = write(engine, PROMPT + tuple(row.new_ids[:at]), 70 - at, parent=row)
     assert branch.new_ids == row.new_ids[at:] and found == logprobs[at:] and not prefills
 
@@ -83,10 +83,10 @@ def test_a_running_row_can_be_branched_from(small):
 def test_kept_pages_give_way_when_others_need_them_and_the_branch_is_prefilled_instead(small):
     engine = Engine(small(), None, 2, cache_tokens=4 * 64, context=192)
     row, _ = write(engine, PROMPT, 20)
-    kept = engine.cache.used_pages
+    kept = engine.pool.used_pages
     assert kept == 2 and row.pages
     write(engine, PROMPT, 100, keep=False)  # three pages, and three were free with the two kept ones: one row yields
-    assert not row.pages and engine.cache.used_pages == 0
+    assert not row.pages and engine.pool.used_pages == 0
     branch, _ = write(engine, PROMPT + tuple(row.new_ids[:5]), 5, parent=row, keep=False)
     assert len(branch.new_ids) == 5
 
@@ -107,7 +107,7 @@ def test_rows_that_keep_nothing_and_rows_that_failed_leave_every_page_free(small
     for _ in range(4):
         engine.step()
     engine.cancel(row, keep=False)
-    assert engine.cache.used_pages == 0 and not engine.kept.held
+    assert engine.pool.used_pages == 0 and not engine.scheduler.kept.held
 
 
 def test_against_a_fresh_prefill_a_branch_agrees_within_the_tolerance_of_the_format(small):
@@ -127,7 +127,7 @@ def test_a_group_that_branches_from_a_prompt_of_whole_pages_takes_the_pages_that
     group = engine.add([Request(prompt, GUMBEL, 60, ignore_eos=True) for _ in range(2)], row)
     run(engine)
     assert [len(one.new_ids) for one in group] == [60, 60]
-    assert engine.cache.used_pages == len(row.pages)
+    assert engine.pool.used_pages == len(row.pages)
 
 
 def test_kept_pages_stay_where_their_loss_would_not_make_room(small):
@@ -146,8 +146,9 @@ def test_kept_pages_stay_where_their_loss_would_not_make_room(small):
 def test_logits_after_a_prompt_are_those_that_its_row_draws_from(small):
     engine = Engine(small(), None, prefill_chunk=32)
     row, logprobs = write(engine, PROMPT, 1, PLAIN, keep=False)
-    logits = engine.logits_after(PROMPT)
+    *_, fed = engine.feed_alone(PROMPT)
+    logits = fed.logits[0]
     assert logits.argmax() == row.new_ids[0] and logits.log_softmax(-1).max().item() == pytest.approx(
         logprobs[0], abs=1e-6
     )
-    assert engine.cache.used_pages == 0
+    assert engine.pool.used_pages == 0

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from families import prefill, theirs, tokens
-from playground.ui.runs import RunBook
+from running import engine_of, replayed
 
 import kernels
 from playground import CheckpointError, RequestError, SamplingParams, load
@@ -18,6 +18,7 @@ from playground.engine.engine import Engine
 from playground.engine.loading import load_model
 from playground.engine.pages import PAGE_SIZE
 from playground.engine.requests import Request
+from playground.inspect.book import RunBook
 from playground.inspect.receipt import read_receipts
 from playground.model.step import Step
 
@@ -34,7 +35,7 @@ def write(model, groups: list[list[Request]], **options) -> list[list[int]]:
     rows = [row for group in groups for row in engine.add(group)]
     while engine.busy:
         engine.step()
-    assert engine.cache.used_pages == 0
+    assert engine.pool.used_pages == 0
     return [row.new_ids for row in rows]
 
 
@@ -104,17 +105,17 @@ def test_an_fp8_cache_holds_nearly_twice_what_a_bfloat16_one_does():
 def test_load_takes_the_form_of_the_cache_and_receipts_know_it(storyteller):
     book, params = RunBook(), SamplingParams("greedy")
     with load(device="cpu", cache_dtype="fp8", context=128) as playground:
-        assert playground.service.engine.cache.kv.scales is not None
+        assert engine_of(playground).runner.cache.kv.scales is not None
         (run,) = book.begin(playground, "Once upon a time", [params], 12)
         for event in run.stream:
             run.add(event)
         run.stats = {"finish_reason": "length"}
         (receipt,) = read_receipts(book.receipt(playground, run))
-        assert receipt.cache == "fp8" and book.replay(playground, receipt)["identical"]
+        assert receipt.cache == "fp8" and replayed(book, playground, receipt)["identical"]
         with pytest.raises(RequestError, match="--cache-dtype plain"):
-            book.replay(playground, replace(receipt, cache="plain"))
+            replayed(book, playground, replace(receipt, cache="plain"))
     with pytest.raises(RequestError, match="--cache-dtype fp8"):
-        book.replay(storyteller, receipt)
+        replayed(book, storyteller, receipt)
     with pytest.raises(CheckpointError, match="choose plain or fp8"):
         load(device="cpu", cache_dtype="int4")
 

@@ -4,10 +4,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from playground.engine.generate import generate
+from running import hosted, steps
 
-from playground import FinishEvent, RequestError, SamplingParams, TokenEvent
-from playground.engine.client import EngineError, Service
+from playground import FinishEvent, RequestError, SamplingParams, TokenEvent, generate
+from playground.engine.client import EngineError, ThreadClient
 from playground.engine.engine import Engine
 from playground.engine.requests import Request
 
@@ -81,11 +81,11 @@ def test_a_fork_outlives_the_row_it_came_with_when_that_is_cancelled_between_pie
     (expected,) = whole.add([request(replace(GUMBEL, seed=2), prompt, 9)])
     drain(whole)
     assert group[1].new_ids == expected.new_ids and group[0].new_ids == []
-    assert engine.cache.used_pages == 0 and len(set(engine.cache.free)) == len(engine.cache.holders)
+    assert engine.pool.used_pages == 0 and len(set(engine.pool.free)) == len(engine.pool.holders)
     cancelled = engine.add([request(prompt=prompt)])[0]
     engine.step()
     engine.cancel(cancelled)
-    assert engine.cache.used_pages == 0 and not engine.busy
+    assert engine.pool.used_pages == 0 and not engine.busy
 
 
 @pytest.mark.parametrize("failing", ["forward", "logits"])
@@ -99,12 +99,11 @@ def test_a_prefill_that_fails_gives_every_page_back_once_and_the_next_request_wo
     group = engine.add([request(replace(GUMBEL, seed=s), tuple(range(1, 71)), 9) for s in (1, 2)])
     engine.step()
     setattr(model, failing, fail)
-    with pytest.raises(RuntimeError, match="out of something"):
-        drain(engine)
+    told = [event for _ in range(9) for _, event in engine.step()]
+    assert len(told) == 2 and all("failed: out of something" in event.message for event in told)
     delattr(model, failing)
-    for row in group:
-        engine.cancel(row)
-    assert sorted(engine.cache.free) == list(range(len(engine.cache.holders))) and set(engine.cache.holders) == {0}
+    assert all(row.finished for row in group) and not engine.busy
+    assert sorted(engine.pool.free) == list(range(len(engine.pool.holders))) and set(engine.pool.holders) == {0}
     (row,) = engine.add([request()])
     drain(engine)
     assert row.new_ids == alone(model, request())
@@ -114,14 +113,14 @@ def test_scales_of_a_prompts_last_token_are_the_same_fed_whole_and_in_pieces(sma
     seen = []
     for chunk in (128, 48):
         engine = Engine(small(), None, prefill_chunk=chunk)
-        engine.add([request(prompt=tuple(range(1, 101)), tokens=2, trace_scales=True)])
-        events = []
-        while not events:
-            events = engine.step()
-        seen.append(events[0][1].scales)
-    assert seen[0].keys() == seen[1].keys() and any("kv_b_proj" in name for name in seen[0])
+        (row,) = engine.add([request(prompt=tuple(range(1, 101)), tokens=2, trace_scales=True)])
+        while not steps(engine):
+            pass
+        step, place = engine.scales.find(row.id, 0)
+        seen.append({name: step.read(place, name) for name in step.layout.places})
+    assert any("kv_b_proj" in name for name in seen[0])
     for name, scales in seen[0].items():
-        assert seen[1][name] == pytest.approx(scales, rel=0.05), name
+        assert scales is None or seen[1][name] == pytest.approx(scales, rel=0.05), name
 
 
 def test_a_prompt_is_prefilled_once_for_all_its_forks_and_full_pages_are_shared(small):
@@ -133,9 +132,9 @@ def test_a_prompt_is_prefilled_once_for_all_its_forks_and_full_pages_are_shared(
     rows = engine.add([request(replace(GUMBEL, seed=s), prompt, 5) for s in range(3)])
     engine.step()
     assert lengths == [100] and len({row.pages[0] for row in rows}) == 1 and len({row.pages[1] for row in rows}) == 3
-    assert engine.cache.used_pages == 4
+    assert engine.pool.used_pages == 4
     drain(engine)
-    assert lengths == [100, 3, 3, 3, 3] and engine.cache.used_pages == 0
+    assert lengths == [100, 3, 3, 3, 3] and engine.pool.used_pages == 0
 
 
 def test_cancel_frees_the_row_and_its_cache_at_once_and_leaves_its_neighbours(small):
@@ -144,11 +143,11 @@ def test_cancel_frees_the_row_and_its_cache_at_once_and_leaves_its_neighbours(sm
     first, second = (engine.add([request(tokens=40)])[0] for _ in range(2))
     for _ in range(6):
         engine.step()
-    used = engine.cache.used_pages
+    used = engine.pool.used_pages
     ((row, event),) = engine.cancel(first)
-    assert row is first and event.stats.finish_reason == "cancelled" and engine.cache.used_pages < used
+    assert row is first and event.stats.finish_reason == "cancelled" and engine.pool.used_pages < used
     drain(engine)
-    assert second.new_ids == alone(model, request(tokens=40)) and engine.cache.used_pages == 0
+    assert second.new_ids == alone(model, request(tokens=40)) and engine.pool.used_pages == 0
     assert engine.cancel(first) == []
 
 
@@ -158,8 +157,8 @@ def test_rows_wait_for_room_and_all_of_them_finish(small):
     widest = 0
     while engine.busy:
         engine.step()
-        widest = max(widest, len(engine.running))
-    assert widest == 2 and all(len(row.new_ids) == 70 for row in rows) and engine.cache.used_pages == 0
+        widest = max(widest, len(engine.scheduler.running))
+    assert widest == 2 and all(len(row.new_ids) == 70 for row in rows) and engine.pool.used_pages == 0
 
 
 def test_a_row_ends_at_eos_at_its_limit_and_at_the_context(small):
@@ -173,17 +172,25 @@ def test_a_row_ends_at_eos_at_its_limit_and_at_the_context(small):
     assert len(alone(model, request(prompt=long, tokens=100))) == 256 - 250
 
 
-def test_generate_batches_ragged_prompts_and_stops_each_row_at_eos(small):
-    model = small()
+def test_generate_batches_ragged_prompts_and_stops_each_row_at_eos(storyteller):
     prompts = [[0, 4], [0, 9, 3, 7, 8, 1], list(range(1, 90))]
-    out = generate(model, prompts, 12, None, temperature=0.0)
+    out = generate(storyteller, prompts, 12, temperature=0.0)
     assert [len(ids) for ids in out] == [12, 12, 12]
     for prompt, ids in zip(prompts, out, strict=True):
-        assert ids == alone(model, request(SamplingParams("greedy"), tuple(prompt), 12))
-    stopped = generate(model, prompts, 12, out[0][4], temperature=0.0)
+        (alone_,) = storyteller.resume(prompt, [SamplingParams("greedy")], 12, ignore_eos=True)
+        assert ids == [event.id for event in alone_ if isinstance(event, TokenEvent)]
+    stopped = generate(storyteller, prompts, 12, out[0][4], temperature=0.0)
     assert stopped[0] == out[0][: out[0].index(out[0][4])]
-    with pytest.raises(RequestError, match=r"300 tokens .* 256"):
-        generate(model, [[1] * 300], 1, None)
+
+
+def test_generate_cuts_what_does_not_fit_and_refuses_a_prompt_that_does_not(storyteller):
+    assert generate(storyteller, [[0, 4]], 0) == [[]] and generate(storyteller, [], 5) == []
+    assert [len(ids) for ids in generate(storyteller, [[5] * 2046], 10**6)] == [2]
+    assert generate(storyteller, [[5] * 2048], 3) == [[]]
+    with pytest.raises(RequestError, match=r"3000 tokens .* 2048"):
+        generate(storyteller, [[1] * 3000], 1)
+    with pytest.raises(RequestError, match="empty"):
+        generate(storyteller, [[1], []], 1)
 
 
 def test_decode_work_per_token_does_not_grow_with_what_was_written(small):
@@ -240,7 +247,7 @@ def test_a_request_out_of_range_is_told_what_to_do_and_the_next_one_runs(small, 
 
 def test_a_step_that_fails_ends_its_rows_with_a_sentence_and_the_next_request_works(small):
     engine = Engine(small(), None)
-    service = Service(engine)
+    client = ThreadClient(hosted(engine))
     broken, forward = [True], engine.model.forward
 
     def fail_once(*args):
@@ -249,19 +256,19 @@ def test_a_step_that_fails_ends_its_rows_with_a_sentence_and_the_next_request_wo
         return forward(*args)
 
     engine.model.forward = fail_once
-    (stream,) = service.submit([request()])
-    with pytest.raises(EngineError, match=r"out of memory.*Run again"):
+    (stream,) = client.generate([request()])
+    with pytest.raises(EngineError, match=r"failed: out of memory.*starts afresh"):
         list(stream)
     broken.clear()
-    (stream,) = service.submit([request(tokens=4)])
-    assert len(list(stream)) == 5 and engine.cache.used_pages == 0
-    service.close()
+    (stream,) = client.generate([request(tokens=4)])
+    assert len(list(stream)) == 5 and engine.pool.used_pages == 0
+    client.close()
 
 
 def test_closing_a_stream_frees_its_row_while_another_goes_on(small):
     engine = Engine(small(), None)
-    service = Service(engine)
-    (kept,), (left,) = service.submit([request(tokens=60)]), service.submit([request(tokens=200)])
+    client = ThreadClient(hosted(engine))
+    (kept,), (left,) = client.generate([request(tokens=60)]), client.generate([request(tokens=200)])
     assert isinstance(left.get(), TokenEvent)
     left.close()
     events = list(kept)
@@ -269,23 +276,24 @@ def test_closing_a_stream_frees_its_row_while_another_goes_on(small):
     deadline = time.monotonic() + 5
     while engine.busy and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not engine.busy and engine.cache.used_pages == 0
-    service.close()
+    assert not engine.busy and engine.pool.used_pages == 0
+    client.close()
 
 
 def test_traced_scales_are_those_of_the_row_and_leave_its_text_alone(small):
-    model = small()
+    model, watched = small(), "layers.0.self_attn.o_proj"
     engine = Engine(model, None)
-    rows = [engine.add([request(replace(GUMBEL, seed=s), tokens=6, trace_scales=s != 2)])[0] for s in range(3)]
-    scales = {row: [] for row in rows}
+    traced = [request(replace(GUMBEL, seed=s), tokens=6, trace_scales=s != 2, watch=watched) for s in range(3)]
+    rows = [engine.add([one])[0] for one in traced]
+    shown = {row: [] for row in rows}
     while engine.busy:
-        for row, event in engine.step():
+        for row, event in steps(engine):
             if isinstance(event, TokenEvent):
-                scales[row].append(event.scales)
-    assert scales[rows[2]] == [None] * 6
+                shown[row].append(event.scales)
+    assert shown[rows[2]] == [None] * 6 and engine.scales.find(rows[2].id, 0) is None
     assert rows[0].new_ids == alone(model, request(replace(GUMBEL, seed=0), tokens=6))
-    last = scales[rows[1]][-1]
-    assert len(last["layers.0.self_attn.o_proj"]) == 1 and last["layers.0.self_attn.o_proj"][0] > 0
+    last = scales_of(engine, rows[1], 5)
+    assert last[watched].tolist() == shown[rows[1]][5].tolist() and last[watched][0] > 0
     experts = {
         name.split(".")[4]
         for name in last
@@ -298,8 +306,17 @@ def test_traced_scales_are_those_of_the_row_and_leave_its_text_alone(small):
     assert len(last[shared]) == model.config.hidden_size // 128
     other = Engine(model, None)
     (row,) = other.add([request(replace(GUMBEL, seed=1), tokens=6, trace_scales=True)])
-    found = [e.scales for _ in range(6) for _, e in other.step() if isinstance(e, TokenEvent)]
-    assert found == scales[rows[1]]
+    drain(other)
+    for index in range(6):
+        found, expected = scales_of(other, row, index), scales_of(engine, rows[1], index)
+        assert {n: s.tolist() for n, s in found.items()} == {n: s.tolist() for n, s in expected.items()}
+
+
+def scales_of(engine: Engine, row, index: int) -> dict:
+    """Those of every projection that the token met."""
+    step, place = engine.scales.find(row.id, index)
+    read = {name: step.read(place, name) for name in step.layout.places}
+    return {name: scales for name, scales in read.items() if scales is not None}
 
 
 def test_the_cache_makes_no_difference_to_greedy_text(small):

@@ -67,7 +67,7 @@ def greedy_on_cpu(on_cpu, requests):
 def write(model, requests, decoder=None, cache_dtype=None) -> list[list[int]]:
     engine = Engine(model, None, cache_dtype=cache_dtype)
     if decoder:
-        engine.decoder = decoder(model, engine.cache)
+        engine.runner.decoder = decoder(model, engine.runner.cache)
     rows = [engine.add([r])[0] for r in requests]
     while engine.busy:
         engine.step()
@@ -77,7 +77,8 @@ def write(model, requests, decoder=None, cache_dtype=None) -> list[list[int]]:
 def forced_logits(model, request, ids: list[int]) -> torch.Tensor:
     """`[len(ids), vocab]` on the CPU: the logits of every step of a run that is made to write `ids`."""
     engine, seen, logits = Engine(model, None), [], model.logits
-    engine.decoder, engine.prefill = EagerDecoder(model, engine.cache), Prefill(model, engine.cache, None)
+    runner = engine.runner
+    runner.decoder, runner.prefill = EagerDecoder(model, runner.cache), Prefill(model, runner.cache, None)
 
     def record(hidden):
         seen.append(logits(hidden))
@@ -98,10 +99,10 @@ def test_a_recorded_prefill_leaves_the_same_bits_as_an_eager_one(on_gpu, length)
     engine = Engine(on_gpu, None, 2, context=512)
     prompt = torch.randint(3, 500, (length,), generator=torch.Generator().manual_seed(length)).tolist()
     found = []
-    for prefill_ in (Prefill(on_gpu, engine.cache, None), engine.prefill, engine.prefill):
-        fed = prefill_.feed(prompt, 0, length, list(range(8)), True)
-        found.append((fed.logits.clone(), fed.trace.flat().clone(), engine.cache.kv.values[:, :5].clone()))
-        engine.cache.kv.values.zero_()
+    for prefill_ in (Prefill(on_gpu, engine.runner.cache, None), engine.runner.prefill, engine.runner.prefill):
+        fed = prefill_.feed(prompt, 0, list(range(8)), True, True)
+        found.append((fed.logits.clone(), fed.trace.flat().clone(), engine.runner.cache.kv.values[:, :5].clone()))
+        engine.runner.cache.kv.values.zero_()
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             assert_bits_equal(a, b)

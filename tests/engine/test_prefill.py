@@ -35,45 +35,51 @@ def test_a_recorded_prompt_leaves_what_an_exact_one_leaves_and_nothing_behind_it
     engine = Engine(model, None, 2)
     prompt = torch.randint(3, 90, (length,), generator=torch.Generator().manual_seed(length)).tolist()
     pages, recorder = [0, 1], StandIn()
-    exact = Prefill(model, engine.cache, None).feed(prompt, 0, length, pages, True)
-    cache = engine.cache.kv.values[:, :-1].clone()
-    engine.cache.kv.values.zero_()
-    recorded, fed = Prefill(model, engine.cache, recorder), []
+    exact = Prefill(model, engine.runner.cache, None).feed(prompt, 0, pages, True, True)
+    cache = engine.runner.cache.kv.values[:, :-1].clone()
+    engine.runner.cache.kv.values.zero_()
+    recorded, fed = Prefill(model, engine.runner.cache, recorder), []
     for _ in range(3):
-        fed.append(recorded.feed(prompt, 0, length, pages, True).logits.clone())
+        fed.append(recorded.feed(prompt, 0, pages, True, True).logits.clone())
         assert torch.allclose(fed[-1], exact.logits, atol=1e-4)
-        assert torch.allclose(engine.cache.kv.values[:, :-1], cache, atol=1e-4)  # the last page is nobody's
+        assert torch.allclose(engine.runner.cache.kv.values[:, :-1], cache, atol=1e-4)  # the last page is nobody's
     assert recorder.recorded == 1
     assert torch.equal(fed[0], fed[1]) and torch.equal(fed[1], fed[2])  # before, at and after its recording
+
+
+def read(trace) -> dict:
+    flat, layout = trace.flat().numpy(), trace.layout()
+    found = {name: layout.read(flat, 0, name) for name in layout.places}
+    return {name: scales for name, scales in found.items() if scales is not None}
 
 
 @pytest.mark.parametrize("mla", [False, True])
 def test_later_pieces_are_recorded_by_where_they_begin_and_tell_the_last_tokens_scales(small, mla):
     model = small(mla=mla)
     engine, recorder = Engine(model, None, 1, context=128), StandIn()
-    exact, recorded = Prefill(model, engine.cache, None), Prefill(model, engine.cache, recorder)
+    exact, recorded = Prefill(model, engine.runner.cache, None), Prefill(model, engine.runner.cache, recorder)
     prompt = list(range(5, 65))
     for _ in range(3):
         feds = []
         for prefill in (exact, recorded):
-            assert prefill.feed(prompt, 0, 40, [0], True) is None
-            feds.append(prefill.feed(prompt, 40, 60, [0], True))
+            assert prefill.feed(prompt[0:40], 0, [0], True, False) is None
+            feds.append(prefill.feed(prompt[40:60], 40, [0], True, True))
         want, fed = feds
         assert torch.allclose(fed.logits, want.logits, atol=1e-2)
-        (scales,), (right,) = (f.trace.read(f.trace.flat().tolist(), [0]) for f in (fed, want))
+        scales, right = (read(f.trace) for f in (fed, want))
         assert sorted(scales) == sorted(right)
         assert all(torch.allclose(torch.tensor(scales[n]), torch.tensor(right[n]), rtol=0.05) for n in right)
-    assert recorder.recorded == 2 and [k.start for k in recorded.pieces] == [0, 40]
+    assert recorder.recorded == 2 and [k.start for k in recorded.chunks] == [0, 40]
 
 
 def test_the_kinds_used_last_are_remembered_and_no_more(small):
     model = small()
     engine = Engine(model, None, 1, context=128)
-    prefill = Prefill(model, engine.cache, StandIn())
+    prefill = Prefill(model, engine.runner.cache, StandIn())
     for start in range(KINDS + 2):
-        prefill.feed(list(range(5, 100)), start, start + 1, [0, 1], False)
-        prefill.feed(list(range(5, 100)), 0, 1, [0, 1], False)
-    starts = [kind.start for kind in prefill.pieces]
+        prefill.feed([5 + start], start, [0, 1], False, False)
+        prefill.feed([5], 0, [0, 1], False, False)
+    starts = [kind.start for kind in prefill.chunks]
     assert len(starts) == KINDS and starts[-1] == 0 and 1 not in starts and KINDS + 1 in starts
 
 
@@ -84,7 +90,7 @@ def test_where_there_is_no_memory_for_a_recording_pieces_run_as_before_from_then
 
     model = small()
     engine, recorder = Engine(model, None, 1), NoRoom()
-    prefill = Prefill(model, engine.cache, recorder)
-    right = prefill.feed([5, 6, 7], 0, 3, [0], False).logits
+    prefill = Prefill(model, engine.runner.cache, recorder)
+    right = prefill.feed([5, 6, 7], 0, [0], False, True).logits
     for _ in range(2):
-        assert torch.equal(prefill.feed([5, 6, 7], 0, 3, [0], False).logits, right) and recorder.full
+        assert torch.equal(prefill.feed([5, 6, 7], 0, [0], False, True).logits, right) and recorder.full

@@ -21,9 +21,9 @@ class Counted(Engine):
 
     def __init__(self, model, **options):
         super().__init__(model, None, prefill_chunk=PIECE, **options)
-        self.fed, feed = [], self.prefill.feed
-        self.prefill.feed = lambda prompt, start, end, *rest: (
-            self.fed.append((start, end)) or feed(prompt, start, end, *rest)
+        self.fed, feed = [], self.runner.prefill.feed
+        self.runner.prefill.feed = lambda tokens, start, *rest: (
+            self.fed.append((start, start + len(tokens))) or feed(tokens, start, *rest)
         )
 
     def write(self, *requests: Request):
@@ -38,9 +38,9 @@ class Counted(Engine):
 
 
 def all_is_back(engine: Engine) -> bool:
-    for one in list(engine.kept.held):
-        engine.kept.drop(one)
-    return engine.cache.used_pages == 0 and not any(engine.cache.holders) and not engine.kept.prefixes.known
+    for one in list(engine.scheduler.kept.held):
+        engine.scheduler.kept.drop(one)
+    return engine.pool.used_pages == 0 and not any(engine.pool.holders) and not engine.scheduler.kept.prefixes.known
 
 
 @pytest.mark.parametrize("tail", [(7,), (7, 8, 9), tuple(range(9, 90))])
@@ -90,9 +90,9 @@ def test_pieces_give_way_to_rows_the_oldest_prompts_last_piece_first(small):
     engine = Counted(small(), cache_tokens=6 * PIECE)
     engine.write(request((*DOCUMENT, 5)))
     engine.write(request((*range(180, 180 + PIECE), 5)))
-    assert engine.cache.used_pages == 3
+    assert engine.pool.used_pages == 3
     engine.write(request(range(60, 60 + 3 * PIECE), tokens=PIECE))  # needs four of six
-    assert len(engine.kept.prefixes.found((*DOCUMENT, 5))) == 1
+    assert len(engine.scheduler.kept.prefixes.found((*DOCUMENT, 5))) == 1
     whole, _ = engine.write(request((*DOCUMENT, *range(3 * PIECE - len(DOCUMENT))), tokens=PIECE))
     assert whole == Counted(small()).write(request((*DOCUMENT, *range(3 * PIECE - len(DOCUMENT))), tokens=PIECE))[0]
     assert all_is_back(engine)
@@ -112,7 +112,7 @@ def test_a_prompt_cancelled_between_its_pieces_leaves_those_that_were_fed(small)
     (row,) = engine.add([request((*DOCUMENT, 5))])
     engine.step()
     engine.cancel(row)
-    assert engine.cache.used_pages == 1 and not engine.busy
+    assert engine.pool.used_pages == 1 and not engine.busy
     engine.write(request((*DOCUMENT, 5)))
     assert engine.fed[0] == (PIECE, 2 * PIECE)
     assert all_is_back(engine)
@@ -125,4 +125,4 @@ def test_nothing_is_kept_where_it_is_not_wanted_or_pieces_are_no_whole_pages(sma
     uneven.add([request((*DOCUMENT, 5))])
     while uneven.busy:
         uneven.step()
-    assert engine.cache.used_pages == uneven.cache.used_pages == 0
+    assert engine.pool.used_pages == uneven.pool.used_pages == 0

@@ -4,6 +4,7 @@ import pytest
 import torch
 from compare import assert_bits_equal, assert_close
 from conftest import empty_cache, random_tensors
+from running import engine_of
 
 import kernels
 from kernels import reference as twins
@@ -157,10 +158,11 @@ def test_a_truncated_shard_and_a_foreign_config_are_told_in_a_sentence(storytell
 
 
 def test_the_embedded_checkpoint_uses_every_part_of_the_architecture(storyteller):
-    c = storyteller.config
+    model = engine_of(storyteller).model
+    c = model.config
     assert c.attention.q_lora_rank and c.rope.scaling.factor > 1 and not c.is_moe(0)
     assert c.moe.n_shared_experts and c.moe.n_routed_experts >= 8 and 1 < c.moe.topk_group < c.moe.n_group
     assert c.moe.corrected and c.max_position_embeddings >= 1024
-    parameters = sum(p.numel() for n, p in storyteller.model.named_parameters() if not n.endswith("_scale_inv"))
+    parameters = sum(p.numel() for n, p in model.named_parameters() if not n.endswith("_scale_inv"))
     assert 10e6 <= parameters <= 30e6
     assert all(f.stat().st_size < 9_500_000 for f in storyteller.folder.iterdir())

@@ -1,0 +1,47 @@
+"""How the tests drive an engine and what runs on it."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+
+from playground.engine.engine import Engine
+from playground.engine.events import EngineState, FinishEvent, ModelInfo, TokenEvent
+from playground.engine.host import STATE, Host
+from playground.engine.requests import Options
+
+INFO = ModelInfo(
+    "1:", "small", "", "fp8", "plain", 256, 2, 256, 8192, 32, "cpu", "cpu", "", "", "self_attn.o_proj", ("fp8",)
+)
+
+
+def engine_of(playground, form: str = "") -> Engine:
+    """The engine behind a playground on a thread. Look, and touch only while it rests."""
+    return playground.client.host.engines[form or playground.form]
+
+
+def replayed(book, playground, receipt, started=lambda stream: None) -> dict:
+    """A receipt, run again to its end."""
+    replay, event = book.replay(playground, receipt, started), None
+    while True:
+        try:
+            stream = replay.send(event)
+        except StopIteration as end:
+            return end.value
+        event = stream.get()
+
+
+def steps(engine: Engine) -> list:
+    """One step's tokens and ends, with their rows."""
+    return [(row, event) for row, event in engine.step() if isinstance(event, TokenEvent | FinishEvent)]
+
+
+def hosted(engine: Engine) -> Host:
+    """A host that has this engine already, without a folder behind it."""
+    host = object.__new__(Host)
+    info = replace(INFO, context=engine.context, vocab_size=engine.model.config.vocab_size)
+    host.options, host.device, host.serial, host.folder = Options(), engine.model.device, 1, None
+    host.engines, host.rows, host.jobs, host.early = {info.form: engine}, {}, deque(), []
+    host.changing, host.info, host.state, host.loading = False, info, EngineState("ready", info=info), None
+    host.out = [(STATE, host.state)]
+    return host
