@@ -51,4 +51,5 @@ def run(page, button="#run"):
 
 
 def finished(page, name="stats") -> bool:
-    return figures(page, name).get("State") not in ("ready", "prefill", "writing", None)
+    state = figures(page, name).get("State")
+    return state not in ("ready", "prefill", "writing", None) and not state.startswith("waiting")

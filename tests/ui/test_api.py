@@ -31,7 +31,16 @@ def client(server):
 
 def test_generate_has_the_documented_parameters_and_no_other_endpoint_shows(client):
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert sorted(endpoints) == ["/chat", "/compare", "/draws", "/generate", "/inspect", "/receipt", "/replay"]
+    assert sorted(endpoints) == [
+        "/chat",
+        "/compare",
+        "/draws",
+        "/generate",
+        "/inspect",
+        "/receipt",
+        "/replay",
+        "/status",
+    ]
     assert [p["parameter_name"] for p in endpoints["/generate"]["parameters"]][: len(GOOD)] == list(GOOD)
 
 

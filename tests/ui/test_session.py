@@ -2,95 +2,165 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
 from types import SimpleNamespace
 
 import gradio as gr
 import pytest
 
 from playground import SamplingParams, load
-from playground.inspect.columns import NAMES, PLAIN
+from playground.inspect.columns import NAMES as COLUMN
+from playground.inspect.columns import PLAIN
 from playground.ui.compare import CompareHandlers
+from playground.ui.generate import GenerateHandlers
 from playground.ui.handlers import Handlers
 from playground.ui.session import Session, run_of, stop
+from playground.ui.settings import DEFAULTS, NAMES
+
+
+def writer_for(playground) -> GenerateHandlers:
+    return GenerateHandlers(Handlers(SimpleNamespace(current=playground, client=playground.client)))
 
 
 @pytest.fixture
-def handlers(storyteller):
-    return Handlers(SimpleNamespace(current=storyteller))
+def writer(storyteller):
+    return writer_for(storyteller)
 
 
-def test_of_many_clicks_at_once_one_runs(handlers):
-    session, ran, start, leave = Session(), [], threading.Barrier(8), threading.Event()
+def settings(**changes) -> list:
+    given = DEFAULTS | {"sampler": "gumbel", "temperature": 0.8, "max_new_tokens": 60, "seed": 3} | changes
+    return [given[name] for name in NAMES]
 
-    def click():
-        start.wait()
+
+def generate(writer, session, prompt="Once upon a time", **changes) -> list:
+    async def collect():
+        return [shown async for shown in writer.generate(None, session, prompt, *settings(**changes))]
+
+    return asyncio.run(collect())
+
+
+def test_of_many_clicks_at_once_one_runs():
+    session, ran = Session(), []
+
+    async def click():
         try:
-            with run_of(session):
+            async with run_of(session):
                 session.streams = [SimpleNamespace(ended=False)]
                 ran.append(True)
-                leave.wait(20)
+                await asyncio.sleep(0.2)
         except gr.Error:
             ran.append(False)
-            if ran.count(False) == 7:
-                leave.set()
 
-    threads = [threading.Thread(target=click) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    async def clicks():
+        await asyncio.gather(*(click() for _ in range(8)))
+
+    asyncio.run(clicks())
     assert sorted(ran) == [False] * 7 + [True] and not session.running
 
 
-def test_stop_ends_a_replay_and_the_next_one_runs(handlers, storyteller):
-    params = SamplingParams("gumbel", 0.9, seed=5)
-    run = handlers.book.begin(storyteller, "Once upon a time", [params], 300, ignore_eos=True)[0]
+def test_stop_ends_a_replay_and_the_next_one_runs(writer, storyteller):
+    params, book = SamplingParams("gumbel", 0.9, seed=5), writer.book
+    (run,) = book.begin(storyteller, "Once upon a time", [params], 300, ignore_eos=True)
     for event in run.stream:
         run.add(event)
-    receipt, session, said = handlers.book.receipt(storyteller, run).encode(), Session(), []
-    replaying = threading.Thread(target=lambda: said.append(handlers.replay(receipt, session)))
-    replaying.start()
-    while not session.streams:
-        replaying.join(0.01)
-    stop(session)
-    replaying.join(30)
-    assert said == ["The replay was stopped; run it again."] and not session.running
+    receipt, session = book.receipt(storyteller, run).encode(), Session()
+
+    async def replay_and_stop():
+        replaying = asyncio.create_task(writer.replay(receipt, session))
+        while not session.streams:
+            await asyncio.sleep(0.01)
+        stop(session)
+        return await replaying
+
+    assert asyncio.run(replay_and_stop()) == "The replay was stopped; run it again." and not session.running
     run.tokens = run.tokens[:20]
-    short = handlers.book.receipt(storyteller, run).encode()
-    assert handlers.replay(short, session) == "Identical: all 20 tokens."
+    short = book.receipt(storyteller, run).encode()
+    assert asyncio.run(writer.replay(short, session)) == "Identical: all 20 tokens."
 
 
-def test_a_replay_that_is_refused_leaves_the_run_under_way_alone(handlers, storyteller):
-    session = Session()
-    writing = handlers.generate("Once upon a time", "gumbel", 0.8, 60, 3, 0, 1.0, 0.0, True, session)
-    next(writing)
-    assert "already writing" in handlers.replay(b"{}", session)
-    *_, last = writing
-    assert last[1]["finish_reason"] == "length" and last[1]["new_tokens"] == 60
+def test_a_stop_between_two_segments_of_a_replay_ends_it(writer, storyteller, monkeypatch):
+    book, params = writer.book, SamplingParams("gumbel", 0.9, seed=5)
+    (root,) = book.begin(storyteller, "Once upon a time", [params], 4)
+    for event in root.stream:
+        root.add(event)
+    branch = book.branch(storyteller, root, 4, None, params, 4)
+    for event in branch.stream:
+        branch.add(event)
+    session, resume = Session(), type(storyteller).resume
+
+    def stopped_before_the_second(self, *args, **options):
+        if session.streams:
+            session.stopping = True  # as a click does whose moment falls between two streams
+        return resume(self, *args, **options)
+
+    monkeypatch.setattr(type(storyteller), "resume", stopped_before_the_second)
+    receipt = book.receipt(storyteller, branch).encode()
+    assert asyncio.run(writer.replay(receipt, session)) == "The replay was stopped; run it again."
 
 
-def test_continue_does_not_write_on_behind_an_end_of_text(handlers, storyteller):
+def test_a_replay_that_is_refused_leaves_the_run_under_way_alone(writer):
+    session, found, last = Session(), [], []
+
+    async def write_and_replay():
+        async for shown in writer.generate(None, session, "Once upon a time", *settings(past_end=True)):
+            last.append(shown)
+            if not found:
+                found.append(await writer.replay(b"{}", session))
+
+    asyncio.run(write_and_replay())
+    assert "already writing" in found[0]
+    assert last[-1][1]["finish_reason"] == "length" and last[-1][1]["new_tokens"] == 60
+
+
+def test_continue_does_not_write_on_behind_an_end_of_text(writer):
     session = Session()
     for seed in range(40):
-        *_, last = handlers.generate("Once upon a time", "gumbel", 0.8, 250, seed, 0, 1.0, 0.0, False, session)
+        *_, last = generate(writer, session, seed=seed, max_new_tokens=250)
         if last[1]["finish_reason"] == "eos":
             break
     assert last[1]["finish_reason"] == "eos"
-    settings = ("gumbel", 0.8, 5, -1, 0, 1.0, 0.0)
+
+    async def go_on(past_end):
+        given = settings(seed=-1, max_new_tokens=5, past_end=past_end)
+        return [shown async for shown in writer.go_on(None, session, *given)]
+
     with pytest.raises(gr.Error, match="come to its end"):
-        list(handlers.go_on(*settings, False, session))
-    *_, more = handlers.go_on(*settings, True, session)
+        asyncio.run(go_on(False))
+    *_, more = asyncio.run(go_on(True))
     assert more[1]["new_tokens"] == 5
 
 
 def test_a_comparison_says_that_it_loads_the_other_form_of_the_weights_and_does_so_once():
-    settings = [PLAIN | {"weights": form} for form in ("fp8", "bf16")] + [PLAIN] * 2
-    values = [setting[name] for setting in settings for name in NAMES]
+    given = [PLAIN | {"weights": form} for form in ("fp8", "bf16")] + [PLAIN] * 2
+    values = [setting[name] for setting in given for name in COLUMN]
     with load(device="cpu") as playground:
-        comparing = CompareHandlers(Handlers(SimpleNamespace(current=playground)))
+        comparing = CompareHandlers(writer_for(playground).handlers)
+
+        async def notes():
+            shown = comparing.compare(None, Session(), "A", 3, False, 2, True, *values)
+            return [fork and fork.get("note", "") async for _, fork, *_ in shown]
+
         for first in (True, False):
-            shown = comparing.compare("A", 3, False, 2, True, *values, Session())
-            notes = [fork and fork.get("note", "") for _, fork, *_ in shown]
-            assert (notes[0] == "Loading the BF16 weights; they stay at hand.") == first
-            assert not any("Loading" in (note or "") for note in notes[1:])
+            said = asyncio.run(notes())
+            assert (said[0] == "Loading the BF16 weights; they stay at hand.") == first
+            assert not any("Loading" in (note or "") for note in said[1:])
+
+
+def test_a_choice_in_the_panel_takes_effect_in_a_run_under_way_and_behind_its_end(writer):
+    session = Session()
+
+    async def write_and_choose():
+        notes, strips = [], []
+        async for _, stats, strip, _ in writer.generate(
+            None, session, "Once upon a time", *settings(max_new_tokens=80, past_end=True)
+        ):
+            strips.append(strip)
+            if stats["new_tokens"] >= 10 and not notes:
+                _, weights, _ = await writer.handlers.choose(2, "mlp.shared_experts.down_proj", session)
+                notes.append(weights["note"])
+        _, _, after = await writer.handlers.choose(1, "self_attn.o_proj", session)
+        return notes, strips[-1], after
+
+    (weights,), strip, after = asyncio.run(write_and_choose())
+    assert "512 x 256 weight" in weights and "256 values enter" in strip["note"]
+    assert "values enter" in after["note"] and "Recomputed" not in after["note"]

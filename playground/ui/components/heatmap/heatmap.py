@@ -15,7 +15,7 @@ _HERE = Path(__file__).parent
 class Heatmap(gr.HTML):
     """Value: what `Heatmap.show` or `Heatmap.empty` returns. Values are coloured on a logarithmic scale."""
 
-    def __init__(self, value: dict, **kwargs):
+    def __init__(self, value: dict | None = None, **kwargs):
         super().__init__(
             value=value,
             html_template=(_HERE / "heatmap.html").read_text(),

@@ -3,6 +3,7 @@ const REASONS = {
   stop: "stop text",
   length: "token limit",
   cancelled: "stopped",
+  failed: "failed",
 };
 
 function number(value, digits = 0) {
@@ -16,11 +17,17 @@ function prefill(s) {
   return `${number(s.prefill_rate)} tokens/s${cached}`;
 }
 
+function state(s) {
+  if (s.finish_reason) return REASONS[s.finish_reason] || s.finish_reason;
+  if (s.position) return s.position === 1 ? "waiting, next in line" : `waiting, number ${number(s.position)} in line`;
+  return s.new_tokens ? "writing" : "prefill";
+}
+
 function paint() {
   const s = props.value;
   const items = s
     ? [
-        ["State", s.finish_reason ? REASONS[s.finish_reason] || s.finish_reason : s.new_tokens ? "writing" : "prefill"],
+        ["State", state(s)],
         ["Tokens", `${number(s.prompt_tokens)} + ${number(s.new_tokens)}`],
         ["First token", s.ttft == null ? "–" : `${number(s.ttft * 1000)} ms`],
         ["Prefill", prefill(s)],

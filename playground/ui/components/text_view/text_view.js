@@ -191,15 +191,18 @@ async function look(index, pin) {
   pinned = pinned || pin;
   token.classList.add("tk-at");
   const asked = run, number = +token.dataset.index;
+  let failed = null; // not kept: the next look asks again
   if (!explained.has(number)) {
     try {
-      explained.set(number, await server.answer({ run, index: number }));
+      const answer = await server.answer({ run, index: number });
+      if (!answer.error) explained.set(number, answer);
+      else failed = answer;
     } catch {
-      explained.set(number, { error: "This run is no longer kept; run again." });
+      failed = { error: "The server did not answer; point at the token again." };
     }
   }
   if (asked !== run || at !== index) return;
-  const data = explained.get(number);
+  const data = explained.get(number) || failed;
   pop.hidden = false;
   if (data.error) pop.replaceChildren(make("p", "", data.error));
   else fill(data);
