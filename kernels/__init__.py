@@ -20,7 +20,7 @@ import torch
 from kernels import reference
 from kernels.forms import FP8_MAX, INVARIANT_ROWS, KV, SCORED, SHOWN, SURVEYED, Form, Formed, Keep, Routing, Survey
 from kernels.reference import has_fp8_units
-from kernels.sampling import draw_multinomial, gumbel_noise, process_logits, uniform_noise
+from kernels.sampling.noise import draw_multinomial, gumbel_noise, process_logits, uniform_noise
 
 __all__ = [
     "FP8_MAX",
@@ -108,7 +108,7 @@ def act_quant(
     of two. Raises ValueError for any other shape, dtype or format.
     """
     _check_activations(x, block_size, scale_fmt)
-    return _implementation("quant", x).act_quant(x, block_size, scale_fmt)
+    return _implementation("quant.e4m3", x).act_quant(x, block_size, scale_fmt)
 
 
 def act_dequant(q: torch.Tensor, scale: torch.Tensor, block_size: int = 128) -> torch.Tensor:
@@ -126,7 +126,7 @@ def weight_quant(
     _check_quantiser(w, block_size, scale_fmt)
     if not (w.ndim == 2):
         raise ValueError(f"a weight has two dimensions: {tuple(w.shape)}")
-    return _implementation("quant", w).weight_quant(w, block_size, scale_fmt)
+    return _implementation("quant.e4m3", w).weight_quant(w, block_size, scale_fmt)
 
 
 def _tiles(shape: torch.Size) -> tuple[int, int]:
@@ -141,7 +141,7 @@ def weight_dequant(q: torch.Tensor, scale: torch.Tensor, block_size: int = 128, 
         raise ValueError(f"not an FP8 weight: {q.dtype} {tuple(q.shape)}")
     if not (tuple(scale.shape) == _tiles(q.shape)):
         raise ValueError(f"scales {tuple(scale.shape)} do not tile {tuple(q.shape)}")
-    return _implementation("quant", q).weight_dequant(q, scale, block_size, dtype)
+    return _implementation("quant.e4m3", q).weight_dequant(q, scale, block_size, dtype)
 
 
 def fp8_gemm(
@@ -167,12 +167,12 @@ def fp8_gemm(
         raise ValueError(f"b_s {tuple(b_s.shape)} does not fit b {tuple(b.shape)}")
     if not (b.is_contiguous() and b_s.is_contiguous()):  # a copy made here would be read before it is there
         raise ValueError("weights and their scales must be contiguous")
-    return _implementation("gemm", a).fp8_gemm(a, a_s, b, b_s, out_dtype)
+    return _implementation("gemm.choose", a).fp8_gemm(a, a_s, b, b_s, out_dtype)
 
 
 def add_up(parts: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
     """Partial sums `[P, ...]`, contiguous, added in order in float32 and rounded to `dtype`."""
-    return _implementation("gemm", parts).add_up(parts, dtype)
+    return _implementation("gemm.choose", parts).add_up(parts, dtype)
 
 
 def _check_product(a: torch.Tensor, b: torch.Tensor, a_s: torch.Tensor | None, b_s: torch.Tensor | None) -> None:
@@ -186,7 +186,7 @@ def plain_gemm(a: torch.Tensor, b: torch.Tensor, *, out_dtype: torch.dtype) -> t
     """Plain product `a [M, K] @ b [N, K]^T`, summed in float32, for what the format keeps out of FP8 (head, gate).
     Same row invariance as `fp8_gemm`."""
     _check_product(a, b, None, None)
-    return _implementation("gemm", a).plain_gemm(a, b, out_dtype)
+    return _implementation("gemm.choose", a).plain_gemm(a, b, out_dtype)
 
 
 def gemm_parts(
@@ -202,7 +202,7 @@ def gemm_parts(
     _check_product(a, b, a_s, b_s)
     if not b.is_contiguous():
         raise ValueError("weights must be contiguous")
-    return _implementation("gemm", a).gemm_parts(a, b, a_s, b_s, out_dtype)
+    return _implementation("gemm.choose", a).gemm_parts(a, b, a_s, b_s, out_dtype)
 
 
 def gemm_swiglu(
@@ -219,7 +219,7 @@ def gemm_swiglu(
     _check_product(a, b, a_s, b_s)
     if not b.is_contiguous() or len(b) % 256:
         raise ValueError(f"gate and up must be contiguous, and two multiples of 128: {tuple(b.shape)}")
-    return _implementation("gemm", a).gemm_swiglu(a, b, a_s, b_s, form, dtype)
+    return _implementation("gemm.choose", a).gemm_swiglu(a, b, a_s, b_s, form, dtype)
 
 
 def expert_gemm(
@@ -242,21 +242,21 @@ def expert_gemm(
         raise ValueError("weights, experts and their weights must be contiguous")
     if experts.ndim != 2 or len(a) not in (len(experts), experts.numel()) or not 0 <= shared <= experts.shape[1]:
         raise ValueError(f"experts {tuple(experts.shape)}, {shared} of them shared, do not fit {len(a)} rows")
-    return _implementation("gemm", a).expert_gemm(a, b, a_s, b_s, experts, weights, out_dtype, shared)
+    return _implementation("gemm.choose", a).expert_gemm(a, b, a_s, b_s, experts, weights, out_dtype, shared)
 
 
 def route(parts: torch.Tensor, bias: torch.Tensor | None, rule: Routing) -> tuple[torch.Tensor, torch.Tensor]:
     """Which experts each row goes to: partial sums of logits `[P, T, E]` and a correction `bias [E]` that chooses but
     does not weigh, to the chosen `[T, k]` int32, best first, then those shared by all, and their weights `[T, k]`
     float32."""
-    return _implementation("moe", parts).route(parts, bias, rule)
+    return _implementation("moe.route", parts).route(parts, bias, rule)
 
 
 def formed(x: torch.Tensor, form: Form) -> Formed:
     """Leaves `x [T, K]` in the form that its readers want."""
     if form.fp8:
         _check_activations(x, 128, None)
-    return _implementation("quant", x).formed(x, form)
+    return _implementation("quant.e4m3", x).formed(x, form)
 
 
 def add_norm(
@@ -265,7 +265,7 @@ def add_norm(
     """The residual sum and its RMSNorm: `x [T, D]` plus every part of up to two stacks `[P, T, D]`, in order, rounded
     to the dtype of `x`; and `x * rsqrt(mean(x^2) + eps) * weight` of that, in `form`."""
     _check_norm(x, parts, weight)
-    return _implementation("norm", x).add_norm(x, parts, weight, eps, form)[:2]
+    return _implementation("norm.add_norm", x).add_norm(x, parts, weight, eps, form)[:2]
 
 
 def add_norm_gate(
@@ -277,7 +277,7 @@ def add_norm_gate(
     if gate.shape[1:] != weight.shape or not gate.is_contiguous():
         raise ValueError(f"gate {tuple(gate.shape)} must be contiguous and fit {tuple(x.shape)}")
     if len(x) <= INVARIANT_ROWS:
-        return _implementation("norm", x).add_norm(x, parts, weight, eps, form, gate)
+        return _implementation("norm.add_norm", x).add_norm(x, parts, weight, eps, form, gate)
     total, out = add_norm(x, parts, weight, eps, form._replace(plain=True))
     return total, out, gemm_parts(out.plain.to(gate.dtype), gate, out_dtype=torch.float32)
 
@@ -294,7 +294,7 @@ def swiglu(parts: torch.Tensor, form: Form, *, dtype: torch.dtype) -> Formed:
     SiLU and the result are rounded to `dtype`. Returns `[T, I]` in `form`."""
     if parts.ndim != 3 or parts.shape[-1] % 256:
         raise ValueError(f"gate and up must be two multiples of 128: {tuple(parts.shape)}")
-    return _implementation("norm", parts).swiglu(parts, dtype, form)
+    return _implementation("norm.add_norm", parts).swiglu(parts, dtype, form)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
@@ -324,7 +324,7 @@ def rope_heads(
     each rounded to `dtype`. Returns the queries `[T, heads, D]` and writes all keys, then all values of a token to
     `slots [T]` of `kv`, as they are, or in E4M3 with values across (see `KV`)."""
     _check_values_across(kv)
-    return _implementation("rope", parts).rope_heads(parts, starts, norms, rope, slots, kv, heads, eps, dtype)
+    return _implementation("rope.heads", parts).rope_heads(parts, starts, norms, rope, slots, kv, heads, eps, dtype)
 
 
 def _check_values_across(cache: KV) -> None:
@@ -335,7 +335,7 @@ def _check_values_across(cache: KV) -> None:
 def gather_kv(kv: KV, places: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
     """What the cache holds at `places [S]`, restored: `[S, width]` in `dtype`, which without scales is that of the
     cache."""
-    return _implementation("gather", kv.values).gather_kv(kv, places, dtype)
+    return _implementation("attention.gather", kv.values).gather_kv(kv, places, dtype)
 
 
 def split_latents(
@@ -350,7 +350,7 @@ def split_latents(
     """MLA's first products apart, from partial sums `[P, T, W]`: the query latent (the first `len(q_norm)` columns) is
     normed and returned in `form`; the KV latent is normed and the rotary key behind it turned by `rope [T, 2, R/2]`,
     and both, rounded to `dtype`, go where `keep` says. Without `q_norm` returns None."""
-    return _implementation("rope", parts).split_latents(parts, q_norm, rope, keep, form, dtype)
+    return _implementation("rope.heads", parts).split_latents(parts, q_norm, rope, keep, form, dtype)
 
 
 def absorb_queries(
@@ -364,7 +364,7 @@ def absorb_queries(
     """Queries against the latent cache: of partial sums `[P, T, >= H * (nope + R)]`, each head's first `nope` values
     times its `absorb [H, latent, nope]`, and its last R turned by `rope [T, 2, R/2]`. Returns `[T, H, latent + R]`.
     With `keep` also does what `split_latents` does for the KV latent, which the same partial sums then hold."""
-    return _implementation("rope", parts).absorb_queries(parts, absorb, rope, dtype, keep)
+    return _implementation("rope.heads", parts).absorb_queries(parts, absorb, rope, dtype, keep)
 
 
 def mla_decode(
@@ -387,7 +387,7 @@ def mla_decode(
     _check_decode(q, cache, pages, lengths)
     if q.shape[-1] != cache.width or expand.shape[0] != q.shape[1] or cache.across:
         raise ValueError(f"q {tuple(q.shape)} does not fit {tuple(cache.values.shape)} and {tuple(expand.shape)}")
-    return _implementation("latent", q).mla_decode(q, cache, pages, lengths, scale, expand, form)
+    return _implementation("attention.mla", q).mla_decode(q, cache, pages, lengths, scale, expand, form)
 
 
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, form: Form, *, scale: float) -> Formed:
@@ -400,7 +400,7 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, form: Fo
         raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} don't fit together")
     if form.fp8 and q.shape[1] * v.shape[-1] % 128:
         raise ValueError(f"{q.shape[1]} heads of {v.shape[-1]} are no whole blocks of 128, and can't be quantised")
-    return _implementation("prefill", q).causal_attention(q, k, v, scale, form)
+    return _implementation("attention.prefill", q).causal_attention(q, k, v, scale, form)
 
 
 def _check_decode(q: torch.Tensor, cache: KV, pages: torch.Tensor, lengths: torch.Tensor) -> None:
@@ -431,7 +431,7 @@ def gqa_decode(
     _check_values_across(cache)
     if not (q.shape[1] % kv_heads == 0 and cache.width == 2 * kv_heads * q.shape[-1]):
         raise ValueError(f"q {tuple(q.shape)} with {kv_heads} key-value heads does not fit {tuple(cache.values.shape)}")
-    return _implementation("attention", q).gqa_decode(q, cache, pages, lengths, scale, kv_heads, form)
+    return _implementation("attention.gqa", q).gqa_decode(q, cache, pages, lengths, scale, kv_heads, form)
 
 
 def draw(
@@ -441,7 +441,7 @@ def draw(
     (float64) plus `gumbel_noise` of `seeds [R]` int64 and `positions [R]`, any integers; equals go to the lowest id.
     Temperature 0 is greedy: no noise. Returns ids `[R]` int64 and their log-probabilities `[R]` float32 at
     temperature 1."""
-    return _implementation("drawing", logits).draw(logits, temperature, seeds, positions)
+    return _implementation("sampling.draw", logits).draw(logits, temperature, seeds, positions)
 
 
 def survey(
@@ -453,7 +453,7 @@ def survey(
 ) -> torch.Tensor:
     """What stood behind the draw of `ids [R]` by `draw` from the other arguments: `[R, SURVEYED]` float64, of which
     `Survey.of` takes a row apart."""
-    return _implementation("surveying", logits).survey(logits, temperature, seeds, positions, ids)
+    return _implementation("sampling.survey", logits).survey(logits, temperature, seeds, positions, ids)
 
 
 def look_up(
@@ -461,14 +461,14 @@ def look_up(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What a forward begins with: rows `tokens [T]` of the embeddings `weight [V, D]`, and rows `positions [T]` (both
     int64) of the angles `table [P, 2, R/2]`. No index is checked on a card."""
-    return _implementation("stepping", weight).look_up(tokens, positions, weight, table)
+    return _implementation("stepping.step", weight).look_up(tokens, positions, weight, table)
 
 
 def deliver(tensors: Sequence[torch.Tensor], starts: Sequence[int], host: torch.Tensor, turn: torch.Tensor) -> None:
     """Copies each tensor, contiguous, of elements of 4 or 8 bytes, word by word to its start in row `turn [1]` (int32)
     of `host [2, W]` int32. With tensors on a card this is pinned memory, and the words are there when what has been
     launched so far has ended."""
-    _implementation("stepping", turn).deliver(tensors, starts, host, turn)
+    _implementation("stepping.step", turn).deliver(tensors, starts, host, turn)
 
 
 def advance(
@@ -486,5 +486,5 @@ def advance(
     """Moves R rows on by `moves [R]` (0 or 1): the drawn `ids [R]` become `tokens`, and `positions`, `lengths` (int32,
     position + 1) and `slots` (places in the flattened cache, through `pages [R, P]` int32) follow; `turn [1]` (int32, 0
     or 1) becomes the other. All in place."""
-    room = _implementation("stepping", ids)
+    room = _implementation("stepping.step", ids)
     room.advance(ids, moves, pages, tokens, positions, lengths, slots, turn, page_size)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels.forms import AMAX_FLOOR, FP8_MAX, INVARIANT_ROWS, KV, SCORED, SHOWN, Form, Formed, Keep, Routing
-from kernels.sampling import gumbel_noise
+from kernels.sampling.noise import gumbel_noise
 
 
 def has_fp8_units(device: torch.device) -> bool:

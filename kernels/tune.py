@@ -1,5 +1,5 @@
-"""`python -m kernels.tune`: makes `kernels/tuned.csv`, the table of tiles for FP8 products of few rows, on the card at
-hand (Hopper).
+"""`python -m kernels.tune`: makes `kernels/gemm/tuned.csv`, tiles for FP8 products of few rows, on the card
+at hand (Hopper).
 
 Products are tuned where they stand: in decode layers made of this package's ops, with norms, attention and SwiGLU
 between them. So it counts what a tile costs its reader, and what it leaves to the next product's weight, which is asked
@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 import kernels
 from kernels.bench import ROTATED_BYTES, TOLERANCE, Case, microseconds
+from kernels.gemm.sm90_streamed import BLOCK_N, streamed, streamed_tile, streams
+from kernels.gemm.tuned import TABLE, Tuned, read_table, write_table
 from kernels.launch import capability, is_hopper, multiprocessors, shared_memory
-from kernels.streamed import BLOCK_N, streamed, streamed_tile, streams
-from kernels.tuned import TABLE, Tuned, read_table, write_table
 
 SPLITS = (1, 2, 4)  # pieces of K
 BLOCKS = (8, 16)  # of K on their way, at most

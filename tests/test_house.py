@@ -52,7 +52,7 @@ def test_the_readme_map_names_every_python_room_and_nothing_that_is_gone():
     readme = (ROOT / "README.md").read_text()
     block = re.search(r"```text\n(app\.py.*?)```", readme, re.S).group(1)
     named = set(re.findall(r"[\w/]+\.py|[\w]+/", block))
-    for file in [*ROOT.glob("kernels/*.py"), *ROOT.glob("playground/*.py")]:
+    for file in [*ROOT.glob("kernels/**/*.py"), *ROOT.glob("playground/*.py")]:
         if not file.name.startswith("__init__"):
             assert file.name in named, f"{file.relative_to(ROOT)} is missing in README's map"
     existing = {p.name for p in ROOT.rglob("*.py")} | {p.name + "/" for p in ROOT.rglob("*") if p.is_dir()}
@@ -76,7 +76,7 @@ def calls_of(function: ast.FunctionDef) -> set[str]:
 def test_every_kernel_that_may_begin_early_waits_and_lets_the_next_begin():
     """Itself or in one of its roles (see `kernels/launch.py`): behind one that did not, others would read too early."""
     kernels = 0
-    for file in ROOT.glob("kernels/*.py"):
+    for file in ROOT.glob("kernels/**/*.py"):
         functions = {node.name: node for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)}
         for name, function in functions.items():
             if not (name.endswith("_kernel") and "PDL" in {argument.arg for argument in function.args.args}):

@@ -18,31 +18,24 @@ from triton.runtime.jit import JITFunction
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from kernels import (
-    KV,
-    Form,
-    Keep,
-    Routing,
-    attention,
-    drawing,
-    gather,
-    gemm,
-    latent,
-    moe,
-    narrow,
-    norm,
-    prefill,
-    quant,
-    rope,
-    specialized,
-    specialized_attention,
-    stepping,
-    streamed,
-    streamed_attention,
-    streamed_latent,
-    surveying,
-    wide,
-)
+from kernels import KV, Form, Keep, Routing
+from kernels.attention import gather, prefill
+from kernels.attention import gqa as attention
+from kernels.attention import mla as latent
+from kernels.attention import sm90_specialized_prefill as specialized_attention
+from kernels.attention import sm90_streamed_gqa as streamed_attention
+from kernels.attention import sm90_streamed_mla as streamed_latent
+from kernels.gemm import choose as gemm
+from kernels.gemm import narrow, wide
+from kernels.gemm import sm90_specialized as specialized
+from kernels.gemm import sm90_streamed as streamed
+from kernels.moe import route as moe
+from kernels.norm import add_norm as norm
+from kernels.quant import e4m3 as quant
+from kernels.rope import heads as rope
+from kernels.sampling import draw as drawing
+from kernels.sampling import survey as surveying
+from kernels.stepping import step as stepping
 
 
 class Target:

@@ -5,22 +5,14 @@ import torch
 from compare import assert_bits_equal, assert_close
 
 import kernels
-from kernels import (
-    KV,
-    Form,
-    Formed,
-    Keep,
-    Routing,
-    attention,
-    gather,
-    latent,
-    moe,
-    norm,
-    prefill,
-    quant,
-    reference,
-    rope,
-)
+from kernels import KV, Form, Formed, Keep, Routing, reference
+from kernels.attention import gather, prefill
+from kernels.attention import gqa as attention
+from kernels.attention import mla as latent
+from kernels.moe import route as moe
+from kernels.norm import add_norm as norm
+from kernels.quant import e4m3 as quant
+from kernels.rope import heads as rope
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CACHES = {"plain": torch.float32, "fp8": torch.float8_e4m3fn}

@@ -3,7 +3,12 @@ import torch
 from compare import assert_bits_equal, assert_close
 
 import kernels
-from kernels import Form, gemm, narrow, norm, reference, specialized, streamed, tune, tuned, wide
+from kernels import Form, reference, tune
+from kernels.gemm import choose as gemm
+from kernels.gemm import narrow, tuned, wide
+from kernels.gemm import sm90_specialized as specialized
+from kernels.gemm import sm90_streamed as streamed
+from kernels.norm import add_norm as norm
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"  # cpu: Triton's interpreter, hence tiny shapes there

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels
-from kernels import quant, reference
+from kernels import reference
+from kernels.quant import e4m3 as quant
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # cpu: Triton's interpreter
 FORMATS = [None, "ue8m0"]

@@ -6,8 +6,11 @@ from compare import assert_close
 from scipy import stats
 
 import kernels
-from kernels import SCORED, SHOWN, Survey, drawing, reference, sampling, surveying
-from kernels.sampling import philox
+from kernels import SCORED, SHOWN, Survey, reference
+from kernels.sampling import draw as drawing
+from kernels.sampling import noise as sampling
+from kernels.sampling import survey as surveying
+from kernels.sampling.noise import philox
 from playground.engine.request import SamplingParams
 from playground.engine.sampler import Needs, Settings, draw_rows
 

@@ -2,7 +2,8 @@
 
 import torch
 
-from kernels import reference, stepping
+from kernels import reference
+from kernels.stepping import step as stepping
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

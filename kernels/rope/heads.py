@@ -8,8 +8,8 @@ import triton.language as tl
 
 from kernels.forms import KV, Form, Formed, Keep
 from kernels.launch import let_next_start, overlap, wait_for_previous
-from kernels.norm import TRITON_DTYPE, add_parts
-from kernels.quant import allocate, block_scale, emit, emitted, quantise
+from kernels.norm.add_norm import TRITON_DTYPE, add_parts
+from kernels.quant.e4m3 import allocate, block_scale, emit, emitted, quantise
 
 
 @triton.jit

@@ -2,9 +2,9 @@
 shared memory, and are multiplied where they lie.
 
 All pages but the newest were written in earlier steps, so a program asks for as many as its ring holds and only then
-waits for the kernel before it, as `streamed.py` does with weights. Nothing is converted: what the cache keeps in E4M3
-is multiplied as E4M3, by queries and weights that are sums of two E4M3 numbers each (see `split_e4m3`). What comes out
-is as in `attention.py`.
+waits for the kernel before it, as `gemm/sm90_streamed.py` does with weights. Nothing is converted: what the cache keeps
+in E4M3 is multiplied as E4M3, by queries and weights that are sums of two E4M3 numbers each (see `split_e4m3`). What
+comes out is as in `gqa.py`.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def turn_after(start, inside, span):
 
 @gluon.jit
 def store_span(acc_ptr, top_ptr, total_ptr, place, there, top, sums, acc):
-    """What a span leaves for each of its heads, at `place`: see `attention.join_spans`."""
+    """What a span leaves for each of its heads, at `place`: see `gqa.join_spans`."""
     DIM: gl.constexpr = acc.shape[0]
     d = gl.arange(0, DIM, layout=gl.SliceLayout(1, acc.type.layout))
     gl.store(top_ptr + place, top, mask=there)

@@ -10,8 +10,8 @@ import triton.language as tl
 
 from kernels.forms import KV
 from kernels.launch import let_next_start, overlap, wait_for_previous
-from kernels.quant import decode_e4m3
-from kernels.rope import scale_place
+from kernels.quant.e4m3 import decode_e4m3
+from kernels.rope.heads import scale_place
 
 TOKENS = 64  # of a program: about a page, whose tokens lie side by side where values lie across
 

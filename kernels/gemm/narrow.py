@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from kernels.launch import let_next_start, overlap, prefetch, wait_for_previous
-from kernels.quant import decode_e4m3, operands
+from kernels.quant.e4m3 import decode_e4m3, operands
 
 
 class Tile(NamedTuple):

@@ -25,8 +25,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from kernels.gemm.tuned import Tuned, tuned
 from kernels.launch import multiprocessors, overlap, shared_memory
-from kernels.tuned import Tuned, tuned
 
 BLOCK_N = 64  # rows of the weight: what four warps multiply
 MOST_BLOCKS = 16  # of K that are on their way

@@ -1,6 +1,6 @@
 """What stood behind a draw, in Triton: sums over the vocabulary, its largest logits, and the best scores of Gumbel-max.
 
-One pass in tiles, as `drawing.py` draws, and a kernel that joins them; `reference.py` says what each number is. Sums,
+One pass in tiles, as `draw.py` draws, and a kernel that joins them; `reference.py` says what each number is. Sums,
 largest logits and best scores are programs of their own in both: each is a chain of reductions, which waits for none of
 the others.
 """
@@ -11,9 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.drawing import gumbel
 from kernels.forms import SCORED, SHOWN, SINGLE, SURVEYED
 from kernels.launch import let_next_start, overlap, wait_for_previous
+from kernels.sampling.draw import gumbel
 
 TILE = 1024
 LOWEST = tl.constexpr(-(2**63))

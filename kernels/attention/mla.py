@@ -2,7 +2,7 @@
 
 After absorption it is multi-query attention: all heads read the same latents, so that up to 16 of them, the smallest
 M of a tensor core, share a program and a page is loaded once for them. Spans and their joining are as in
-`attention.py`; the joined latents are expanded to each head's values.
+`gqa.py`; the joined latents are expanded to each head's values.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.attention import emit_block, join_spans, multiplied, programs_for, span_of, spans
+from kernels.attention.gqa import emit_block, join_spans, multiplied, programs_for, span_of, spans
+from kernels.attention.sm90_streamed_mla import STREAMED_SPLITS, streamed_latents, streams_latents
 from kernels.forms import KV, LOG2_E, Form, Formed
 from kernels.launch import is_hopper, let_next_start, overlap, prefetch, wait_for_previous
-from kernels.norm import TRITON_DTYPE, add_parts
-from kernels.quant import allocate, decode_e4m3, emitted
+from kernels.norm.add_norm import TRITON_DTYPE, add_parts
+from kernels.quant.e4m3 import allocate, decode_e4m3, emitted
 from kernels.reference import has_fp8_units
-from kernels.streamed_latent import STREAMED_SPLITS, streamed_latents, streams_latents
 
 HEADS_PER_PROGRAM = 16
 SPLITS = 64

@@ -29,8 +29,8 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernels.forms import Form, Formed
 from kernels.launch import multiprocessors, overlap
-from kernels.norm import gated
-from kernels.quant import allocate, block_scale, quantise
+from kernels.norm.add_norm import gated
+from kernels.quant.e4m3 import allocate, block_scale, quantise
 
 PART = 64  # rows of a group
 GROUPS = 2

@@ -1,8 +1,8 @@
 """Decode attention of MLA in its latent space, on Hopper (sm_90): pages of latents come by TMA into a ring in shared
 memory, and are multiplied where they lie, as keys and as values.
 
-As in `streamed_attention.py` all pages but the newest are asked for before the kernel waits for the one before it. What
-comes out is as in `latent.py`, which also does what is left: an E4M3 cache, whose latents a tensor core could not take
+As in `sm90_streamed_gqa.py` all pages but the newest are asked for before the kernel waits for the one before it. What
+comes out is as in `mla.py`, which also does what is left: an E4M3 cache, whose latents a tensor core could not take
 as values (it multiplies FP8 only along what is contiguous), other cards, and the joining of spans.
 """
 
@@ -21,9 +21,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from kernels.attention.sm90_streamed_gqa import PAGE, described, first_turns, spans_of, store_span, turn_after
 from kernels.forms import KV
 from kernels.launch import overlap
-from kernels.streamed_attention import PAGE, described, first_turns, spans_of, store_span, turn_after
 
 HEADS = 16  # of a program
 STREAMED_SPLITS = 32  # spans of a row at most: programs hold much room, and those without work want it, too

@@ -26,7 +26,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernels.forms import LOG2_E, Form, Formed
 from kernels.launch import multiprocessors, overlap
-from kernels.quant import allocate, block_scale, formed, quantise
+from kernels.quant.e4m3 import allocate, block_scale, formed, quantise
 
 PART = 64  # queries of a group
 KEYS = 128  # of a block

@@ -10,6 +10,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.forms import Form, Formed
+from kernels.gemm.sm90_specialized import WHOLE, Cut, cut_for, specialized_product, specialized_swiglu
 from kernels.launch import (
     has_tma,
     is_hopper,
@@ -19,10 +20,9 @@ from kernels.launch import (
     shared_memory,
     wait_for_previous,
 )
-from kernels.moe import Schedule, schedule
-from kernels.norm import swiglu
-from kernels.quant import decode_e4m3, operands
-from kernels.specialized import WHOLE, Cut, cut_for, specialized_product, specialized_swiglu
+from kernels.moe.route import Schedule, schedule
+from kernels.norm.add_norm import swiglu
+from kernels.quant.e4m3 import decode_e4m3, operands
 
 SPLIT_ROWS = 256  # up to this many, K is cut to have enough programs
 

@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from kernels.attention.sm90_specialized_prefill import as_matrix, attends, specialized_attention
 from kernels.forms import LOG2_E, Form, Formed
 from kernels.launch import has_tma, is_hopper, let_next_start, overlap, shared_memory, wait_for_previous
-from kernels.quant import allocate, emit, emitted, formed
-from kernels.specialized_attention import as_matrix, attends, specialized_attention
+from kernels.quant.e4m3 import allocate, emit, emitted, formed
 
 FEW_QUERIES = 512  # up to this many, kernels that begin and end at once count for more than those that multiply fast
 

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from kernels.forms import Form, Formed
 from kernels.launch import let_next_start, overlap, wait_for_previous
-from kernels.quant import allocate, emit, emitted
+from kernels.quant.e4m3 import allocate, emit, emitted
 
 
 @triton.jit

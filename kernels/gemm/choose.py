@@ -1,7 +1,7 @@
 """Products in Triton: FP8 with block scales, plain ones, and those of a mixture's experts.
 
-Few rows are `narrow.py`, on Hopper `streamed.py`; many are `wide.py`. The line between them is `INVARIANT_ROWS`, up to
-which a row's result depends, bit by bit, on that row alone.
+Few rows are `narrow.py`, on Hopper `sm90_streamed.py`; many are `wide.py`. The line between them is `INVARIANT_ROWS`,
+up to which a row's result depends, bit by bit, on that row alone.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import triton
 import triton.language as tl
 
 from kernels.forms import INVARIANT_ROWS, Form, Formed
+from kernels.gemm.narrow import narrow
+from kernels.gemm.sm90_streamed import streamed, streams
+from kernels.gemm.wide import wide, wide_swiglu
 from kernels.launch import is_hopper, let_next_start, overlap, wait_for_previous
-from kernels.narrow import narrow
-from kernels.norm import swiglu
-from kernels.streamed import streamed, streams
-from kernels.wide import wide, wide_swiglu
+from kernels.norm.add_norm import swiglu
 
 
 def gemm_parts(a, b, a_s, b_s, out_dtype: torch.dtype, decode: bool | None = None) -> torch.Tensor:

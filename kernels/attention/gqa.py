@@ -11,11 +11,11 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.attention.sm90_streamed_gqa import streamed_attention, streams_pages
 from kernels.forms import KV, LOG2_E, Form, Formed
 from kernels.launch import is_hopper, let_next_start, overlap, wait_for_previous
-from kernels.norm import TRITON_DTYPE
-from kernels.quant import allocate, decode_e4m3_words, emit, emitted
-from kernels.streamed_attention import streamed_attention, streams_pages
+from kernels.norm.add_norm import TRITON_DTYPE
+from kernels.quant.e4m3 import allocate, decode_e4m3_words, emit, emitted
 
 SPLITS = 32
 HEADS_PER_PROGRAM = 16

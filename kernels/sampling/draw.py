@@ -1,7 +1,7 @@
 """The draw in Triton: greedy or Gumbel-max over the whole vocabulary, and the log-probability of what was drawn.
 
 One pass over the logits in tiles, each with its own noise made in place; a second kernel joins the tiles. The numbers
-are those of `sampling.py`, which defines them.
+are those of `noise.py`, which defines them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from kernels.launch import let_next_start, overlap, wait_for_previous
-from kernels.sampling import GUMBEL_STREAM
+from kernels.sampling.noise import GUMBEL_STREAM
 
 TILE = 1024
 _STREAM = tl.constexpr(GUMBEL_STREAM)
