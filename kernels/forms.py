@@ -74,6 +74,11 @@ class KV(NamedTuple):
         along, across = pages.split([self.page_size * (self.width - self.across), self.page_size * self.across], dim=1)
         return along.unflatten(1, (self.page_size, -1)), across.unflatten(1, (self.across, self.page_size)).mT
 
+    def check_values_across(self) -> None:
+        """Raises ValueError unless this can be a cache of heads: in E4M3 their values lie across."""
+        if self.across != (0 if self.scales is None else self.width // 2):
+            raise ValueError(f"an E4M3 cache of heads keeps its values across, not {self.across} columns")
+
     @property
     def page_size(self) -> int:
         return self.values.shape[-2]

@@ -20,6 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
+TRITON_DTYPE = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _overlapping: ContextVar[bool] = ContextVar("overlapping", default=True)
 
 

@@ -79,22 +79,22 @@ class Layers:
         return streamed(a.q, b, a.s, b_s, torch.bfloat16, tile=tile)
 
     def run(self, lines: Lines) -> None:
-        s, form, x, parts = self.shape, kernels.Form(plain=False, fp8=True), self.residual, []
+        s, form, x, partials = self.shape, kernels.Form(plain=False, fp8=True), self.residual, []
         attended = s.heads * s.head_dim
         starts, scale = (0, attended, attended + s.kv_heads * s.head_dim), s.head_dim**-0.5
         norms = self.head_norm, self.head_norm
         for cases, cache in zip(self.cases, self.caches, strict=True):
-            x, act = kernels.add_norm(x, parts, self.norm, 1e-6, form)
+            x, act = kernels.add_norm(x, partials, self.norm, 1e-6, form)
             found = self.product(cases[0], act, lines)
             q = kernels.rope_heads(
                 found, starts, norms, self.angles, self.slots, cache, heads=s.heads, eps=1e-6, dtype=torch.bfloat16
             )
             out = kernels.gqa_decode(q, cache, self.pages, self.lengths, form, scale=scale, kv_heads=s.kv_heads)
-            parts = [self.product(cases[1], out, lines)]
+            partials = [self.product(cases[1], out, lines)]
             if s.inner:
-                x, act = kernels.add_norm(x, parts, self.norm, 1e-6, form)
+                x, act = kernels.add_norm(x, partials, self.norm, 1e-6, form)
                 inner = kernels.swiglu(self.product(cases[2], act, lines), form, dtype=torch.bfloat16)
-                parts = [self.product(cases[3], inner, lines)]
+                partials = [self.product(cases[3], inner, lines)]
 
     def time(self, lines: Lines) -> float:
         """Microseconds of a layer. Raises `ArithmeticError` where a product is wrong."""

@@ -11,7 +11,7 @@ import triton.language as tl
 from kernels.forms import KV
 from kernels.launch import let_next_start, overlap, wait_for_previous
 from kernels.quant.e4m3 import decode_e4m3
-from kernels.rope.heads import scale_place
+from kernels.rope.cache import scale_place
 
 TOKENS = 64  # of a program: about a page, whose tokens lie side by side where values lie across
 
@@ -53,20 +53,20 @@ def copy_rows_kernel(values_ptr, places_ptr, out_ptr, width, BLOCK: tl.constexpr
     tl.store(out_ptr + token * width + at, x, mask=at < width)
 
 
-def gather_kv(kv: KV, places: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def gather_kv(kv: KV, slots: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
     dtype = kv.values.dtype if kv.scales is None else dtype
-    out = torch.empty(len(places), kv.width, dtype=dtype, device=places.device)
+    out = torch.empty(len(slots), kv.width, dtype=dtype, device=slots.device)
     if kv.scales is None:
-        copy_rows_kernel[(len(places),)](
-            kv.values, places, out, kv.width, BLOCK=triton.next_power_of_2(kv.width), num_warps=4, **overlap(out)
+        copy_rows_kernel[(len(slots),)](
+            kv.values, slots, out, kv.width, BLOCK=triton.next_power_of_2(kv.width), num_warps=4, **overlap(out)
         )
         return out
     column, first, along, codes = 0, 0, kv.width - kv.across, kv.values.view(torch.uint8)
     starts = [sum(kv.widths[:i]) for i in range(len(kv.widths))]
     for (dim, across), run in groupby(zip(kv.widths, starts, strict=True), key=lambda v: (v[0], v[1] >= along)):
         number = len(list(run))
-        gather_kernel[(triton.cdiv(len(places), TOKENS), number)](
-            codes, kv.scales, places, out, len(places), column, first, len(kv.widths), kv.width, along,
+        gather_kernel[(triton.cdiv(len(slots), TOKENS), number)](
+            codes, kv.scales, slots, out, len(slots), column, first, len(kv.widths), kv.width, along,
             DIM=dim, BLOCK=triton.next_power_of_2(dim), TOKENS=TOKENS, ACROSS=across, PAGE=kv.page_size, num_warps=4,
             **overlap(out),
         )  # fmt: skip

@@ -1,8 +1,6 @@
-"""Decode attention in Triton over a paged cache, for heads in groups that share keys (GQA), and what it has in common
-with that of MLA.
+"""Decode attention in Triton over a paged cache, for heads in groups that share keys (GQA), on every card.
 
-A row's pages are cut into up to `SPLITS` spans that run at the same time, and a second kernel joins them in order. The
-cuts follow the row's own length: nothing depends on the other rows.
+See `spans.py` for how a row is cut and joined.
 """
 
 from __future__ import annotations
@@ -11,21 +9,12 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.attention.sm90_streamed_gqa import streamed_attention, streams_pages
-from kernels.forms import KV, LOG2_E, Form, Formed
-from kernels.launch import is_hopper, let_next_start, overlap, wait_for_previous
-from kernels.norm.add_norm import TRITON_DTYPE
-from kernels.quant.e4m3 import allocate, decode_e4m3_words, emit, emitted
+from kernels.attention.spans import multiplied, programs_for, span_of
+from kernels.forms import KV
+from kernels.launch import TRITON_DTYPE, let_next_start, overlap, wait_for_previous
+from kernels.quant.e4m3 import decode_e4m3_words
 
-SPLITS = 32
 HEADS_PER_PROGRAM = 16
-PROGRAMS = 384  # of one kernel, about: what runs at the same time, one and a half times over
-
-
-@triton.jit
-def span_of(length, PAGE: tl.constexpr, SPLITS: tl.constexpr):
-    """Tokens that each of a row's spans covers: whole pages, as evenly as they go."""
-    return tl.cdiv(tl.cdiv(length, PAGE), SPLITS) * PAGE
 
 
 @triton.jit
@@ -55,7 +44,7 @@ def attend_page(k, v, k_scale, v_scale, q, seen, scale, top, total, acc, SCALED:
 
 @triton.jit
 def attend_span(
-    q, kv_ptr, pages_ptr, group, first, end, last, scale, kv_heads, top, total, acc,
+    q, kv_ptr, block_table_ptr, group, first, end, last, scale, kv_heads, top, total, acc,
     DIM: tl.constexpr, PAGE: tl.constexpr,
 ):  # fmt: skip
     """A span of a plain cache, through the compiler's pipeline: a page's place is reckoned two turns ahead, or its
@@ -63,21 +52,21 @@ def attend_span(
     t, d = tl.arange(0, PAGE), tl.arange(0, acc.shape[0])
     kv_ptr += group * DIM
     values_at, token = kv_heads * DIM, 2 * kv_heads * DIM
-    place = tl.load(pages_ptr + first // PAGE).to(tl.int64) * PAGE * token
-    page = tl.load(pages_ptr + tl.minimum(first + PAGE, last) // PAGE).to(tl.int64)
+    place = tl.load(block_table_ptr + first // PAGE).to(tl.int64) * PAGE * token
+    page = tl.load(block_table_ptr + tl.minimum(first + PAGE, last) // PAGE).to(tl.int64)
     for start in tl.range(first, end, PAGE, num_stages=2):
         at = kv_ptr + place + tl.minimum(t, last - start)[:, None] * token + d[None, :]
         k = tl.load(at, mask=(d < DIM)[None, :], other=0.0)
         v = tl.load(at + values_at, mask=(d < DIM)[None, :], other=0.0)
         place = page * PAGE * token
-        page = tl.load(pages_ptr + tl.minimum(start + 2 * PAGE, last) // PAGE).to(tl.int64)
+        page = tl.load(block_table_ptr + tl.minimum(start + 2 * PAGE, last) // PAGE).to(tl.int64)
         top, total, acc = attend_page(k, tl.trans(v), top, top, q, start + t <= last, scale, top, total, acc, False)
     return top, total, acc
 
 
 @triton.jit
 def attend_scaled_span(
-    q, words_ptr, scales_ptr, pages_ptr, group, first, end, last, scale, kv_heads, top, total, acc,
+    q, words_ptr, scales_ptr, block_table_ptr, group, first, end, last, scale, kv_heads, top, total, acc,
     DIM: tl.constexpr, PAGE: tl.constexpr, MULTIPLY: tl.constexpr,
 ):  # fmt: skip
     """A span of an E4M3 cache, whose values lie across. A page is brought into registers while the one before is worked
@@ -90,13 +79,13 @@ def attend_scaled_span(
     values = words_ptr + PAGE * token + (group * DIM + d)[:, None] * (PAGE // 4) + value_word
     key_there, value_there = key_word < DIM // 4, (d < DIM)[:, None]
     scales_ptr += group * PAGE
-    page = tl.load(pages_ptr + first // PAGE).to(tl.int64)
+    page = tl.load(block_table_ptr + first // PAGE).to(tl.int64)
     here = tl.minimum(t, last - first)
     begin, scales = page * (2 * PAGE * token), scales_ptr + page * (2 * kv_heads * PAGE) + here
     next_k = tl.load(keys + begin + here[:, None] * token, mask=key_there, other=0)
     next_v = tl.load(values + begin, mask=value_there, other=0)
     next_k_scale, next_v_scale = tl.load(scales), tl.load(scales + kv_heads * PAGE)
-    page = tl.load(pages_ptr + tl.minimum(first + PAGE, last) // PAGE).to(tl.int64)
+    page = tl.load(block_table_ptr + tl.minimum(first + PAGE, last) // PAGE).to(tl.int64)
     for start in tl.range(first, end, PAGE, num_stages=1):
         seen = start + t <= last
         k, v, k_scale, v_scale = opened(next_k, MULTIPLY), opened(next_v, MULTIPLY), next_k_scale, next_v_scale
@@ -108,15 +97,15 @@ def attend_scaled_span(
         next_v = tl.load(values + begin, mask=value_there & more, other=0)
         next_k_scale = tl.load(scales, mask=more, other=1.0)
         next_v_scale = tl.load(scales + kv_heads * PAGE, mask=more, other=1.0)
-        page = tl.load(pages_ptr + tl.minimum(start + 2 * PAGE, last) // PAGE).to(tl.int64)
+        page = tl.load(block_table_ptr + tl.minimum(start + 2 * PAGE, last) // PAGE).to(tl.int64)
         top, total, acc = attend_page(k, v, k_scale, v_scale, q, seen, scale, top, total, acc, True)
     return top, total, acc
 
 
 @triton.jit
 def gqa_decode_kernel(
-    q_ptr, kv_ptr, scales_ptr, pages_ptr, lengths_ptr, acc_ptr, top_ptr, total_ptr, scale, heads, per_group,
-    pages_row, kv_heads,
+    q_ptr, kv_ptr, scales_ptr, block_table_ptr, seq_lens_ptr, acc_ptr, top_ptr, total_ptr, scale, heads, per_group,
+    block_table_row, kv_heads,
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr,
     SCALED: tl.constexpr, MULTIPLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -127,9 +116,9 @@ def gqa_decode_kernel(
     group = tl.program_id(1) // blocks
     member = tl.program_id(1) % blocks * BLOCK_H + tl.arange(0, BLOCK_H)
     d = tl.arange(0, BLOCK_D)
-    last = tl.load(lengths_ptr + row) - 1
+    last = tl.load(seq_lens_ptr + row) - 1
     span = span_of(last + 1, PAGE, SPLITS)
-    pages_ptr += row * pages_row
+    block_table_ptr += row * block_table_row
     let_next_start(PDL)
     wait_for_previous(PDL)
     whole = (row * heads + group * per_group + member).to(tl.int64)
@@ -142,12 +131,12 @@ def gqa_decode_kernel(
         first, end = split * span, tl.minimum(split * span + span, last + 1)
         if SCALED:
             top, total, acc = attend_scaled_span(
-                q, kv_ptr, scales_ptr, pages_ptr, group, first, end, last, scale, kv_heads, top, total, acc, DIM, PAGE,
-                MULTIPLY,
+                q, kv_ptr, scales_ptr, block_table_ptr, group, first, end, last, scale, kv_heads, top, total, acc,
+                DIM, PAGE, MULTIPLY,
             )  # fmt: skip
         else:
             top, total, acc = attend_span(
-                q, kv_ptr, pages_ptr, group, first, end, last, scale, kv_heads, top, total, acc, DIM, PAGE
+                q, kv_ptr, block_table_ptr, group, first, end, last, scale, kv_heads, top, total, acc, DIM, PAGE
             )
         place = whole * SPLITS + split
         tl.store(top_ptr + place, top, mask=member < per_group)
@@ -155,120 +144,14 @@ def gqa_decode_kernel(
         tl.store(acc_ptr + place[None, :] * DIM + d[:, None], acc, mask=inside & (d < DIM)[:, None])
 
 
-@triton.jit
-def join_some_spans(
-    acc_ptr, top_ptr, total_ptr, head, d, active,
-    DIM: tl.constexpr, SPLITS: tl.constexpr, AT_ONCE: tl.constexpr,
-):  # fmt: skip
-    """`join_spans`, AT_ONCE at a time: their loads are all on their way before the first is needed. Each thread joins
-    its own columns, so that threads never meet."""
-    top = tl.full(d.shape, float("-inf"), dtype=tl.float32)
-    total = tl.zeros(d.shape, dtype=tl.float32)
-    acc = tl.zeros(d.shape, dtype=tl.float32)
-    place = head.to(tl.int64) * SPLITS
-    for start in tl.range(0, active, AT_ONCE):
-        tops, totals, pieces = (), (), ()
-        new_top = top
-        for s in tl.static_range(AT_ONCE):
-            there = (d < DIM) & (start + s < active)
-            at = place + start + s
-            tops += (tl.load(top_ptr + at, mask=there, other=float("-inf")),)
-            totals += (tl.load(total_ptr + at, mask=there, other=0.0),)
-            pieces += (tl.load(acc_ptr + at * DIM + d, mask=there, other=0.0),)
-        for s in tl.static_range(AT_ONCE):
-            new_top = tl.maximum(new_top, tops[s])
-        finite = tl.where(new_top == float("-inf"), 0.0, new_top)
-        shrink = tl.exp2(top - finite)
-        total, acc, top = total * shrink, acc * shrink, new_top
-        for s in tl.static_range(AT_ONCE):
-            weight = tl.exp2(tops[s] - finite)
-            total += weight * totals[s]
-            acc += weight * pieces[s]
-    return acc / tl.where(total == 0.0, 1.0, total)
-
-
-@triton.jit
-def join_spans(acc_ptr, top_ptr, total_ptr, head, d, active, DIM: tl.constexpr, SPLITS: tl.constexpr):
-    """Attention output at columns `d` of `head` (of one shape), from the row's spans in order. Few spans are not made
-    to wait for the loads of none."""
-    if active <= 8:
-        out = join_some_spans(acc_ptr, top_ptr, total_ptr, head, d, active, DIM, SPLITS, 8)
-    else:
-        out = join_some_spans(acc_ptr, top_ptr, total_ptr, head, d, active, DIM, SPLITS, 32)
-    return out
-
-
-@triton.jit
-def emit_block(
-    y, row, block, width, plain_ptr, q_ptr, s_ptr, PLAIN: tl.constexpr, FP8: tl.constexpr, UE8M0: tl.constexpr
-):  # fmt: skip
-    """`emit` for the one block `y [1, 128]` that a program has made of a row `width` wide."""
-    cols = (block * 128 + tl.arange(0, 128))[None, :]
-    one = tl.arange(0, 1)
-    emit(
-        y, row.to(tl.int64) * width + cols, cols < width, row * (width // 128) + block + one, one == 0,
-        plain_ptr, q_ptr, s_ptr, PLAIN, FP8, UE8M0,
+def paged_gqa(q, cache: KV, block_table, seq_lens, room, scale: float, kv_heads: int, splits: int) -> None:
+    """Spans of every row, into `room`. `scale` is in units of log 2."""
+    (rows, heads, dim), scaled = q.shape, cache.scales is not None
+    per_group = heads // kv_heads
+    columns = kv_heads * triton.cdiv(per_group, HEADS_PER_PROGRAM)
+    gqa_decode_kernel[(rows, columns, programs_for(rows * columns, splits))](
+        q, cache.values.view(torch.int32) if scaled else cache.values, cache.scales if scaled else q, block_table,
+        seq_lens, *room, scale, heads, per_group, block_table.stride(0), kv_heads,
+        DIM=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_H=HEADS_PER_PROGRAM, PAGE=cache.page_size,
+        SPLITS=splits, SCALED=scaled, MULTIPLY=TRITON_DTYPE[multiplied(q, cache)], num_warps=4, **overlap(q),
     )  # fmt: skip
-
-
-@triton.jit
-def join_heads_kernel(
-    acc_ptr, top_ptr, total_ptr, lengths_ptr, plain_ptr, q_ptr, s_ptr, heads, like_ptr,
-    DIM: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr, PLAIN: tl.constexpr, FP8: tl.constexpr,
-    UE8M0: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """One block of 128 columns of all heads' outputs, which lie one behind the other."""
-    row, block = tl.program_id(0), tl.program_id(1)
-    cols = block * 128 + tl.arange(0, 128)
-    width = heads * DIM
-    length = tl.load(lengths_ptr + row)
-    active = tl.cdiv(length, span_of(length, PAGE, SPLITS))
-    let_next_start(PDL)
-    wait_for_previous(PDL)
-    head = row * heads + tl.minimum(cols, width - 1) // DIM
-    y = join_spans(acc_ptr, top_ptr, total_ptr, head, cols % DIM, active, DIM, SPLITS)
-    y = y.to(like_ptr.dtype.element_ty).to(tl.float32)[None, :]
-    emit_block(y, row, block, width, plain_ptr, q_ptr, s_ptr, PLAIN, FP8, UE8M0)
-
-
-def spans(q: torch.Tensor, dim: int, splits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Room for each span's unscaled output `[R, H, SPLITS, dim]`, largest score and sum of weights `[R, H, SPLITS]`."""
-    shape = (*q.shape[:2], splits)
-    acc = torch.empty(*shape, dim, dtype=torch.float32, device=q.device)
-    top, total = torch.empty(2, *shape, dtype=torch.float32, device=q.device)
-    return acc, top, total
-
-
-def programs_for(columns: int, splits: int) -> int:
-    """How many programs share the spans of each of so many columns of work. A graph does not know how long its rows
-    will be: programs that find nothing to do cost many rows more than taking several spans in turn."""
-    return max(1, min(splits, PROGRAMS // max(columns, 1)))
-
-
-def multiplied(q: torch.Tensor, cache: KV) -> torch.dtype:
-    """In which dtype keys and values are multiplied: float16 holds E4M3 exactly, and converting to it costs least."""
-    return torch.float16 if cache.scales is not None and q.element_size() == 2 else q.dtype
-
-
-def gqa_decode(q, cache: KV, pages, lengths, scale: float, kv_heads: int, form: Form) -> Formed:
-    rows, heads, dim = q.shape
-    q, per_group, room = q.contiguous(), heads // kv_heads, spans(q, dim, SPLITS)
-    scaled = cache.scales is not None
-    if is_hopper(q) and streams_pages(q, cache):
-        streamed_attention(q, cache, pages, lengths, room, scale * LOG2_E, kv_heads, SPLITS, programs_for)
-    else:
-        columns = kv_heads * triton.cdiv(per_group, HEADS_PER_PROGRAM)
-        gqa_decode_kernel[(rows, columns, programs_for(rows * columns, SPLITS))](
-            q, cache.values.view(torch.int32) if scaled else cache.values, cache.scales if scaled else q, pages,
-            lengths, *room, scale * LOG2_E, heads, per_group, pages.stride(0), kv_heads,
-            DIM=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_H=HEADS_PER_PROGRAM, PAGE=cache.page_size,
-            SPLITS=SPLITS, SCALED=scaled, MULTIPLY=TRITON_DTYPE[multiplied(q, cache)], num_warps=4,
-            **overlap(q),
-        )  # fmt: skip
-    out = allocate(form, rows, heads * dim, q)
-    pointers, flags = emitted(form, out, q)
-    join_heads_kernel[(rows, triton.cdiv(heads * dim, 128))](
-        *room, lengths, *pointers, heads, q, DIM=dim, PAGE=cache.page_size, SPLITS=SPLITS, **flags,
-        num_warps=4, **overlap(q),
-    )  # fmt: skip
-    return out

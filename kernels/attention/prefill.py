@@ -10,12 +10,10 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels.attention.sm90_specialized_prefill import as_matrix, attends, specialized_attention
+from kernels.attention.sm90_specialized_prefill import as_matrix
 from kernels.forms import LOG2_E, Form, Formed
-from kernels.launch import has_tma, is_hopper, let_next_start, overlap, shared_memory, wait_for_previous
+from kernels.launch import has_tma, let_next_start, overlap, shared_memory, wait_for_previous
 from kernels.quant.e4m3 import allocate, emit, emitted, formed
-
-FEW_QUERIES = 512  # up to this many, kernels that begin and end at once count for more than those that multiply fast
 
 
 @triton.jit
@@ -124,9 +122,7 @@ def described(x: torch.Tensor, tokens: int, columns: int) -> TensorDescriptor:
     return TensorDescriptor(x, *as_matrix(x), [tokens, columns])
 
 
-def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, form: Form) -> Formed:
-    if len(q) > FEW_QUERIES and is_hopper(q) and attends(q, k, v):
-        return specialized_attention(q, k, v, scale, form)
+def tiled_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, form: Form, *, scale: float) -> Formed:
     (queries, heads, width), (tokens, groups, value) = q.shape, v.shape
     dim = 1 << (width.bit_length() - 1)
     rest = width - dim

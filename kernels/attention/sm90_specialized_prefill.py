@@ -280,7 +280,7 @@ def attends(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
     return aligned and q.element_size() == 2 and k.shape[-1] == v.shape[-1] and k.shape[-1] in (64, 128)
 
 
-def specialized_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, form: Form) -> Formed:
+def specialized_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, form: Form, *, scale: float) -> Formed:
     q = q.contiguous()
     (queries, heads, dim), (tokens, groups, _) = q.shape, v.shape
     fused = form.fp8 and not form.plain and dim == 128  # a head is a block

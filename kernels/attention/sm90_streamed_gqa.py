@@ -9,8 +9,6 @@ comes out is as in `gqa.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import triton
 import triton.language as tl
@@ -25,6 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from kernels.attention.spans import programs_for
 from kernels.forms import KV
 from kernels.launch import overlap
 
@@ -163,14 +162,14 @@ def spans_of(length, PAGE: gl.constexpr, SPLITS: gl.constexpr):
 
 
 @gluon.jit
-def first_turns(pages_ptr, span, newest, COUNT: gl.constexpr):
+def first_turns(block_table_ptr, span, newest, COUNT: gl.constexpr):
     """The first pages of a program's spans: their numbers in the row, and where they are. Loads that wait for each
     other take long, so all of them come before the first copy."""
     starts, pages = (), ()
     for turn in gl.static_range(COUNT):
         start = (gl.program_id(2) + turn // span * gl.num_programs(2)) * span + turn % span
         starts += (start,)
-        pages += (gl.load(pages_ptr + gl.minimum(start, newest)),)
+        pages += (gl.load(block_table_ptr + gl.minimum(start, newest)),)
     return starts, pages
 
 
@@ -187,7 +186,7 @@ def turn_after(start, inside, span):
 
 @gluon.jit
 def store_span(acc_ptr, top_ptr, total_ptr, place, there, top, sums, acc):
-    """What a span leaves for each of its heads, at `place`: see `gqa.join_spans`."""
+    """What a span leaves for each of its heads, at `place`: see `spans.join_spans`."""
     DIM: gl.constexpr = acc.shape[0]
     d = gl.arange(0, DIM, layout=gl.SliceLayout(1, acc.type.layout))
     gl.store(top_ptr + place, top, mask=there)
@@ -197,8 +196,8 @@ def store_span(acc_ptr, top_ptr, total_ptr, place, there, top, sums, acc):
 
 @gluon.jit
 def streamed_attention_kernel(
-    q_ptr, k_desc, v_desc, scales_desc, pages_ptr, lengths_ptr, acc_ptr, top_ptr, total_ptr, scale, heads, per_group,
-    pages_row, kv_heads,
+    q_ptr, k_desc, v_desc, scales_desc, block_table_ptr, seq_lens_ptr, acc_ptr, top_ptr, total_ptr, scale, heads,
+    per_group, block_table_row, kv_heads,
     DIM: gl.constexpr, PAGE: gl.constexpr, HEADS: gl.constexpr, PARTS: gl.constexpr, SPLITS: gl.constexpr,
     STAGES: gl.constexpr, FINER: gl.constexpr, HIGHEST: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
@@ -224,15 +223,15 @@ def streamed_attention_kernel(
         tl.extra.cuda.gdc_launch_dependents()
     row, blocks = gl.program_id(0), gl.cdiv(per_group, HEADS)
     group, block = gl.program_id(1) // blocks, gl.program_id(1) % blocks
-    length = gl.load(lengths_ptr + row)
+    length = gl.load(seq_lens_ptr + row)
     newest, span, mine = spans_of(length, PAGE, SPLITS)
     if mine == 0:
         return  # at once, before it waits: its room is for the next product's weights. Programs with work do wait
-    pages_ptr += row * pages_row
+    block_table_ptr += row * block_table_row
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
     fence_async_shared()
-    starts, pages = first_turns(pages_ptr, span, newest, STAGES + 1)
+    starts, pages = first_turns(block_table_ptr, span, newest, STAGES + 1)
     for stage in gl.static_range(STAGES):
         mbarrier.expect(full.index(stage), BYTES, pred=starts[stage] <= newest)
         copy_page(
@@ -272,7 +271,7 @@ def streamed_attention_kernel(
                 start <= newest, DIM, PAGE, PARTS,
             )  # fmt: skip
             start, inside = turn_after(start, inside, span)
-            page = gl.load(pages_ptr + gl.minimum(start, newest))
+            page = gl.load(block_table_ptr + gl.minimum(start, newest))
         if PARTS > 1:
             acc = acc * (1.0 / HIGHEST)
         place = (first + head).to(gl.int64) * SPLITS + split
@@ -291,10 +290,7 @@ def streams_pages(q: torch.Tensor, cache: KV) -> bool:
     return fits and q.element_size() == 2 and (cache.scales is not None or q.dtype == cache.values.dtype)
 
 
-def streamed_attention(
-    q, cache: KV, pages, lengths, room, scale: float, kv_heads: int, splits: int,
-    programs_for: Callable[[int, int], int],
-) -> None:  # fmt: skip
+def streamed_attention(q, cache: KV, block_table, seq_lens, room, scale: float, kv_heads: int, splits: int) -> None:
     """Spans of every row, into `room`. `scale` is in units of log 2."""
     (rows, heads, dim), width, held = q.shape, cache.width, len(cache.values)
     if cache.scales is None:
@@ -310,7 +306,8 @@ def streamed_attention(
     columns = kv_heads * triton.cdiv(per_group, HEADS)
     if rows:
         streamed_attention_kernel[(rows, columns, programs_for(rows * columns, splits))](
-            q, keys, values, scales, pages, lengths, *room, scale, heads, per_group, pages.stride(0), kv_heads,
+            q, keys, values, scales, block_table, seq_lens, *room, scale, heads, per_group, block_table.stride(0),
+            kv_heads,
             DIM=dim, PAGE=PAGE, HEADS=HEADS, PARTS=parts, SPLITS=splits, STAGES=STAGES[parts], FINER=FINER,
             HIGHEST=HIGHEST, num_warps=4, **overlap(q),
         )  # fmt: skip

@@ -26,7 +26,6 @@ from kernels.forms import KV
 from kernels.launch import overlap
 
 HEADS = 16  # of a program
-STREAMED_SPLITS = 32  # spans of a row at most: programs hold much room, and those without work want it, too
 STAGES = 2  # pages that are on their way or being read
 COLUMNS = 64  # of latents that are cleared at a time
 MOST_COLUMNS = 768  # of latents and rotary keys: what the ring has room for
@@ -77,7 +76,8 @@ def attend_latents(k, r, q, q_r, weights, begin, length, scale, top, sums, acc, 
 
 @gluon.jit
 def streamed_latent_kernel(
-    q_desc, q_r_desc, k_desc, r_desc, pages_ptr, lengths_ptr, acc_ptr, top_ptr, total_ptr, scale, heads, pages_row,
+    q_desc, q_r_desc, k_desc, r_desc, block_table_ptr, seq_lens_ptr, acc_ptr, top_ptr, total_ptr, scale, heads,
+    block_table_row,
     LATENT: gl.constexpr, ROPE: gl.constexpr, PAGE: gl.constexpr, HEADS: gl.constexpr, SPLITS: gl.constexpr,
     STAGES: gl.constexpr, COLUMNS: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
@@ -96,15 +96,15 @@ def streamed_latent_kernel(
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     row, block = gl.program_id(0), gl.program_id(1)
-    length = gl.load(lengths_ptr + row)
+    length = gl.load(seq_lens_ptr + row)
     newest, span, mine = spans_of(length, PAGE, SPLITS)
     if mine == 0:
         return  # at once, before it waits: its room is for others. Programs with work do wait
-    pages_ptr += row * pages_row
+    block_table_ptr += row * block_table_row
     for stage in gl.static_range(STAGES + 1):
         mbarrier.init(full.index(stage), count=1)
     fence_async_shared()
-    starts, pages = first_turns(pages_ptr, span, newest, STAGES + 1)
+    starts, pages = first_turns(block_table_ptr, span, newest, STAGES + 1)
     BYTES: gl.constexpr = 2 * PAGE * (LATENT + ROPE)
     for stage in gl.static_range(STAGES):
         mbarrier.expect(full.index(stage), BYTES, pred=starts[stage] <= newest)
@@ -141,7 +141,7 @@ def streamed_latent_kernel(
             mbarrier.expect(full.index(at), BYTES, pred=more)
             copy_latents(k_desc, r_desc, k_ring, r_ring, full.index(at), at, page, more, PAGE)
             start, inside = turn_after(start, inside, span)
-            page = gl.load(pages_ptr + gl.minimum(start, newest))
+            page = gl.load(block_table_ptr + gl.minimum(start, newest))
         place = (first + head).to(gl.int64) * SPLITS + split
         store_span(acc_ptr, top_ptr, total_ptr, place, there, top, sums, acc)
 
@@ -154,15 +154,15 @@ def streams_latents(q: torch.Tensor, cache: KV, latent: int) -> bool:
     return cache.scales is None and q.element_size() == 2 and q.dtype == cache.values.dtype and fits and powers
 
 
-def streamed_latents(q, cache: KV, pages, lengths, room, scale: float, latent: int, splits: int, programs: int) -> None:
+def streamed_latents(q, cache: KV, block_table, seq_lens, room, scale: float, splits: int, programs: int) -> None:
     """Spans of every row, into `room`. `scale` is in units of log 2."""
-    rows, heads, width = q.shape
+    (rows, heads, width), latent = q.shape, room[0].shape[-1]
     held, queries = [len(cache.values) * PAGE, width], [rows * heads, width]
     if rows:
         streamed_latent_kernel[(rows, triton.cdiv(heads, HEADS), programs)](
             described(q, queries, [HEADS, latent]), described(q, queries, [HEADS, width - latent]),
             described(cache.values, held, [PAGE, latent]), described(cache.values, held, [PAGE, width - latent]),
-            pages, lengths, *room, scale, heads, pages.stride(0),
+            block_table, seq_lens, *room, scale, heads, block_table.stride(0),
             LATENT=latent, ROPE=width - latent, PAGE=PAGE, HEADS=HEADS, SPLITS=splits, STAGES=STAGES, COLUMNS=COLUMNS,
             num_warps=4, **overlap(q),
         )  # fmt: skip

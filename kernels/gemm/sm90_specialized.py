@@ -29,7 +29,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernels.forms import Form, Formed
 from kernels.launch import multiprocessors, overlap
-from kernels.norm.add_norm import gated
+from kernels.norm.swiglu import gated
 from kernels.quant.e4m3 import allocate, block_scale, quantise
 
 PART = 64  # rows of a group
@@ -335,9 +335,8 @@ def specialized_product(
 ) -> torch.Tensor:
     """Partial sums `[P, M, N]`, of one part in `out_dtype`, of 16 bits, of more in float32. `a` and `b` float8_e4m3fn,
     N a multiple of 8. `programs`: default one for each multiprocessor."""
-    parts = cut.splits
-    c = torch.empty(parts, len(a), len(b), dtype=out_dtype if parts == 1 else torch.float32, device=a.device)
-    target = c if parts > 1 else described(c[0], PART, GL_DTYPE[out_dtype])
+    c = torch.empty(cut.splits, len(a), len(b), dtype=out_dtype if cut.splits == 1 else torch.float32, device=a.device)
+    target = c if cut.splits > 1 else described(c[0], PART, GL_DTYPE[out_dtype])
     _launch(a, b, a_s, b_s, target, a_s, len(b), False, cut, out_dtype, programs or multiprocessors(a))
     return c
 

@@ -1,8 +1,5 @@
-"""What stands between two products of a layer: residual sum and RMSNorm, SwiGLU. Each adds up the partial sums that the
-product before it left, and leaves its own result quantised for the product after it.
-
-One program per row (or per blocks of a row), so a row's numbers never depend on how many rows there are.
-"""
+"""Residual sum and RMSNorm: adds up the partial sums of the product before it, and leaves its result in the form that
+the next product reads. One program per row, so a row's numbers never depend on how many rows there are."""
 
 from __future__ import annotations
 
@@ -12,15 +9,8 @@ import triton.language as tl
 
 from kernels.forms import Form, Formed
 from kernels.launch import let_next_start, overlap, wait_for_previous
+from kernels.norm.partials import add_partials
 from kernels.quant.e4m3 import allocate, emit, emitted
-
-
-@triton.jit
-def add_parts(total, parts_ptr, at, stride, inside, COUNT: tl.constexpr):
-    """Adds COUNT partial sums in order. Unrolled, so that their loads are on their way together."""
-    for p in tl.static_range(COUNT):
-        total += tl.load(parts_ptr + p * stride + at, mask=inside, other=0.0).to(tl.float32)
-    return total
 
 
 @triton.jit
@@ -47,8 +37,8 @@ def add_norm_kernel(
     x = tl.load(x_ptr + row * x_row + cols, mask=inside, other=0.0)
     if A + B > 0:
         update = tl.zeros((BLOCKS, 128), dtype=tl.float32)
-        update = add_parts(update, a_ptr, row * a_row + cols, a_part, inside, A)
-        update = add_parts(update, b_ptr, row * b_row + cols, b_part, inside, B)
+        update = add_partials(update, a_ptr, row * a_row + cols, a_part, inside, A)
+        update = add_partials(update, b_ptr, row * b_row + cols, b_part, inside, B)
         x = (x.to(tl.float32) + update.to(x.dtype).to(tl.float32)).to(x.dtype)
         tl.store(sum_ptr + row * dim + cols, x, mask=inside & (part == 0))
     wide = x.to(tl.float32)
@@ -68,11 +58,22 @@ def add_norm_kernel(
 
 
 def add_norm(
-    x: torch.Tensor, parts: list[torch.Tensor], weight: torch.Tensor, eps: float, form: Form,
-    gate: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, Formed, torch.Tensor | None]:  # fmt: skip
-    (rows, dim), (a, b) = x.shape, (*parts, x[None], x[None])[:2]
-    total = torch.empty(rows, dim, dtype=x.dtype, device=x.device) if parts else x
+    x: torch.Tensor, partials: list[torch.Tensor], weight: torch.Tensor, eps: float, form: Form
+) -> tuple[torch.Tensor, Formed]:
+    return norm_and_gate(x, partials, weight, eps, form, None)[:2]
+
+
+def norm_and_gate(
+    x: torch.Tensor,
+    partials: list[torch.Tensor],
+    weight: torch.Tensor,
+    eps: float,
+    form: Form,
+    gate: torch.Tensor | None,
+) -> tuple[torch.Tensor, Formed, torch.Tensor | None]:
+    """`add_norm`, and in the same launch the gate's logits `[1, T, E]`."""
+    (rows, dim), (a, b) = x.shape, (*partials, x[None], x[None])[:2]
+    total = torch.empty(rows, dim, dtype=x.dtype, device=x.device) if partials else x
     out = allocate(form, rows, dim, x)
     pointers, flags = emitted(form, out, x)
     blocks = triton.next_power_of_2(triton.cdiv(dim, 128))
@@ -88,52 +89,8 @@ def add_norm(
         add_norm_kernel[(rows, 1 + (triton.cdiv(experts, 2 * pairs) if pairs else 0))](
             x, a, b, weight, total, *pointers, x if gate is None else gate, total if logits is None else logits, dim,
             x.stride(0), *a.stride()[:2], *b.stride()[:2], eps, experts,
-            A=len(a) if len(parts) > 0 else 0, B=len(b) if len(parts) > 1 else 0, **flags, BLOCKS=blocks, PAIRS=pairs,
+            A=len(a) if len(partials) > 0 else 0, B=len(b) if len(partials) > 1 else 0, **flags, BLOCKS=blocks,
+            PAIRS=pairs,
             num_warps=warps, **overlap(x),
         )  # fmt: skip
     return total, out, logits
-
-
-@triton.jit
-def gated(gate, up, ROUND: tl.constexpr):
-    """`silu(gate) * up` in float32, of numbers that ROUND holds, with every result rounded to it."""
-    silu = (gate / (1.0 + tl.exp(-gate))).to(ROUND).to(tl.float32)
-    return (silu * up).to(ROUND).to(tl.float32)
-
-
-@triton.jit
-def swiglu_kernel(
-    parts_ptr, plain_ptr, q_ptr, s_ptr, blocks, stride, row_stride,
-    PARTS: tl.constexpr, PLAIN: tl.constexpr, FP8: tl.constexpr, UE8M0: tl.constexpr, ROUND: tl.constexpr,
-    BLOCKS: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    block = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
-    cols = block[:, None] * 128 + tl.arange(0, 128)[None, :]
-    inside = tl.broadcast_to((block < blocks)[:, None], (BLOCKS, 128))
-    dim = blocks * 128
-    let_next_start(PDL)
-    wait_for_previous(PDL)
-    zero = tl.zeros((BLOCKS, 128), dtype=tl.float32)
-    at = row * row_stride + cols
-    gate = add_parts(zero, parts_ptr, at, stride, inside, PARTS).to(ROUND).to(tl.float32)
-    up = add_parts(zero, parts_ptr, at + dim, stride, inside, PARTS).to(ROUND).to(tl.float32)
-    y = gated(gate, up, ROUND)
-    out = row * dim + cols
-    emit(y, out, inside, row * blocks + block, block < blocks, plain_ptr, q_ptr, s_ptr, PLAIN, FP8, UE8M0)
-
-
-TRITON_DTYPE = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-
-
-def swiglu(parts: torch.Tensor, dtype: torch.dtype, form: Form) -> Formed:
-    count, rows, width = parts.shape
-    out = allocate(form, rows, width // 2, parts.new_empty(0, dtype=dtype))
-    pointers, flags = emitted(form, out, parts)
-    group = 1 if rows <= 64 else 8
-    if rows:
-        swiglu_kernel[(rows, triton.cdiv(width // 256, group))](
-            parts, *pointers, width // 256, *parts.stride()[:2], PARTS=count, **flags, ROUND=TRITON_DTYPE[dtype],
-            BLOCKS=group, num_warps=1 if group == 1 else 4, **overlap(parts),
-        )  # fmt: skip
-    return out

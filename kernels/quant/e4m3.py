@@ -155,7 +155,9 @@ def act_quant_kernel(
     tl.store(s_ptr + rows, scale, mask=inside)
 
 
-def act_quant(x: torch.Tensor, block_size: int, scale_fmt: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+def act_quant(
+    x: torch.Tensor, block_size: int = 128, scale_fmt: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     x = x.contiguous()
     q = torch.empty_like(x, dtype=torch.float8_e4m3fn)
     s = x.new_empty(*x.shape[:-1], x.shape[-1] // block_size, dtype=torch.float32)
@@ -186,7 +188,9 @@ def weight_quant_kernel(w_ptr, q_ptr, s_ptr, rows, cols, UE8M0: tl.constexpr, BL
     tl.store(s_ptr + tile_n * tl.num_programs(1) + tile_k, scale)
 
 
-def weight_quant(w: torch.Tensor, block_size: int, scale_fmt: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+def weight_quant(
+    w: torch.Tensor, block_size: int = 128, scale_fmt: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     w = w.contiguous()
     grid = (triton.cdiv(w.shape[0], block_size), triton.cdiv(w.shape[1], block_size))
     q = torch.empty_like(w, dtype=torch.float8_e4m3fn)
@@ -209,7 +213,7 @@ def weight_dequant_kernel(q_ptr, s_ptr, w_ptr, rows, cols, BLOCK: tl.constexpr):
     tl.store(w_ptr + offsets, w, mask=inside)
 
 
-def weight_dequant(q: torch.Tensor, scale: torch.Tensor, block_size: int, dtype: torch.dtype) -> torch.Tensor:
+def weight_dequant(q: torch.Tensor, scale: torch.Tensor, block_size: int = 128, *, dtype: torch.dtype) -> torch.Tensor:
     q = q.contiguous()
     w = torch.empty_like(q, dtype=dtype)
     weight_dequant_kernel[tuple(scale.shape)](

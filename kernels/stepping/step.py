@@ -65,7 +65,8 @@ def deliver(tensors, starts, host, turn) -> None:
 
 @triton.jit
 def advance_kernel(
-    ids_ptr, moves_ptr, pages_ptr, tokens_ptr, positions_ptr, lengths_ptr, slots_ptr, turn_ptr, rows, pages_row,
+    ids_ptr, moves_ptr, block_table_ptr, tokens_ptr, positions_ptr, seq_lens_ptr, slots_ptr, turn_ptr, rows,
+    block_table_row,
     PAGE: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row = tl.arange(0, BLOCK)
@@ -74,16 +75,16 @@ def advance_kernel(
     wait_for_previous(PDL)
     moves = tl.load(moves_ptr + row, mask=real, other=0)
     position = tl.load(positions_ptr + row, mask=real, other=0) + moves
-    page = tl.load(pages_ptr + row * pages_row + position // PAGE, mask=real, other=0).to(tl.int64)
+    page = tl.load(block_table_ptr + row * block_table_row + position // PAGE, mask=real, other=0).to(tl.int64)
     tl.store(tokens_ptr + row, tl.load(ids_ptr + row, mask=real, other=0), mask=real)
     tl.store(positions_ptr + row, position, mask=real)
-    tl.store(lengths_ptr + row, (position + 1).to(tl.int32), mask=real)
+    tl.store(seq_lens_ptr + row, (position + 1).to(tl.int32), mask=real)
     tl.store(slots_ptr + row, page * PAGE + position % PAGE, mask=real)
     tl.store(turn_ptr, 1 - tl.load(turn_ptr))
 
 
-def advance(ids, moves, pages, tokens, positions, lengths, slots, turn, page_size: int) -> None:
+def advance(ids, moves, block_table, *, tokens, positions, lengths, slots, turn, page_size: int) -> None:
     advance_kernel[(1,)](
-        ids, moves, pages, tokens, positions, lengths, slots, turn, len(ids), pages.stride(0),
+        ids, moves, block_table, tokens, positions, lengths, slots, turn, len(ids), block_table.stride(0),
         PAGE=page_size, BLOCK=triton.next_power_of_2(len(ids)), num_warps=1, **overlap(ids),
     )  # fmt: skip

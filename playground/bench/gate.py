@@ -72,7 +72,7 @@ def attention_error(model: Transformer, queries: int, before: int) -> float:
     widths = (a.qk_head_dim, a.v_head_dim) if isinstance(a, MlaConfig) else (a.head_dim, a.head_dim)
     q, k = (torch.randn(t, 2, widths[0], **options) for t in (queries, queries + before))
     v, plain = torch.randn(queries + before, 2, widths[1], **options), kernels.Form(True, False)
-    exact = reference.causal_attention(q.double(), k.double(), v.double(), 0.1, plain).plain
+    exact = reference.causal_attention(q.double(), k.double(), v.double(), plain, scale=0.1).plain
     return difference(kernels.causal_attention(q, k, v, plain, scale=0.1).plain, exact)
 
 

@@ -37,7 +37,7 @@ class Layer(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        parts: list[torch.Tensor],
+        partials: list[torch.Tensor],
         rope: torch.Tensor,
         cache: kernels.KV | None,
         step: Step,
@@ -45,13 +45,13 @@ class Layer(nn.Module):
         """The residual stream `x [T, D]` and what the layer before adds to it, to the same two of this layer: adding
         is left to the norm that comes next, which must read both anyway. Behind attention, which all tokens leave
         something for, only those that the step wants go on."""
-        x, inner = self.input_layernorm(x, parts, self.self_attn.feed.form)
-        x, parts = step.of_wanted(x), [self.self_attn(inner, rope, cache, step)]
+        x, inner = self.input_layernorm(x, partials, self.self_attn.feed.form)
+        x, partials = step.of_wanted(x), [self.self_attn(inner, rope, cache, step)]
         if isinstance(self.mlp, MoE):
             norm, mlp = self.post_attention_layernorm, self.mlp
-            x, inner, logits = kernels.add_norm_gate(x, parts, norm.weight, norm.eps, mlp.feed.form, mlp.gate.weight)
+            x, inner, logits = kernels.add_norm_gate(x, partials, norm.weight, norm.eps, mlp.feed.form, mlp.gate.weight)
             return x, mlp(inner, logits, step)
-        x, inner = self.post_attention_layernorm(x, parts, self.feed.form)
+        x, inner = self.post_attention_layernorm(x, partials, self.feed.form)
         return x, [self.mlp(self.feed(inner, step), step)]
 
 
@@ -101,12 +101,12 @@ class Transformer(nn.Module):
         """`tokens [T]` int64 to normalised hidden states `[T, D]`, or those that the step wants; `cache` of all
         layers."""
         x, rope = kernels.look_up(tokens, step.positions, self.model.embed_tokens.weight, self.rope)
-        parts: list[torch.Tensor] = []
+        partials: list[torch.Tensor] = []
         whole, last = replace(step, wanted=None), len(self.model.layers) - 1
         for index, layer in enumerate(self.model.layers):
             wants = step if index == last else whole  # nobody reads the others' way through the last layer
-            x, parts = layer(x, parts, rope, None if cache is None else cache.layer(index), wants)
-        return self.model.norm(x, parts, kernels.Form(plain=True, fp8=False))[1].plain
+            x, partials = layer(x, partials, rope, None if cache is None else cache.layer(index), wants)
+        return self.model.norm(x, partials, kernels.Form(plain=True, fp8=False))[1].plain
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[T, D]` to `[T, vocab]` float32."""
