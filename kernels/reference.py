@@ -67,20 +67,40 @@ def weight_dequant(q: torch.Tensor, scale: torch.Tensor, block_size: int = 128, 
 def fp8_gemm(
     a: torch.Tensor, a_s: torch.Tensor, b: torch.Tensor, b_s: torch.Tensor, *, out_dtype: torch.dtype
 ) -> torch.Tensor:
+    a, b = a.float(), b.float()
+    few = 1 < len(a) <= INVARIANT_ROWS
+    rows = zip(a.split(1), a_s.split(1), strict=True) if few else [(a, a_s)]
+    return torch.cat([_blockwise(x, scale, b, b_s) for x, scale in rows]).to(out_dtype)
+
+
+def _blockwise(a: torch.Tensor, a_s: torch.Tensor, b: torch.Tensor, b_s: torch.Tensor) -> torch.Tensor:
+    """The sum over blocks of K of their products, each scaled, in float32."""
     out = torch.zeros(a.shape[0], b.shape[0], dtype=torch.float32, device=a.device)
     for k, (a_blk, b_blk) in enumerate(zip(a.split(128, -1), b.split(128, -1), strict=True)):
         tile_scale = b_s[:, k].repeat_interleave(128)[: b.shape[0]]
-        out += (a_blk.float() @ b_blk.float().T) * a_s[:, k : k + 1] * tile_scale
-    return out.to(out_dtype)
+        out += (a_blk @ b_blk.T) * a_s[:, k : k + 1] * tile_scale
+    return out
 
 
 def plain_gemm(a: torch.Tensor, b: torch.Tensor, *, out_dtype: torch.dtype) -> torch.Tensor:
-    """Few rows go one by one: a BLAS picks its summation order by the number of rows, and a running row's result
-    must not depend on how many others share its step."""
     a, b = a.float(), b.float()
-    if 1 < len(a) <= INVARIANT_ROWS:
-        return torch.cat([F.linear(row, b) for row in a.split(1)]).to(out_dtype)
+    if len(a) == 1:
+        return F.linear(aligned_rows(a), b).to(out_dtype)
+    if len(a) <= INVARIANT_ROWS:
+        products = [F.linear(row, b) for row in aligned_rows(a).split(1)]
+        return (torch.cat(products) if products else a.new_empty(0, len(b))).to(out_dtype)
     return F.linear(a, b).to(out_dtype)
+
+
+def aligned_rows(a: torch.Tensor) -> torch.Tensor:
+    """`a [T, K]` float32 with every row at a multiple of 64 bytes, to be multiplied row by row. A BLAS picks its order
+    of summation by the number of rows and by their alignment, and a row's result must not depend on the others."""
+    k = a.shape[1]
+    if k % 16:
+        return F.pad(a, (0, -k % 16))[:, :k]
+    if a.data_ptr() % 64 or a.stride(0) % 16 or a.stride(1) != 1:
+        return a.clone(memory_format=torch.contiguous_format)
+    return a
 
 
 def gemm_partials(a, b, a_s=None, b_s=None, *, out_dtype: torch.dtype) -> torch.Tensor:
@@ -99,7 +119,7 @@ def expert_gemm(
         return gemm_partials(a[rows], b[expert], *scales, out_dtype=out_dtype)[0]
 
     if len(experts) <= INVARIANT_ROWS and a_s is None:  # a row at a time anyhow: nothing to gather
-        rows = a.float().split(1)
+        rows = aligned_rows(a.float()).split(1)
         products = (F.linear(rows[number // share], b[e].float()) for number, e in enumerate(chosen.tolist()))
         out = torch.cat(list(products)).to(out_dtype)
     else:

@@ -235,17 +235,32 @@ def test_plain_gemm_kernel_equals_its_twin(shape):
 
 
 @pytest.mark.parametrize("rows", [2, 3, 16, 17, 32])
-def test_a_row_of_a_product_has_the_same_bits_alone_and_in_company(rows):
-    a, a_s, b, b_s = operands(rows, 512, 512)
-    together = kernels.fp8_gemm(a, a_s, b, b_s, out_dtype=torch.float32) if CUDA else None
-    plain = reference.act_dequant(a, a_s, 128)
-    weight = reference.weight_dequant(b, b_s, dtype=torch.float32)
-    plain_together = kernels.plain_gemm(plain, weight, out_dtype=torch.float32)
+@pytest.mark.parametrize("n", [512, 130])
+def test_a_row_of_an_fp8_product_has_the_same_bits_alone_and_in_company(rows, n):
+    a, a_s, b, b_s = operands(rows, n, 512)
+    experts = torch.stack([torch.arange(2)] * rows).int().to(DEVICE)
+    weights, scales = (torch.stack([t, t]) for t in (b.view(torch.uint8), b_s))
+    weights = weights.view(b.dtype)
+    together = kernels.fp8_gemm(a, a_s, b, b_s, out_dtype=torch.float32)
+    chosen = kernels.expert_gemm(a, weights, experts, a_s, scales, out_dtype=torch.float32)
     for row in range(rows):
         one = slice(row, row + 1)
-        assert_bits_equal(kernels.plain_gemm(plain[one], weight, out_dtype=torch.float32), plain_together[one])
-        if CUDA:
-            assert_bits_equal(kernels.fp8_gemm(a[one], a_s[one], b, b_s, out_dtype=torch.float32), together[one])
+        assert_bits_equal(kernels.fp8_gemm(a[one], a_s[one], b, b_s, out_dtype=torch.float32), together[one])
+        alone = kernels.expert_gemm(a[one], weights, experts[one], a_s[one], scales, out_dtype=torch.float32)
+        assert_bits_equal(alone, chosen[one])
+
+
+@pytest.mark.parametrize("rows", [2, 3, 16, 17, 32])
+@pytest.mark.parametrize(("n", "k"), [(512, 512), (130, 128), (33, 130), (5, 33)])
+def test_a_row_of_a_plain_product_has_the_same_bits_alone_and_in_company(rows, n, k):
+    """Wherever it lies in memory."""
+    a, b = torch.randn(rows, k, device=DEVICE), torch.randn(n, k, device=DEVICE)
+    together = kernels.plain_gemm(a, b, out_dtype=torch.float32)
+    shifted = torch.cat([a.new_zeros(1), a.flatten()])[1:].view(a.shape)
+    for row in range(rows):
+        one = slice(row, row + 1)
+        for alone in (a[one], a[one].clone(), shifted[one]):
+            assert_bits_equal(kernels.plain_gemm(alone, b, out_dtype=torch.float32), together[one])
 
 
 @pytest.mark.parametrize("fp8", [True, False], ids=["fp8", "plain"])
