@@ -22,7 +22,7 @@ from kernels.norm.contract import add_norm, add_norm_gate, swiglu
 from kernels.quant.contract import act_dequant, act_quant, formed, weight_dequant, weight_quant
 from kernels.reference import has_fp8_units
 from kernels.rope.contract import absorb_queries, rope_heads, rotate, split_latents
-from kernels.sampling.contract import draw, survey
+from kernels.sampling.contract import cumulative, draw, draw_and_normaliser, survey
 from kernels.sampling.filters import draw_multinomial, process_logits
 from kernels.sampling.noise import gumbel_noise, uniform_noise
 from kernels.stepping.contract import advance, deliver, look_up
@@ -47,8 +47,10 @@ __all__ = [
     "add_up",
     "advance",
     "causal_attention",
+    "cumulative",
     "deliver",
     "draw",
+    "draw_and_normaliser",
     "draw_multinomial",
     "expert_gemm",
     "formed",

@@ -10,6 +10,7 @@ import torch
 FP8_MAX = 448.0
 LOG2_E = 1.4426950408889634  # cards raise 2 to a power faster than e: a softmax's scale takes this in
 AMAX_FLOOR = 1e-4  # keeps the scale of an all-zero block away from zero
+UNIT = 2.0**62  # a probability times this is a whole number for `cumulative`
 INVARIANT_ROWS = 32  # up to this many rows, a product's row depends on that row alone (see `plain_gemm`)
 
 

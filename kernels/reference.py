@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-from kernels.forms import AMAX_FLOOR, FP8_MAX, INVARIANT_ROWS, KV, SCORED, SHOWN, Form, Formed, Keep, Routing
+from kernels.forms import AMAX_FLOOR, FP8_MAX, INVARIANT_ROWS, KV, SCORED, SHOWN, UNIT, Form, Formed, Keep, Routing
 from kernels.sampling.noise import gumbel_noise
 
 
@@ -356,15 +356,25 @@ def _noise(seeds: torch.Tensor, positions: torch.Tensor, vocab: int) -> torch.Te
     return _noise_at(tuple(seeds.tolist()), tuple(positions.tolist()), vocab)
 
 
-def draw(logits, temperature, seeds, positions) -> tuple[torch.Tensor, torch.Tensor]:
+def _logsumexp(logits: torch.Tensor) -> torch.Tensor:
+    """Few rows one by one: torch adds in another order for more of them."""
+    rows = logits.split(1) if len(logits) <= INVARIANT_ROWS else [logits]
+    return torch.cat([row.logsumexp(-1) for row in rows])
+
+
+def draw_and_normaliser(logits, temperature, seeds, positions) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     drawn = temperature > 0
     scores = logits.double()
     if bool(drawn.any()):
         noise = _noise(seeds, positions, logits.shape[-1])
         scores = torch.where(drawn[:, None], scores / torch.where(drawn, temperature, 1.0)[:, None] + noise, scores)
     ids = scores.argmax(-1)  # the first of equals
-    logprobs = logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(-1)
-    return ids, logprobs.float()
+    logsumexp = _logsumexp(logits).float()
+    return ids, logits.gather(-1, ids[:, None])[:, 0].float() - logsumexp, logsumexp
+
+
+def cumulative(probs: torch.Tensor) -> torch.Tensor:
+    return (probs.double() * UNIT).long().cumsum(-1).double() / UNIT
 
 
 def look_up(tokens, positions, weight, table) -> tuple[torch.Tensor, torch.Tensor]:

@@ -74,7 +74,7 @@ def draw_kernel(
 
 @triton.jit
 def join_draw_kernel(
-    logits_ptr, top_ptr, total_ptr, best_ptr, id_ptr, ids_ptr, logprobs_ptr, vocab, tiles,
+    logits_ptr, top_ptr, total_ptr, best_ptr, id_ptr, ids_ptr, logprobs_ptr, logsumexp_ptr, vocab, tiles,
     BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row, tile = tl.program_id(0), tl.arange(0, BLOCK)
@@ -92,24 +92,28 @@ def join_draw_kernel(
     token = tl.minimum(tl.min(tl.where(bests == tl.max(bests, axis=0), ids, vocab), axis=0), vocab - 1)
     tl.store(ids_ptr + row, token.to(tl.int64))
     logit = tl.load(logits_ptr + row.to(tl.int64) * vocab + token).to(tl.float32)
-    tl.store(logprobs_ptr + row, logit - finite - tl.log(total))
+    logsumexp = finite + tl.log(total)
+    tl.store(logsumexp_ptr + row, logsumexp)
+    tl.store(logprobs_ptr + row, logit - logsumexp)
 
 
-def draw(logits, temperature, seeds, positions) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_and_normaliser(
+    logits: torch.Tensor, temperature: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rows, vocab = logits.shape
     tiles, device = triton.cdiv(vocab, TILE), logits.device
     top, total = torch.empty(2, rows, tiles, dtype=torch.float32, device=device)
     best = torch.empty(rows, tiles, dtype=torch.float64, device=device)
     tile_ids = torch.empty(rows, tiles, dtype=torch.int32, device=device)
     ids = torch.empty(rows, dtype=torch.int64, device=device)
-    logprobs = torch.empty(rows, dtype=torch.float32, device=device)
+    logprobs, logsumexp = torch.empty(2, rows, dtype=torch.float32, device=device)
     logits = logits.contiguous()
     draw_kernel[(rows, tiles)](
         logits, temperature, seeds, positions, top, total, best, tile_ids, vocab, tiles,
         TILE=TILE, num_warps=4, **overlap(logits),
     )  # fmt: skip
     join_draw_kernel[(rows,)](
-        logits, top, total, best, tile_ids, ids, logprobs, vocab, tiles,
+        logits, top, total, best, tile_ids, ids, logprobs, logsumexp, vocab, tiles,
         BLOCK=triton.next_power_of_2(tiles), num_warps=4, **overlap(logits),
     )  # fmt: skip
-    return ids, logprobs
+    return ids, logprobs, logsumexp

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
+from kernels.sampling.contract import cumulative
 from kernels.sampling.noise import uniform_noise
+
+
+def log_softmax(x: torch.Tensor) -> torch.Tensor:
+    """Along each row of `x [R, V]` float64, with the same bits in any company. On a card torch splits a row by where it
+    lies in memory, so every row begins at 16 bytes."""
+    if x.is_cuda and x.shape[-1] % 2:
+        return torch.log_softmax(F.pad(x, (0, 1), value=float("-inf")), dim=-1)[:, :-1].contiguous()
+    return torch.log_softmax(x, dim=-1)
 
 
 def process_logits(
@@ -21,24 +31,25 @@ def process_logits(
     min_p times the likeliest (0: none). The likeliest token always stays. All parameters are `[R]` tensors. A row that
     filters nothing keeps its bits whatever the others filter.
     """
-    log_probs = torch.log_softmax(logits.double() / temperature.double()[:, None], dim=-1)
+    log_probs = log_softmax(logits.double() / temperature.double()[:, None])
     ordered, order = log_probs.sort(dim=-1, descending=True, stable=True)
     probs = ordered.exp()
     ranks = torch.arange(logits.shape[-1], device=logits.device)[None, :]
     limit = torch.where(top_k > 0, top_k, logits.shape[-1])[:, None]
     probs = probs.masked_fill(ranks >= limit, 0.0)
-    before = (probs.cumsum(-1) - probs) / probs.sum(-1, keepdim=True)
+    sums = cumulative(probs)
+    before = F.pad(sums[:, :-1], (1, 0)) / sums[:, -1:]
     kept = (ranks < limit) & ((before < top_p[:, None]) | (top_p >= 1)[:, None])
     kept &= probs >= min_p[:, None] * probs[:, :1]
     kept[:, 0] = True
     cut = torch.empty_like(kept).scatter(-1, order, ~kept)
-    filtered = torch.log_softmax(log_probs.masked_fill(cut, float("-inf")), dim=-1)
+    filtered = log_softmax(log_probs.masked_fill(cut, float("-inf")))
     return torch.where(((top_k > 0) | (top_p < 1) | (min_p > 0))[:, None], filtered, log_probs)
 
 
 def draw_multinomial(log_probs: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Ids `[R]` by inverting the cumulative distribution at one uniform per row."""
-    cumulative = log_probs.exp().cumsum(-1)
-    target = uniform_noise(seeds, positions)[:, None] * cumulative[:, -1:]
+    sums = cumulative(log_probs.exp())
+    target = uniform_noise(seeds, positions)[:, None] * sums[:, -1:]
     # the first id whose cumulative probability reaches the target, which is above 0: never one of probability zero
-    return (cumulative < target).sum(-1)
+    return (sums < target).sum(-1)
