@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import kernels
-from playground.checkpoint.config import MlaConfig, ModelConfig
+from playground.checkpoint.config import GqaConfig, MlaConfig, ModelConfig
 from playground.model.attention import LatentAttention
 from playground.model.gqa import GroupedQueryAttention
 from playground.model.layers import MLP, Feed, PlainLinear, Product, RMSNorm, _parameter
@@ -19,14 +19,15 @@ from playground.model.moe import MoE
 from playground.model.rope import rope_table
 from playground.model.step import Step
 
+ATTENTION = {MlaConfig: LatentAttention, GqaConfig: GroupedQueryAttention}
+
 
 class Layer(nn.Module):
     def __init__(self, config: ModelConfig, index: int):
         super().__init__()
         c, name = config, f"layers.{index}"
-        attention = LatentAttention if isinstance(c.attention, MlaConfig) else GroupedQueryAttention
         self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.self_attn = attention(c, f"{name}.self_attn")
+        self.self_attn = ATTENTION[type(c.attention)](c, f"{name}.self_attn")
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         if c.is_moe(index):
             self.mlp = MoE(c, f"{name}.mlp")
