@@ -5,7 +5,7 @@ Products are tuned where they stand: in decode layers made of this package's ops
 between them. So it counts what a tile costs its reader, and what it leaves to the next product's weight, which is asked
 for meanwhile. (A product timed by itself, or among norms alone, chose tiles that cost a step up to 5%: NOTES.md.) One
 weight after the other gets the candidate that is best for the whole layer. Times are of CUDA graphs of more layers than
-the L2 cache holds. The number of pieces is chosen for one row and for 32 together, because it may not depend on rows;
+the L2 cache holds. The number of splits is chosen for one row and for 32 together, because it may not depend on rows;
 lines are kept only where the layer beats the rule by more than noise. A candidate whose result is wrong ends the run.
 """
 
@@ -26,7 +26,7 @@ from kernels.gemm.sm90_streamed import BLOCK_N, streamed, streamed_tile, streams
 from kernels.gemm.tuned import TABLE, Tuned, read_table, write_table
 from kernels.launch import capability, is_hopper, multiprocessors, shared_memory
 
-SPLITS = (1, 2, 4)  # pieces of K
+SPLITS = (1, 2, 4)  # of K
 BLOCKS = (8, 16)  # of K on their way, at most
 PROGRAMS = 64, 512  # fewer leave multiprocessors idle, more take too many partial sums
 MARGIN = 0.005  # of a layer's time: what repeated runs differ by

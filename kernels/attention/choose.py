@@ -39,10 +39,10 @@ def gqa_decode(
     kv_heads: int,
 ) -> Formed:
     q = q.contiguous()
-    room = spans(q, q.shape[-1], GQA_SPLITS)
+    scratch = spans(q, q.shape[-1], GQA_SPLITS)
     attend = streamed_attention if is_hopper(q) and streams_pages(q, cache) else paged_gqa
-    attend(q, cache, block_table, seq_lens, room, scale * LOG2_E, kv_heads, GQA_SPLITS)
-    return join_heads(room, seq_lens, form, q, cache.page_size)
+    attend(q, cache, block_table, seq_lens, scratch, scale * LOG2_E, kv_heads, GQA_SPLITS)
+    return join_heads(scratch, seq_lens, form, q, cache.page_size)
 
 
 def mla_decode(
@@ -61,12 +61,12 @@ def mla_decode(
     streamed = is_hopper(q) and streams_latents(q, cache, latent)
     splits = STREAMED_MLA_SPLITS if streamed else MLA_SPLITS
     programs = programs_for(len(q) * triton.cdiv(q.shape[1], HEADS_PER_PROGRAM), splits)
-    room = spans(q, latent, splits)
+    scratch = spans(q, latent, splits)
     if streamed:
-        streamed_latents(q, cache, block_table, seq_lens, room, scale * LOG2_E, splits, programs)
+        streamed_latents(q, cache, block_table, seq_lens, scratch, scale * LOG2_E, splits, programs)
     else:
-        paged_mla(q, cache, block_table, seq_lens, room, scale * LOG2_E, splits, programs, decode)
-    return expand_latents(room, seq_lens, expand, form, q, cache.page_size)
+        paged_mla(q, cache, block_table, seq_lens, scratch, scale * LOG2_E, splits, programs, decode)
+    return expand_latents(scratch, seq_lens, expand, form, q, cache.page_size)
 
 
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, form: Form, *, scale: float) -> Formed:

@@ -1,4 +1,4 @@
-"""What the cache holds of chosen tokens, restored for a prompt's later pieces, in Triton."""
+"""What the cache holds of chosen tokens, restored for later prefill chunks, in Triton."""
 
 from __future__ import annotations
 

@@ -144,14 +144,14 @@ def gqa_decode_kernel(
         tl.store(acc_ptr + place[None, :] * DIM + d[:, None], acc, mask=inside & (d < DIM)[:, None])
 
 
-def paged_gqa(q, cache: KV, block_table, seq_lens, room, scale: float, kv_heads: int, splits: int) -> None:
-    """Spans of every row, into `room`. `scale` is in units of log 2."""
+def paged_gqa(q, cache: KV, block_table, seq_lens, scratch, scale: float, kv_heads: int, splits: int) -> None:
+    """Spans of every row, into `scratch`. `scale` is in units of log 2."""
     (rows, heads, dim), scaled = q.shape, cache.scales is not None
     per_group = heads // kv_heads
     columns = kv_heads * triton.cdiv(per_group, HEADS_PER_PROGRAM)
     gqa_decode_kernel[(rows, columns, programs_for(rows * columns, splits))](
         q, cache.values.view(torch.int32) if scaled else cache.values, cache.scales if scaled else q, block_table,
-        seq_lens, *room, scale, heads, per_group, block_table.stride(0), kv_heads,
+        seq_lens, *scratch, scale, heads, per_group, block_table.stride(0), kv_heads,
         DIM=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_H=HEADS_PER_PROGRAM, PAGE=cache.page_size,
         SPLITS=splits, SCALED=scaled, MULTIPLY=TRITON_DTYPE[multiplied(q, cache)], num_warps=4, **overlap(q),
     )  # fmt: skip

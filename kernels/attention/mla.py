@@ -140,15 +140,15 @@ def join_partials_kernel(
 
 
 def paged_mla(
-    q, cache: KV, block_table, seq_lens, room, scale: float, splits: int, programs: int, decode: bool | None
+    q, cache: KV, block_table, seq_lens, scratch, scale: float, splits: int, programs: int, decode: bool | None
 ) -> None:
-    """Spans of every row, into `room`. `scale` is in units of log 2."""
-    (rows, heads, width), latent, scaled = q.shape, room[0].shape[-1], cache.scales is not None
+    """Spans of every row, into `scratch`. `scale` is in units of log 2."""
+    (rows, heads, width), latent, scaled = q.shape, scratch[0].shape[-1], cache.scales is not None
     if decode is None:
         decode = scaled and not has_fp8_units(q.device)
     mla_decode_kernel[(rows, triton.cdiv(heads, HEADS_PER_PROGRAM), programs)](
         q, cache.values.view(torch.uint8) if decode else cache.values, cache.scales if scaled else q, block_table,
-        seq_lens, *room, scale, heads, block_table.stride(0),
+        seq_lens, *scratch, scale, heads, block_table.stride(0),
         LATENT=latent, ROPE=width - latent, BLOCK_L=max(16, triton.next_power_of_2(latent)),
         BLOCK_R=max(16, triton.next_power_of_2(width - latent)), BLOCK_H=HEADS_PER_PROGRAM, PAGE=cache.page_size,
         SPLITS=splits, SCALED=scaled, DECODE=decode, MULTIPLY=TRITON_DTYPE[multiplied(q, cache)], num_stages=2,
@@ -156,15 +156,17 @@ def paged_mla(
     )  # fmt: skip
 
 
-def expand_latents(room: tuple, seq_lens, expand: torch.Tensor, form: Form, q: torch.Tensor, page_size: int) -> Formed:
-    """The spans in `room` of all rows and heads of `q`, joined and expanded to values: `[R, H * V]` in `form`."""
-    (rows, heads), (splits, latent), value = q.shape[:2], room[0].shape[2:], expand.shape[1]
+def expand_latents(
+    scratch: tuple, seq_lens, expand: torch.Tensor, form: Form, q: torch.Tensor, page_size: int
+) -> Formed:
+    """The spans in `scratch` of all rows and heads of `q`, joined and expanded to values: `[R, H * V]` in `form`."""
+    (rows, heads), (splits, latent), value = q.shape[:2], scratch[0].shape[2:], expand.shape[1]
     out = allocate(form, rows, heads * value, q)
     pointers, flags = emitted(form, out, q)
     block_l = min(64, triton.next_power_of_2(latent))
     partials = torch.empty(triton.cdiv(latent, block_l), rows, heads * value, dtype=torch.float32, device=q.device)
     expand_latents_kernel[(rows, heads, len(partials))](
-        *room, seq_lens, expand, partials, heads, q, LATENT=latent, VALUE=value, BLOCK_L=block_l,
+        *scratch, seq_lens, expand, partials, heads, q, LATENT=latent, VALUE=value, BLOCK_L=block_l,
         BLOCK_V=triton.next_power_of_2(value), PAGE=page_size, SPLITS=splits, num_warps=4, **overlap(q),
     )  # fmt: skip
     join_partials_kernel[(rows, triton.cdiv(heads * value, 128))](

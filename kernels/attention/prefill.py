@@ -1,4 +1,4 @@
-"""Causal attention of a piece of a prompt in Triton: one pass over the keys with a running softmax, no scores in memory
+"""Causal attention of a prefill chunk in Triton: one pass over the keys with a running softmax, no scores in memory
 (FlashAttention, Dao et al., 2022, arXiv:2205.14135)."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Causal attention of a piece of a prompt on Hopper (sm_90), where the warps of a program have roles: one asks for
+"""Causal attention of a prefill chunk on Hopper (sm_90), where the warps of a program have roles: one asks for
 queries, keys and values, two groups of four attend from 64 queries of a head each (after FlashAttention-3, Shah et al.,
 2024, arXiv:2407.08608).
 
@@ -80,17 +80,17 @@ def load_tiles(
             q = q_shared.index(group)
             tma.async_copy_global_to_shared(q_desc, [m + group * PART, head * DIM], q_full, q)
         for block in range(count + 1):
-            wanted, at = block < count, turn % STAGES
-            mbarrier.wait(k_empty.index(at), turn // STAGES & 1 ^ 1, pred=wanted)
-            mbarrier.expect(k_full.index(at), BYTES, pred=wanted)
+            pred, at = block < count, turn % STAGES
+            mbarrier.wait(k_empty.index(at), turn // STAGES & 1 ^ 1, pred=pred)
+            mbarrier.expect(k_full.index(at), BYTES, pred=pred)
             start = (count - 1 - block) * KEYS
-            tma.async_copy_global_to_shared(k_desc, [start, k_at], k_full.index(at), k_ring.index(at), pred=wanted)
-            before, wanted = turn - 1, block > 0
+            tma.async_copy_global_to_shared(k_desc, [start, k_at], k_full.index(at), k_ring.index(at), pred=pred)
+            before, pred = turn - 1, block > 0
             at = (before + STAGES) % STAGES
-            mbarrier.wait(v_empty.index(at), before // STAGES & 1 ^ 1, pred=wanted)
-            mbarrier.expect(v_full.index(at), BYTES, pred=wanted)
+            mbarrier.wait(v_empty.index(at), before // STAGES & 1 ^ 1, pred=pred)
+            mbarrier.expect(v_full.index(at), BYTES, pred=pred)
             start += KEYS
-            tma.async_copy_global_to_shared(v_desc, [start, v_at], v_full.index(at), v_ring.index(at), pred=wanted)
+            tma.async_copy_global_to_shared(v_desc, [start, v_at], v_full.index(at), v_ring.index(at), pred=pred)
             turn += 1
         turn -= 1
 

@@ -1,10 +1,10 @@
 """Decode attention for heads in groups that share keys (GQA), on Hopper (sm_90): pages come by TMA into a ring in
 shared memory, and are multiplied where they lie.
 
-All pages but the newest were written in earlier steps, so a program asks for as many as its ring holds and only then
-waits for the kernel before it, as `gemm/sm90_streamed.py` does with weights. Nothing is converted: what the cache keeps
-in E4M3 is multiplied as E4M3, by queries and weights that are sums of two E4M3 numbers each (see `split_e4m3`). What
-comes out is as in `gqa.py`.
+All pages but the newest were written in earlier steps. A program therefore starts copying as many as its ring holds and
+only then waits for the kernel before it, as `gemm/sm90_streamed.py` does with weights. An E4M3 cache is not converted:
+it is multiplied as E4M3, by queries and softmax weights that are sums of two E4M3 numbers each (see `split_e4m3`). The
+results are those of `gqa.py`.
 """
 
 from __future__ import annotations
@@ -59,24 +59,24 @@ def sum_of_parts(x, PARTS: gl.constexpr, FINER: gl.constexpr, layout: gl.constex
 
 @gluon.jit
 def copy_page(
-    k_desc, v_desc, scales_desc, k_ring, v_ring, scales_ring, bar, at, page, group, kv_heads, wanted,
+    k_desc, v_desc, scales_desc, k_ring, v_ring, scales_ring, bar, at, page, group, kv_heads, pred,
     DIM: gl.constexpr, PAGE: gl.constexpr, PARTS: gl.constexpr,
 ):  # fmt: skip
-    """Begins to copy a page of one head's keys and values to place `at` of the ring, where it is wanted."""
+    """Begins to copy a page of one head's keys and values to place `at` of the ring, where `pred` says so."""
     column, width = group * DIM, kv_heads * DIM
     if PARTS == 1:
-        tma.async_copy_global_to_shared(k_desc, [page * PAGE, column], bar, k_ring.index(at), pred=wanted)
-        tma.async_copy_global_to_shared(v_desc, [page * PAGE, width + column], bar, v_ring.index(at), pred=wanted)
+        tma.async_copy_global_to_shared(k_desc, [page * PAGE, column], bar, k_ring.index(at), pred=pred)
+        tma.async_copy_global_to_shared(v_desc, [page * PAGE, width + column], bar, v_ring.index(at), pred=pred)
     else:
         row = (page * 2 + 1) * width + column
-        tma.async_copy_global_to_shared(k_desc, [page * (2 * PAGE), column], bar, k_ring.index(at), pred=wanted)
-        tma.async_copy_global_to_shared(v_desc, [row, 0], bar, v_ring.index(at), pred=wanted)
-        tma.async_copy_global_to_shared(scales_desc, [page * 2, group * PAGE], bar, scales_ring.index(at), pred=wanted)
+        tma.async_copy_global_to_shared(k_desc, [page * (2 * PAGE), column], bar, k_ring.index(at), pred=pred)
+        tma.async_copy_global_to_shared(v_desc, [row, 0], bar, v_ring.index(at), pred=pred)
+        tma.async_copy_global_to_shared(scales_desc, [page * 2, group * PAGE], bar, scales_ring.index(at), pred=pred)
 
 
 @gluon.jit
 def clear_behind(v, seen, PARTS: gl.constexpr):
-    """Zeros where a page has no value of the row: what another row has left there may be no number."""
+    """Zeros where a page has no value of the row: what another row left there may be NaN."""
     flat: gl.constexpr = gl.BlockedLayout([1, 16], [8, 4], [4, 1], [1, 0])
     if PARTS == 1:
         token = gl.arange(0, v.shape[0], layout=gl.SliceLayout(1, flat))[:, None]
@@ -226,7 +226,7 @@ def streamed_attention_kernel(
     length = gl.load(seq_lens_ptr + row)
     newest, span, mine = spans_of(length, PAGE, SPLITS)
     if mine == 0:
-        return  # at once, before it waits: its room is for the next product's weights. Programs with work do wait
+        return  # before it waits: the next product's weights take its shared memory. Programs with work do wait
     block_table_ptr += row * block_table_row
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
@@ -250,7 +250,7 @@ def streamed_attention_kernel(
     unit = place_queries(q_ptr, queries, first, members, scale, DIM, HEADS, PARTS, FINER)
     unit = gl.convert_layout(unit, by_head)
     head = gl.arange(0, HEADS, layout=by_head)
-    start, inside, page = starts[STAGES], STAGES % span, pages[STAGES]  # that is asked for next; its number in its span
+    start, inside, page = starts[STAGES], STAGES % span, pages[STAGES]  # the next to copy; its number in its span
     for s in range(mine):
         split = gl.program_id(2) + s * gl.num_programs(2)
         top = gl.full([HEADS], float("-inf"), gl.float32, by_head)
@@ -290,13 +290,13 @@ def streams_pages(q: torch.Tensor, cache: KV) -> bool:
     return fits and q.element_size() == 2 and (cache.scales is not None or q.dtype == cache.values.dtype)
 
 
-def streamed_attention(q, cache: KV, block_table, seq_lens, room, scale: float, kv_heads: int, splits: int) -> None:
-    """Spans of every row, into `room`. `scale` is in units of log 2."""
+def streamed_attention(q, cache: KV, block_table, seq_lens, scratch, scale: float, kv_heads: int, splits: int) -> None:
+    """Spans of every row, into `scratch`. `scale` is in units of log 2."""
     (rows, heads, dim), width, held = q.shape, cache.width, len(cache.values)
     if cache.scales is None:
         parts = 1
         keys = values = described(cache.values, [held * PAGE, width], [PAGE, dim])
-        scales = described(room[0], [room[0].numel() // PAGE, PAGE], [2, PAGE])  # stands in: nobody reads it
+        scales = described(scratch[0], [scratch[0].numel() // PAGE, PAGE], [2, PAGE])  # stands in: nobody reads it
     else:
         parts = 2
         keys = described(cache.values, [held * 2 * PAGE, width // 2], [PAGE, dim])
@@ -306,7 +306,7 @@ def streamed_attention(q, cache: KV, block_table, seq_lens, room, scale: float, 
     columns = kv_heads * triton.cdiv(per_group, HEADS)
     if rows:
         streamed_attention_kernel[(rows, columns, programs_for(rows * columns, splits))](
-            q, keys, values, scales, block_table, seq_lens, *room, scale, heads, per_group, block_table.stride(0),
+            q, keys, values, scales, block_table, seq_lens, *scratch, scale, heads, per_group, block_table.stride(0),
             kv_heads,
             DIM=dim, PAGE=PAGE, HEADS=HEADS, PARTS=parts, SPLITS=splits, STAGES=STAGES[parts], FINER=FINER,
             HIGHEST=HIGHEST, num_warps=4, **overlap(q),

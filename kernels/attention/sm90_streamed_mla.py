@@ -28,26 +28,26 @@ from kernels.launch import overlap
 HEADS = 16  # of a program
 STAGES = 2  # pages that are on their way or being read
 COLUMNS = 64  # of latents that are cleared at a time
-MOST_COLUMNS = 768  # of latents and rotary keys: what the ring has room for
+MOST_COLUMNS = 768  # of latents and rotary keys: what fits into the ring
 
 
 @gluon.jit
-def copy_latents(k_desc, r_desc, k_ring, r_ring, bar, at, page, wanted, PAGE: gl.constexpr):
-    """Begins to copy a page's latents and rotary keys to place `at` of the ring, where it is wanted."""
-    tma.async_copy_global_to_shared(k_desc, [page * PAGE, 0], bar, k_ring.index(at), pred=wanted)
+def copy_latents(k_desc, r_desc, k_ring, r_ring, bar, at, page, pred, PAGE: gl.constexpr):
+    """Begins to copy a page's latents and rotary keys to place `at` of the ring, where `pred` says so."""
+    tma.async_copy_global_to_shared(k_desc, [page * PAGE, 0], bar, k_ring.index(at), pred=pred)
     column: gl.constexpr = k_ring.shape[2]
-    tma.async_copy_global_to_shared(r_desc, [page * PAGE, column], bar, r_ring.index(at), pred=wanted)
+    tma.async_copy_global_to_shared(r_desc, [page * PAGE, column], bar, r_ring.index(at), pred=pred)
 
 
 @gluon.jit
 def clear_latents_behind(k, seen, COLUMNS: gl.constexpr):
-    """Zeros where a page has no token of the row: what another row has left there may be no number."""
+    """Zeros where a page has no token of the row: what another row left there may be NaN."""
     flat: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     token = gl.arange(0, k.shape[0], layout=gl.SliceLayout(1, flat))[:, None]
     for part in gl.static_range(k.shape[1] // COLUMNS):
-        piece = k.slice(part * COLUMNS, COLUMNS, dim=1)
-        x = piece.load(flat)
-        piece.store(gl.where(token < seen, x, gl.zeros_like(x)))
+        chunk = k.slice(part * COLUMNS, COLUMNS, dim=1)
+        x = chunk.load(flat)
+        chunk.store(gl.where(token < seen, x, gl.zeros_like(x)))
     fence_async_shared()
 
 
@@ -99,7 +99,7 @@ def streamed_latent_kernel(
     length = gl.load(seq_lens_ptr + row)
     newest, span, mine = spans_of(length, PAGE, SPLITS)
     if mine == 0:
-        return  # at once, before it waits: its room is for others. Programs with work do wait
+        return  # before it waits, so that its shared memory is free for others. Programs with work do wait
     block_table_ptr += row * block_table_row
     for stage in gl.static_range(STAGES + 1):
         mbarrier.init(full.index(stage), count=1)
@@ -121,7 +121,7 @@ def streamed_latent_kernel(
         copy_latents(k_desc, r_desc, k_ring, r_ring, full.index(stage), stage, pages[stage], late, PAGE)
     head = gl.arange(0, HEADS, layout=by_head)
     there = head < heads - block * HEADS
-    start, inside, page = starts[STAGES], STAGES % span, pages[STAGES]  # that is asked for next; its number in its span
+    start, inside, page = starts[STAGES], STAGES % span, pages[STAGES]  # the next to copy; its number in its span
     mbarrier.wait(full.index(STAGES), 0)
     for s in range(mine):
         split = gl.program_id(2) + s * gl.num_programs(2)
@@ -154,15 +154,15 @@ def streams_latents(q: torch.Tensor, cache: KV, latent: int) -> bool:
     return cache.scales is None and q.element_size() == 2 and q.dtype == cache.values.dtype and fits and powers
 
 
-def streamed_latents(q, cache: KV, block_table, seq_lens, room, scale: float, splits: int, programs: int) -> None:
-    """Spans of every row, into `room`. `scale` is in units of log 2."""
-    (rows, heads, width), latent = q.shape, room[0].shape[-1]
+def streamed_latents(q, cache: KV, block_table, seq_lens, scratch, scale: float, splits: int, programs: int) -> None:
+    """Spans of every row, into `scratch`. `scale` is in units of log 2."""
+    (rows, heads, width), latent = q.shape, scratch[0].shape[-1]
     held, queries = [len(cache.values) * PAGE, width], [rows * heads, width]
     if rows:
         streamed_latent_kernel[(rows, triton.cdiv(heads, HEADS), programs)](
             described(q, queries, [HEADS, latent]), described(q, queries, [HEADS, width - latent]),
             described(cache.values, held, [PAGE, latent]), described(cache.values, held, [PAGE, width - latent]),
-            block_table, seq_lens, *room, scale, heads, block_table.stride(0),
+            block_table, seq_lens, *scratch, scale, heads, block_table.stride(0),
             LATENT=latent, ROPE=width - latent, PAGE=PAGE, HEADS=HEADS, SPLITS=splits, STAGES=STAGES, COLUMNS=COLUMNS,
             num_warps=4, **overlap(q),
         )  # fmt: skip

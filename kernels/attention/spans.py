@@ -35,14 +35,14 @@ def join_some_spans(
     acc = tl.zeros(d.shape, dtype=tl.float32)
     place = head.to(tl.int64) * SPLITS
     for start in tl.range(0, active, AT_ONCE):
-        tops, totals, pieces = (), (), ()
+        tops, totals, accs = (), (), ()
         new_top = top
         for s in tl.static_range(AT_ONCE):
             there = (d < DIM) & (start + s < active)
             at = place + start + s
             tops += (tl.load(top_ptr + at, mask=there, other=float("-inf")),)
             totals += (tl.load(total_ptr + at, mask=there, other=0.0),)
-            pieces += (tl.load(acc_ptr + at * DIM + d, mask=there, other=0.0),)
+            accs += (tl.load(acc_ptr + at * DIM + d, mask=there, other=0.0),)
         for s in tl.static_range(AT_ONCE):
             new_top = tl.maximum(new_top, tops[s])
         finite = tl.where(new_top == float("-inf"), 0.0, new_top)
@@ -51,7 +51,7 @@ def join_some_spans(
         for s in tl.static_range(AT_ONCE):
             weight = tl.exp2(tops[s] - finite)
             total += weight * totals[s]
-            acc += weight * pieces[s]
+            acc += weight * accs[s]
     return acc / tl.where(total == 0.0, 1.0, total)
 
 
@@ -118,13 +118,13 @@ def multiplied(q: torch.Tensor, cache: KV) -> torch.dtype:
     return torch.float16 if cache.scales is not None and q.element_size() == 2 else q.dtype
 
 
-def join_heads(room: tuple, seq_lens: torch.Tensor, form: Form, q: torch.Tensor, page_size: int) -> Formed:
-    """The spans in `room` of all rows and heads of `q`, joined: `[R, H * dim]` in `form`."""
-    (rows, heads), (splits, dim) = q.shape[:2], room[0].shape[2:]
+def join_heads(scratch: tuple, seq_lens: torch.Tensor, form: Form, q: torch.Tensor, page_size: int) -> Formed:
+    """The spans in `scratch` of all rows and heads of `q`, joined: `[R, H * dim]` in `form`."""
+    (rows, heads), (splits, dim) = q.shape[:2], scratch[0].shape[2:]
     out = allocate(form, rows, heads * dim, q)
     pointers, flags = emitted(form, out, q)
     join_heads_kernel[(rows, triton.cdiv(heads * dim, 128))](
-        *room, seq_lens, *pointers, heads, q, DIM=dim, PAGE=page_size, SPLITS=splits, **flags,
+        *scratch, seq_lens, *pointers, heads, q, DIM=dim, PAGE=page_size, SPLITS=splits, **flags,
         num_warps=4, **overlap(q),
     )  # fmt: skip
     return out

@@ -1,9 +1,9 @@
 """Products of few rows: decode, where a weight is read once and the time is what reading it takes.
 
-The small side of the product becomes the N of the tensor core ("swap AB"), and K is cut into parts so that enough
-programs read the weight at once. What comes out are the parts' sums: whatever reads them next adds them in order, which
-costs less than a kernel of its own. The cuts follow N and K alone, and each row of the result is a fixed sequence of
-operations on that row of `a`: a running row gets the same bits alone and in a batch.
+The small side of the product becomes the N of the tensor core ("swap AB"). Split-K: K is cut so that enough programs
+read the weight at once, and the result is partial sums. The op that reads them adds them up in order, which costs less
+than a kernel of its own. The cuts follow N and K alone, and each row of the result is a fixed sequence of operations on
+that row of `a`, so a row gets the same bits alone and in a batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Tile(NamedTuple):
     splits: int  # along K
     num_warps: int
     num_stages: int
-    ahead: int  # blocks of weight that a program asks for before its input is there
+    ahead: int  # blocks of weight that a program prefetches before its input is there
 
 
 def narrow_tile(n: int, k_blocks: int, alone: bool) -> Tile:
@@ -43,7 +43,7 @@ def narrow_gemm_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
     AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """A `[BLOCK_N, BLOCK_M]` tile of the transposed result over one piece of K; BLOCK_N divides 128, so a tile meets
+    """A `[BLOCK_N, BLOCK_M]` tile of the transposed result over one split of K; BLOCK_N divides 128, so a tile meets
     one weight scale per K-block. EXPERTS: the third grid dimension is a row's choice of an expert instead of rows."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
@@ -64,13 +64,13 @@ def narrow_gemm_kernel(
         m = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
         used = m < M
         source = m
-    if AHEAD > 0:  # weights are nobody's output: ask for them while the kernel before still runs
+    if AHEAD > 0:  # no kernel writes weights: prefetch them while the kernel before still runs
         ahead = tl.minimum(first + tl.arange(0, AHEAD), last - 1)
         prefetch(b_ptr + tl.minimum(n, N - 1)[:, None].to(tl.int64) * K + ahead[None, :] * BLOCK_K)
         wait_for_previous(PDL)
     elif not EXPERTS:
         wait_for_previous(PDL)
-    let_next_start(PDL)  # late: so a product finds done what was chosen before the product before it
+    let_next_start(PDL)  # late: so the product after the next finds the chosen experts written
     a_ptrs = a_ptr + source[None, :].to(tl.int64) * a_row + k[:, None]
     b_ptrs = b_ptr + n[:, None].to(tl.int64) * K + k[None, :]
     a_s_ptrs = a_s_ptr + source * k_blocks

@@ -42,31 +42,31 @@ GL_DTYPE = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 
 @gluon.jit
 def unit_at(number, M, N, HEIGHT: gl.constexpr, COLUMNS: gl.constexpr, BAND: gl.constexpr, SPLITS: gl.constexpr):
-    """A unit of work is a tile of `[M, N]` over one piece of K: where the tile begins, and which piece it is. Tiles go
+    """A unit of work is a tile of `[M, N]` over one split of K: where the tile begins, and which split it is. Tiles go
     in bands along M. A number past the last is some unit, too."""
     m_tiles, n_tiles = gl.cdiv(M, HEIGHT), gl.cdiv(N, COLUMNS)
-    tile, piece = number % (m_tiles * n_tiles), gl.minimum(number // (m_tiles * n_tiles), SPLITS - 1)
+    tile, split = number % (m_tiles * n_tiles), gl.minimum(number // (m_tiles * n_tiles), SPLITS - 1)
     band, inside = tile // (BAND * n_tiles), tile % (BAND * n_tiles)
     height = gl.minimum(m_tiles - band * BAND, BAND)
-    return (band * BAND + inside % height) * HEIGHT, inside // height * COLUMNS, piece
+    return (band * BAND + inside % height) * HEIGHT, inside // height * COLUMNS, split
 
 
 @gluon.jit
-def first_block(piece, K, SPLITS: gl.constexpr):
-    """Of a piece of K; the next piece's is where it ends."""
-    return gl.cdiv(K, 128) * piece // SPLITS
+def first_block(split, K, SPLITS: gl.constexpr):
+    """The first block of a split of K. The split ends where the next one begins."""
+    return gl.cdiv(K, 128) * split // SPLITS
 
 
 @gluon.jit
-def ask_weight(b_desc, b_ring, full, turn, n, other, k, BYTES: gl.constexpr, wanted):
+def ask_weight(b_desc, b_ring, full, turn, n, other, k, BYTES: gl.constexpr, pred):
     """Begins the copies of a block's weights, with columns from `n` and, where a tile is wide, from `other` on."""
     WIDE: gl.constexpr = b_ring.shape[0] // full.shape[0]
     stage = turn % full.shape[0]
-    mbarrier.expect(full.index(stage), BYTES, pred=wanted)
-    tma.async_copy_global_to_shared(b_desc, [n, k], full.index(stage), b_ring.index(stage * WIDE), pred=wanted)
+    mbarrier.expect(full.index(stage), BYTES, pred=pred)
+    tma.async_copy_global_to_shared(b_desc, [n, k], full.index(stage), b_ring.index(stage * WIDE), pred=pred)
     if WIDE == 2:
         b = b_ring.index(stage * WIDE + 1)
-        tma.async_copy_global_to_shared(b_desc, [other, k], full.index(stage), b, pred=wanted)
+        tma.async_copy_global_to_shared(b_desc, [other, k], full.index(stage), b, pred=pred)
 
 
 @gluon.jit
@@ -75,25 +75,25 @@ def load_units(
     COLUMNS: gl.constexpr, BAND: gl.constexpr, SPLITS: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
     """One role: asks for a block of K as soon as its stage is `empty`; the copies themselves say when it is
-    `full`. A weight is nobody's output: its first blocks are on their way before the input is there. One block more
+    `full`. No kernel writes a weight, so its first blocks are copied before the input is there. One block more
     than there are: a product too many is begun."""
     STAGES: gl.constexpr = full.shape[0]
     GROUPS: gl.constexpr = a_ring.shape[0] // STAGES
     PART: gl.constexpr = a_ring.shape[1]
     BYTES: gl.constexpr = (GROUPS * PART + b_ring.shape[0] // STAGES * b_ring.shape[1]) * 128
     units = gl.cdiv(M, GROUPS * PART) * gl.cdiv(N, COLUMNS) * SPLITS
-    m, n, piece = unit_at(gl.program_id(0), M, N, GROUPS * PART, COLUMNS, BAND, SPLITS)
-    first = first_block(piece, K, SPLITS)
-    early = gl.minimum(first_block(piece + 1, K, SPLITS) - first, STAGES)
+    m, n, split = unit_at(gl.program_id(0), M, N, GROUPS * PART, COLUMNS, BAND, SPLITS)
+    first = first_block(split, K, SPLITS)
+    early = gl.minimum(first_block(split + 1, K, SPLITS) - first, STAGES)
     for block in gl.static_range(STAGES):
         ask_weight(b_desc, b_ring, full, block, n, n + APART, (first + block) * 128, BYTES, block < early)
     if PDL:
         tl.extra.cuda.gdc_wait()
     turn = 0
     for number in range(gl.program_id(0), units + gl.num_programs(0), gl.num_programs(0)):
-        m, n, piece = unit_at(number, M, N, GROUPS * PART, COLUMNS, BAND, SPLITS)
-        first = first_block(piece, K, SPLITS)
-        end = gl.where(number < units, first_block(piece + 1, K, SPLITS), first + 1)
+        m, n, split = unit_at(number, M, N, GROUPS * PART, COLUMNS, BAND, SPLITS)
+        first = first_block(split, K, SPLITS)
+        end = gl.where(number < units, first_block(split + 1, K, SPLITS), first + 1)
         for k in range(first * 128, end * 128, 128):
             stage = turn % STAGES
             mbarrier.wait(empty.index(stage), turn // STAGES & 1 ^ 1)
@@ -200,8 +200,8 @@ def multiply_units(
     if PDL:
         tl.extra.cuda.gdc_wait()
     turn = 0
-    m, n, piece = unit_at(gl.program_id(0), M, N, HEIGHT, COLUMNS, BAND, SPLITS)
-    first = first_block(piece, K, SPLITS)
+    m, n, split = unit_at(gl.program_id(0), M, N, HEIGHT, COLUMNS, BAND, SPLITS)
+    first = first_block(split, K, SPLITS)
     a_s, one_s, two_s = scales_at(a_s_ptr, b_s_ptr, m, n, n + APART, first, M, K, columns, offsets)
     a_scale, one_scale, two_scale = gl.load(a_s), gl.load(one_s), gl.load(two_s)
     product = begin_product(a_ring, b_ring, full, 0, 0, zero, GROUP)
@@ -209,7 +209,7 @@ def multiply_units(
     for number in range(gl.program_id(0), units, gl.num_programs(0)):
         one, two = zero, zero
         # reckoned here: of a bound that is assigned in this loop's body, Triton 3.6 takes the first value throughout
-        for block in range(1, first_block(piece + 1, K, SPLITS) - first_block(piece, K, SPLITS)):
+        for block in range(1, first_block(split + 1, K, SPLITS) - first_block(split, K, SPLITS)):
             scale_one, scale_two = a_scale * one_scale, a_scale * two_scale
             a_scale, one_scale, two_scale = gl.load(a_s + block), gl.load(one_s + block), gl.load(two_s + block)
             one, two, product = add_block(
@@ -219,9 +219,9 @@ def multiply_units(
         scale_one, scale_two = a_scale * one_scale, a_scale * two_scale
         here_m, here_n, here_c = m + GROUP * PART, n, c
         if SPLITS > 1:
-            here_c += piece.to(gl.int64) * M * N
-        m, n, piece = unit_at(number + gl.num_programs(0), M, N, HEIGHT, COLUMNS, BAND, SPLITS)
-        first = first_block(piece, K, SPLITS)
+            here_c += split.to(gl.int64) * M * N
+        m, n, split = unit_at(number + gl.num_programs(0), M, N, HEIGHT, COLUMNS, BAND, SPLITS)
+        first = first_block(split, K, SPLITS)
         a_s, one_s, two_s = scales_at(a_s_ptr, b_s_ptr, m, n, n + APART, first, M, K, columns, offsets)
         a_scale, one_scale, two_scale = gl.load(a_s), gl.load(one_s), gl.load(two_s)
         one, two, product = add_block(one, two, product, scale_one, scale_two, a_ring, b_ring, full, empty, turn, GROUP)
@@ -286,7 +286,7 @@ class Cut(NamedTuple):
     """How a product falls into units of work."""
 
     wide: int  # blocks of columns of a tile: 1 or 2
-    splits: int  # pieces of K
+    splits: int  # of K
 
 
 WHOLE = Cut(wide=2, splits=1)
@@ -300,12 +300,12 @@ def cut_for(rows: int, n: int, k_blocks: int, programs: int) -> Cut | None:
     """How it falls into units for `programs` multiprocessors; None where smaller tiles are faster. Measured on an H200:
     a round of wide tiles takes 5/3 of one of narrow ones. A K of 32 blocks is cut in two where all units then fit in
     0.6 of the card, one of 64 where they fit in the card; none is cut in more: reading three partial sums costs more
-    than shorter pieces bring."""
+    than shorter splits bring."""
     wide, narrow = tiles_of(rows, n, 2), tiles_of(rows, n, 1)
     if triton.cdiv(wide, programs) * 5 <= triton.cdiv(narrow, programs) * 3:
         cut, units = WHOLE, wide
     else:
-        share = 1.0 if k_blocks >= 64 else 0.6 if k_blocks >= 32 else 0.0  # of the card that two pieces may take
+        share = 1.0 if k_blocks >= 64 else 0.6 if k_blocks >= 32 else 0.0  # of the card that two splits may take
         splits = 2 if 2 * narrow <= share * programs else 1
         cut, units = Cut(1, splits), narrow * splits
     return cut if rows > PART and units >= programs * 0.45 else None

@@ -1,10 +1,10 @@
 """FP8 products of few rows on Hopper (sm_90): the weight comes into shared memory before its input is there.
 
-A decode step is a chain of products with small kernels between them, and reading weights is nearly all of its time. A
-weight is nobody's output, so a program asks for as much of its piece as it has room for, by TMA, and only then waits
-for the kernel before it: memory works on while the small kernel runs. (Experts that were only just chosen are asked for
-once the choice is there.) What comes out is as in `narrow.py`; cuts follow N and K and what `tuned.csv` says of them,
-never the rows. Written in Gluon, where a copy may begin long before the loop that reads it.
+A decode step is a chain of products with small kernels between them, and nearly all of its time goes into reading
+weights. No kernel writes a weight, so a program starts copying as much of its split as fits into its shared memory, by
+TMA, and only then waits for the kernel before it: memory stays busy while the small kernel runs. (Experts that were
+only just chosen are copied once the choice is there.) The result is as in `narrow.py`; splits follow N, K and
+`tuned.csv`, never the rows. Written in Gluon, where a copy may begin long before the loop that reads it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from kernels.launch import multiprocessors, overlap, shared_memory
 BLOCK_N = 64  # rows of the weight: what four warps multiply
 MOST_BLOCKS = 16  # of K that are on their way
 WAVE = 3  # programs of experts that share a multiprocessor, at most
-LONGEST_K = 1 << 16  # the scales of a whole piece of K lie in shared memory
+LONGEST_K = 1 << 16  # the scales of a whole split of K lie in shared memory
 RESERVED = 1024  # bytes of shared memory that the card takes for each program
 
 
@@ -42,10 +42,12 @@ class Tile(NamedTuple):
     block_m: int
 
 
-def streamed_tile(rows: int, n: int, k_blocks: int, at_once: int, room: int, tuned: Tuned | None = None) -> Tile:
+def streamed_tile(
+    rows: int, n: int, k_blocks: int, at_once: int, shared_bytes: int, tuned: Tuned | None = None
+) -> Tile:
     """K is cut by N and the blocks of K alone, never by the rows: as `tuned` says, or until there are about as many
     programs as an H200 has multiprocessors. As deep as lets all programs of one of the card's multiprocessors
-    (`at_once`, `room` bytes each) run at the same time, with two blocks at least; up to MOST_BLOCKS or what
+    (`at_once`, `shared_bytes` bytes each) run at the same time, with two blocks at least; up to MOST_BLOCKS or what
     `tuned` says, because the rest is room for the programs of the product after it."""
     tiles, splits, block_m = triton.cdiv(n, BLOCK_N), 1, max(16, triton.next_power_of_2(rows))
     while splits < 4 and tiles * splits < 128 and k_blocks >= 4 * splits:
@@ -54,18 +56,20 @@ def streamed_tile(rows: int, n: int, k_blocks: int, at_once: int, room: int, tun
     if tuned:
         splits, most = tuned.splits, tuned.blocks_16 if block_m == 16 else tuned.blocks_32
     blocks = triton.cdiv(triton.cdiv(k_blocks, 2), splits) * 2
-    return deepest_tile(tiles * splits, blocks, splits, block_m, most, at_once, room)
+    return deepest_tile(tiles * splits, blocks, splits, block_m, most, at_once, shared_bytes)
 
 
-def expert_tile(choices: int, n: int, k_blocks: int, at_once: int, room: int) -> Tile:
+def expert_tile(choices: int, n: int, k_blocks: int, at_once: int, shared_bytes: int) -> Tile:
     """K is not cut: experts have each other. Depth as in `streamed_tile`; with many choices programs come in waves."""
     programs = min(triton.cdiv(n, BLOCK_N) * max(choices, 1), WAVE * at_once)
-    return deepest_tile(programs, triton.cdiv(k_blocks, 2) * 2, 1, 16, MOST_BLOCKS, at_once, room)
+    return deepest_tile(programs, triton.cdiv(k_blocks, 2) * 2, 1, 16, MOST_BLOCKS, at_once, shared_bytes)
 
 
-def deepest_tile(programs: int, blocks: int, splits: int, block_m: int, most: int, at_once: int, room: int) -> Tile:
-    """As many of a program's `blocks` as have room on their way, two at least."""
-    each = room // triton.cdiv(programs, at_once) - RESERVED
+def deepest_tile(
+    programs: int, blocks: int, splits: int, block_m: int, most: int, at_once: int, shared_bytes: int
+) -> Tile:
+    """As many of a program's `blocks` as fit into shared memory, two at least."""
+    each = shared_bytes // triton.cdiv(programs, at_once) - RESERVED
     each -= triton.next_power_of_2(blocks) * block_m * 4  # scales
     blocks_at_once = max(2, min(each // ((BLOCK_N + block_m) * 128), blocks, most))
     chunk = 2 if blocks_at_once >= 6 or blocks_at_once >= blocks else 1
@@ -92,7 +96,7 @@ def streamed_gemm_kernel(
     BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, SPLITS: gl.constexpr, CHUNK: gl.constexpr, STAGES: gl.constexpr,
     BLOCKS: gl.constexpr, EXPERTS: gl.constexpr, WEIGHTED: gl.constexpr, SHARED: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
-    """A `[BLOCK_N, BLOCK_M]` tile of the transposed result over one piece of K: chunks of CHUNK blocks of 128, at most
+    """A `[BLOCK_N, BLOCK_M]` tile of the transposed result over one split of K: chunks of CHUNK blocks of 128, at most
     BLOCKS blocks in all. What lies behind K is zeros, with a scale of zero. EXPERTS: the third grid dimension is a
     choice of one of `all_experts`, `chosen` for each row, of which the last SHARED are always the last experts; `share`
     choices read the same row of `a`, and what lies behind it in the tile is not used."""
@@ -188,11 +192,11 @@ def streamed(
     a, (rows, k), n, by_expert = a.contiguous(), a.shape, b.shape[-2], experts is not None
     choices, chosen, stacks = (experts.numel(), experts.shape[1], len(b)) if by_expert else (1, 1, 1)
     if tile is None:
-        at_once, room = multiprocessors(a), shared_memory(a)
+        at_once, shared_bytes = multiprocessors(a), shared_memory(a)
         if by_expert:
-            tile = expert_tile(choices, n, k // 128, at_once, room)
+            tile = expert_tile(choices, n, k // 128, at_once, shared_bytes)
         else:
-            tile = streamed_tile(rows, n, k // 128, at_once, room, tuned(b))
+            tile = streamed_tile(rows, n, k // 128, at_once, shared_bytes, tuned(b))
     splits, chunk, stages, block_m = tile
     dtype = torch.float32 if by_expert or splits > 1 else out_dtype
     c = torch.empty(splits, choices if by_expert else rows, n, dtype=dtype, device=a.device)

@@ -20,7 +20,7 @@ def tma_gemm_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """One `[BLOCK_M, BLOCK_N]` tile of an FP8 product over one piece of K. Tiles go in bands of GROUP along M, so that
+    """One `[BLOCK_M, BLOCK_N]` tile of an FP8 product over one split of K. Tiles go in bands of GROUP along M, so that
     those at work at the same time share what they read in the L2 cache."""
     pid = tl.program_id(0)
     n_tiles = tl.cdiv(N, BLOCK_N)
@@ -56,7 +56,7 @@ class Tile(NamedTuple):
 
 def tma_tile(rows: int, n: int, k_blocks: int) -> Tile:
     """Three programs of 64x128 share a multiprocessor: while one scales what it has summed, the others multiply. Few
-    rows have too few such tiles to go round: smaller ones, and K in up to four pieces."""
+    rows have too few such tiles to go round: smaller ones, and K split in up to four."""
     if rows > SPLIT_ROWS:
         return Tile(64, 128, 1, 3)
     tiles, splits = triton.cdiv(rows, 64) * triton.cdiv(n, 64), 1

@@ -1,7 +1,7 @@
 """Measured tiles of FP8 products of few rows: `tuned.csv`, which `python -m kernels.tune` makes. What isn't in it
 follows the rule in `sm90_streamed.py`, so nothing is ever tuned while a model starts.
 
-A line holds for one generation of cards and one weight `[N, K]`: into how many pieces K is cut, which is the same for
+A line holds for one generation of cards and one weight `[N, K]`: into how many splits K is cut, which is the same for
 any number of rows, and up to how many blocks of K a program has on their way, for up to 16 rows and for up to 32."""
 
 from __future__ import annotations

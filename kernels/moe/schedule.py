@@ -55,8 +55,8 @@ def schedule(chosen: torch.Tensor, experts: int, block: int) -> Schedule:
     """Made on the device, without the host knowing who chose what: as many blocks as there could be at most."""
     count = chosen.numel()
     blocks = triton.cdiv(count, block) + min(experts, count)
-    room = torch.empty(count + 3 * blocks, dtype=torch.int32, device=chosen.device)
-    plan = Schedule(*room.split([count, blocks, blocks, blocks]))
+    storage = torch.empty(count + 3 * blocks, dtype=torch.int32, device=chosen.device)
+    plan = Schedule(*storage.split([count, blocks, blocks, blocks]))
     schedule_kernel[(experts,)](
         chosen, *plan, count, experts, blocks, BLOCK=block, CHUNK=1024, BINS=triton.next_power_of_2(experts + 1),
         num_warps=4, **overlap(chosen),

@@ -1,7 +1,7 @@
-"""The draw: noise with an address, and the filters that shape a distribution.
+"""Noise with an address.
 
 Noise is a pure function of (seed, position, token id), by Philox4x32-10 (Salmon et al., SC 2011), a counter-based
-generator: the same number on every device, in any batch order, with no state. This room is plain torch on every
+generator: the same number on every device, in any batch order, with no state. This module is plain torch on every
 device, because integers and float64 give the same bits everywhere; it has no twin because it is its own definition.
 """
 

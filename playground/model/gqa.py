@@ -30,7 +30,7 @@ class GroupedQueryAttention(nn.Module):
 
     def forward(self, x: kernels.Formed, rope: torch.Tensor, cache: kernels.KV | None, step: Step) -> torch.Tensor:
         """`x [T, D]` in the form of `feed`, `rope [T, 2, head_dim/2]`, this layer's `cache`; returns partial sums
-        `[P, T, D]`, or of the tokens that the step wants."""
+        `[P, T, D]`, at the tokens whose hidden states the step returns."""
         a, dtype = self.config, self.output.dtype
         kv, slots = places(cache, step, a.cache_widths, dtype)
         partials = self.inputs(self.feed(x, step))

@@ -44,8 +44,8 @@ class Layer(nn.Module):
         step: Step,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The residual stream `x [T, D]` and what the layer before adds to it, to the same two of this layer: adding
-        is left to the norm that comes next, which must read both anyway. Behind attention, which all tokens leave
-        something for, only those that the step wants go on."""
+        is left to the norm that comes next, which must read both anyway. Behind attention, which needs all tokens, only
+        those go on whose hidden states the step returns."""
         x, inner = self.input_layernorm(x, partials, self.self_attn.feed.form)
         x, partials = step.of_wanted(x), [self.self_attn(inner, rope, cache, step)]
         if isinstance(self.mlp, MoE):
@@ -99,7 +99,7 @@ class Transformer(nn.Module):
         return self.eval()
 
     def forward(self, tokens: torch.Tensor, step: Step, cache: kernels.KV | None = None) -> torch.Tensor:
-        """`tokens [T]` int64 to normalised hidden states `[T, D]`, or those that the step wants; `cache` of all
+        """`tokens [T]` int64 to normalised hidden states `[T, D]`, or `[W, D]` at `step.wanted`; `cache` of all
         layers."""
         x, rope = kernels.look_up(tokens, step.positions, self.model.embed_tokens.weight, self.rope)
         partials: list[torch.Tensor] = []
