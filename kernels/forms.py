@@ -1,4 +1,4 @@
-"""The words that ops share: in which form tensors are handed on, what a gate and a cache are, what a survey tells."""
+"""Types that ops share: the form of activations, the rule of a gate, the KV cache, what a survey holds."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Routing(NamedTuple):
 
 
 class Formed(NamedTuple):
-    """Activations `[T, K]` in the form that was asked for; None for what was not."""
+    """Activations `[T, K]` in the form requested; None for what was not."""
 
     plain: torch.Tensor | None
     q: torch.Tensor | None  # float8_e4m3fn
@@ -54,7 +54,7 @@ class KV(NamedTuple):
 
     values: torch.Tensor  # [pages, page_size, width] in the model's dtype, or float8_e4m3fn
     scales: torch.Tensor | None = None  # [pages, vectors, page_size] float32, restored by value * scale
-    widths: tuple[int, ...] = ()  # of a token's vectors, in order: their sum is the width; asked for with scales only
+    widths: tuple[int, ...] = ()  # of a token's vectors, in order: their sum is the width; needed with scales only
     across: int = 0  # of the last columns; with scales only
 
     @classmethod

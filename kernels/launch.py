@@ -53,7 +53,7 @@ def let_next_start(PDL: tl.constexpr):
 
 @triton.jit
 def prefetch(pointers):
-    """Asks for the lines of 128 bytes behind the pointers to be brought into the L2 cache."""
+    """Brings the 128-byte lines that the pointers point into to the L2 cache."""
     asm: tl.constexpr = "prefetch.global.L2 [$1]; mov.u32 $0, 0;"
     tl.inline_asm_elementwise(asm, "=r,l", [pointers.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1)
 

@@ -349,7 +349,7 @@ def _noise_at(seeds: tuple[int, ...], positions: tuple[int, ...], vocab: int) ->
 
 
 def _noise(seeds: torch.Tensor, positions: torch.Tensor, vocab: int) -> torch.Tensor:
-    """A step's noise, not to be written to. A draw, the draw after a filter and a survey ask for the same; on a CPU it
+    """A step's noise, not to be written to. A draw, the draw after a filter and a survey use the same; on a CPU it
     takes longer than each of them."""
     if seeds.is_cuda or len(seeds) > INVARIANT_ROWS:
         return gumbel_noise(seeds, positions.long(), vocab)

@@ -36,7 +36,7 @@ Lines = dict[tuple[int, int], Tuned]  # by (N, K)
 
 
 class Shape(NamedTuple):
-    """Of a dense decoder with grouped-query attention. Without `inner` a layer ends behind attention: of a mixture of
+    """Of a dense decoder with grouped-query attention. Without `inner` a layer ends after attention: of a mixture of
     experts only that part has products of this kind."""
 
     hidden: int

@@ -37,7 +37,7 @@ def attend(
     DIM: tl.constexpr, REST: tl.constexpr, VALUE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """Takes in the keys and values of BLOCK_N tokens; `last [BLOCK_M]` is the last that a query may see, asked only
+    """Takes in the keys and values of BLOCK_N tokens; `last [BLOCK_M]` is the last that a query may see, used only
     where MASKED. `scale` is in units of log 2. Returns the largest score, the sum and the output so far."""
     keys = rows_of(k, start, k_at, k_token, tokens, DIM, BLOCK_N, BLOCK_D, TMA)
     scores = tl.dot(q, keys.T, input_precision="ieee")

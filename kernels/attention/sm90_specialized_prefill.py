@@ -1,11 +1,12 @@
-"""Causal attention of a prefill chunk on Hopper (sm_90), where the warps of a program have roles: one asks for
+"""Causal attention of a prefill chunk on Hopper (sm_90), where the warps of a program have roles: one copies
 queries, keys and values, two groups of four attend from 64 queries of a head each (after FlashAttention-3, Shah et al.,
 2024, arXiv:2407.08608).
 
-A group begins the scores of one block of keys together with the sum over values of the block before it, and weighs the
-scores while that sum is under way; what one group leaves of the tensor core's time, the other takes. Blocks go from the
-newest to the oldest, so that those which are masked come first. As many programs as there are multiprocessors take
-tiles in turn, the longest first and every second round from the other end, which gives all about as many blocks.
+A group starts the scores of one block of keys together with the weighted sum of values of the block before it, and
+computes the softmax of the scores while that sum is under way. While one group does so, the other uses the tensor core.
+Blocks go from the newest to the oldest, so that the masked ones come first. As many programs as there are
+multiprocessors take tiles in turn, the longest first, and every second round from the other end: so all of them get
+about as many blocks.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def load_tiles(
     q_desc, k_desc, v_desc, q_shared, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty,
     queries, tokens, heads, share, k_head, v_head, PDL: gl.constexpr,
 ):  # fmt: skip
-    """The role of one warp: each tile's queries, then its blocks from the last to the first, values one behind keys."""
+    """The role of one warp: each tile's queries, then its blocks from the last to the first; values follow their keys
+    one block later."""
     GROUPS: gl.constexpr = q_shared.shape[0]
     PART: gl.constexpr = q_shared.shape[1]
     DIM: gl.constexpr = q_shared.shape[2]
@@ -140,7 +142,7 @@ def attend_block(
     scores = warpgroup_mma_wait(1, deps=(scores,))
     mbarrier.arrive(k_empty.index(turn % STAGES), count=1)
     new_weights, shrink, top, total = weigh(scores, top, total, start, last, scale, MASKED, operand, DTYPE)
-    # long past, and asked again only because ptxas moves nothing across its loop: else it weighs behind the wait below
+    # Already passed. Waiting again ends a basic block: else ptxas moves the exponentials behind the wait below
     mbarrier.wait(v_full.index((turn - 1) % STAGES), (turn - 1) // STAGES & 1)
     acc, _, new_weights = warpgroup_mma_wait(0, deps=(adding, weights, new_weights))
     mbarrier.arrive(v_empty.index((turn - 1) % STAGES), count=1)
@@ -153,8 +155,8 @@ def attend_tiles(
     o_desc, s_ptr, q_shared, o_shared, k_ring, v_ring, q_full, q_empty, k_full, k_empty, v_full, v_empty,
     queries, tokens, heads, scale, GROUP: gl.constexpr, FP8: gl.constexpr, UE8M0: gl.constexpr,
 ):  # fmt: skip
-    """The role of four warps: 64 queries of each tile. They wait for the kernel before this one by waiting for what the
-    loading warp has asked for."""
+    """The role of four warps: 64 queries of each tile. They wait for the copies of the loading warp, which itself has
+    waited for the kernel before this one."""
     GROUPS: gl.constexpr = q_shared.shape[0]
     PART: gl.constexpr = q_shared.shape[1]
     DIM: gl.constexpr = q_shared.shape[2]

@@ -95,7 +95,7 @@ def place_queries(
     DIM: gl.constexpr, HEADS: gl.constexpr, PARTS: gl.constexpr, FINER: gl.constexpr,
 ):  # fmt: skip
     """HEADS heads' queries, of which `members` are there, from head `first` on, into shared memory. Returns what their
-    scores are to be multiplied by. Fences come right behind what is stored: before the barrier that others wait at."""
+    scores are to be multiplied by. A fence follows each store at once, before the barrier that other warps wait at."""
     flat: gl.constexpr = gl.BlockedLayout([8, 1], [16, 2], [1, 4], [0, 1])
     d = gl.arange(0, DIM, layout=gl.SliceLayout(1, flat))[:, None]
     head = gl.arange(0, HEADS, layout=gl.SliceLayout(0, flat))[None, :]
@@ -296,7 +296,7 @@ def streamed_attention(q, cache: KV, block_table, seq_lens, scratch, scale: floa
     if cache.scales is None:
         parts = 1
         keys = values = described(cache.values, [held * PAGE, width], [PAGE, dim])
-        scales = described(scratch[0], [scratch[0].numel() // PAGE, PAGE], [2, PAGE])  # stands in: nobody reads it
+        scales = described(scratch[0], [scratch[0].numel() // PAGE, PAGE], [2, PAGE])  # a placeholder, never read
     else:
         parts = 2
         keys = described(cache.values, [held * 2 * PAGE, width // 2], [PAGE, dim])

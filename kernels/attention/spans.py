@@ -85,7 +85,7 @@ def join_heads_kernel(
     DIM: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr, PLAIN: tl.constexpr, FP8: tl.constexpr,
     UE8M0: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One block of 128 columns of all heads' outputs, which lie one behind the other."""
+    """One block of 128 columns of all heads' outputs, which lie side by side in a row."""
     row, block = tl.program_id(0), tl.program_id(1)
     cols = block * 128 + tl.arange(0, 128)
     width = heads * DIM

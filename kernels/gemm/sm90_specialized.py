@@ -1,11 +1,11 @@
-"""FP8 products of many rows on Hopper (sm_90), where the warps of a program have roles: one asks for the next blocks of
+"""FP8 products of many rows on Hopper (sm_90), where the warps of a program have roles: one copies the next blocks of
 K, two groups of four multiply 64x256 of the program's tile of 128x256 each.
 
-What bounds such a product is what its tiles ask of the L2 cache: `K * (128 + 256)` bytes each. The tensor core's own
-accumulator keeps too few bits for a long K, so every block of 128 is scaled and added to a sum in float32 outside of
-it. That must not cost the tensor core its time: while one group scales, the other multiplies, and the next tile's first
-product begins before the one that has ended goes to memory. The two blocks of 128 columns that a tile has need not be
-neighbours: with gate in one and up in the other, SwiGLU and its quantisation are the end of the product. Written in
+Such a product is bound by what its tiles read from the L2 cache: `K * (128 + 256)` bytes each. The tensor core's own
+accumulator keeps too few bits for a long K, so every block of 128 is scaled and added to a float32 sum outside of it.
+To keep the tensor core busy meanwhile, one group scales while the other multiplies, and the next tile's first product
+starts before the finished tile is stored. The two blocks of 128 columns of a tile need not be neighbours: with gate in
+one and up in the other, SwiGLU and its quantisation become the end (epilogue) of the product. Written in
 Gluon, Triton's language one level down, where layouts, barriers and who waits for what are ours to say.
 """
 
@@ -74,7 +74,7 @@ def load_units(
     a_desc, b_desc, a_ring, b_ring, full, empty, M, N, K, APART,
     COLUMNS: gl.constexpr, BAND: gl.constexpr, SPLITS: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
-    """One role: asks for a block of K as soon as its stage is `empty`; the copies themselves say when it is
+    """One role: starts copying a block of K as soon as its stage is `empty`; the copies themselves say when it is
     `full`. No kernel writes a weight, so its first blocks are copied before the input is there. One block more
     than there are: a product too many is begun."""
     STAGES: gl.constexpr = full.shape[0]
@@ -119,7 +119,7 @@ def begin_product(a_ring, b_ring, full, turn, half, before, GROUP: gl.constexpr)
 
 @gluon.jit
 def add_scaled(total, done, scale):
-    """`total + done * scale`, where it stands: never moved behind the next product's beginning."""
+    """`total + done * scale`, in assembly: so the compiler does not move it behind the start of the next product."""
     asm: gl.constexpr = "fma.rn.f32 $0, $1, $2, $3;"
     operands = [done, scale[:, None].broadcast_to(done.shape), total]
     return gl.inline_asm_elementwise(asm, "=f,f,f,0", operands, dtype=gl.float32, is_pure=False, pack=1)

@@ -48,7 +48,7 @@ def streamed_tile(
     """K is cut by N and the blocks of K alone, never by the rows: as `tuned` says, or until there are about as many
     programs as an H200 has multiprocessors. As deep as lets all programs of one of the card's multiprocessors
     (`at_once`, `shared_bytes` bytes each) run at the same time, with two blocks at least; up to MOST_BLOCKS or what
-    `tuned` says, because the rest is room for the programs of the product after it."""
+    `tuned` says, because the next product's programs need shared memory, too."""
     tiles, splits, block_m = triton.cdiv(n, BLOCK_N), 1, max(16, triton.next_power_of_2(rows))
     while splits < 4 and tiles * splits < 128 and k_blocks >= 4 * splits:
         splits *= 2
@@ -97,9 +97,11 @@ def streamed_gemm_kernel(
     BLOCKS: gl.constexpr, EXPERTS: gl.constexpr, WEIGHTED: gl.constexpr, SHARED: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
     """A `[BLOCK_N, BLOCK_M]` tile of the transposed result over one split of K: chunks of CHUNK blocks of 128, at most
-    BLOCKS blocks in all. What lies behind K is zeros, with a scale of zero. EXPERTS: the third grid dimension is a
-    choice of one of `all_experts`, `chosen` for each row, of which the last SHARED are always the last experts; `share`
-    choices read the same row of `a`, and what lies behind it in the tile is not used."""
+    BLOCKS blocks in all. Past the end of K there are zeros, with a scale of zero.
+
+    EXPERTS: the third grid dimension is a choice of one of `all_experts`. Each row makes `chosen` choices, of which the
+    last SHARED are always the last experts; `share` choices read the same row of `a`, and the tile's other rows are not
+    used."""
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_M, 32])
     flat: gl.constexpr = gl.BlockedLayout([1, 1], [2, 16], [4, 1], [1, 0])
     tile: gl.constexpr = gl.NVMMASharedLayout(128, 8)
@@ -139,7 +141,7 @@ def streamed_gemm_kernel(
     b_s = gl.load(b_s_ptr + block, mask=block < k_blocks, other=0.0)
     if PDL:
         tl.extra.cuda.gdc_wait()
-    if PDL and not KNOWN:  # late: so that a weighted product behind this one finds the choice made
+    if PDL and not KNOWN:  # late: so that the weighted product after this one finds the choice written
         tl.extra.cuda.gdc_launch_dependents()
     for stage in gl.static_range(STAGES):
         ask(a_desc, a_ring, full, stage, a_row, first + stage, count)

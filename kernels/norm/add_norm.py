@@ -20,14 +20,14 @@ def add_norm_kernel(
     A: tl.constexpr, B: tl.constexpr, PLAIN: tl.constexpr, FP8: tl.constexpr, UE8M0: tl.constexpr,
     BLOCKS: tl.constexpr, PAIRS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Program 0 of a row leaves its sum and norm. The others, where there are any, make the norm again, which costs
-    less than waiting for it, and multiply it with PAIRS pairs of a gate's rows."""
+    """Program 0 of a row stores its sum and norm. The others, where there is a gate, compute the norm again, which
+    costs less than waiting for it, and multiply it with PAIRS pairs of the gate's rows."""
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     block = tl.arange(0, BLOCKS)
     cols = block[:, None] * 128 + tl.arange(0, 128)[None, :]
     inside = cols < dim
     w = tl.load(w_ptr + cols, mask=inside, other=0.0).to(tl.float32)
-    if PAIRS:  # a gate is nobody's output: its first rows are on their way before the norm is
+    if PAIRS:  # no kernel writes a gate: its first rows are loaded before the norm is there
         expert = (part - 1) * (2 * PAIRS) + tl.arange(0, 2)
         gate_at = expert[:, None, None] * dim + cols[None, :, :]
         there = (expert >= 0)[:, None, None] & inside[None, :, :]

@@ -99,7 +99,7 @@ def quantise(x, scale):
     if has_e4m3_instructions():
         # The same quotient as IEEE division's in three instructions for each number: with the reciprocal correctly
         # rounded, one correction by the remainder rounds the quotient correctly (Markstein, IBM J. R&D 34, 1990).
-        # Where the remainder underflows, x is far below what E4M3 can tell from 0. Signs are turned by multiplying:
+        # Where the remainder underflows, x is far below what E4M3 can tell from 0. Signs are flipped by multiplying:
         # subtracting from 0 would lose that of -0
         reciprocal = tl.broadcast_to(tl.div_rn(1.0, scale), x.shape)
         near = x * reciprocal
@@ -125,7 +125,7 @@ def emit(
 
 
 def allocate(form: Form, rows: int, dim: int, like: torch.Tensor) -> Formed:
-    """Empty outputs for `emit`: only what the form asks for."""
+    """Empty outputs for `emit`: only what the form needs."""
     plain = torch.empty(rows, dim, dtype=like.dtype, device=like.device) if form.plain else None
     if not form.fp8:
         return Formed(plain, None, None)
@@ -134,7 +134,7 @@ def allocate(form: Form, rows: int, dim: int, like: torch.Tensor) -> Formed:
 
 
 def emitted(form: Form, out: Formed, unused: torch.Tensor) -> tuple[tuple, dict[str, bool]]:
-    """Pointers and flags of `emit`; `unused` stands in for what is not written."""
+    """Pointers and flags of `emit`; `unused` is passed for what is not written."""
     codes = out.q.view(torch.uint8) if form.fp8 else unused
     pointers = (out.plain if form.plain else unused, codes, out.s if form.fp8 else unused)
     return pointers, {"PLAIN": form.plain, "FP8": form.fp8, "UE8M0": form.ue8m0}

@@ -11,7 +11,7 @@ from kernels.forms import KV
 
 @triton.jit
 def scale_place(slot, vector, vectors, PAGE: tl.constexpr):
-    """Where the scale of a token's vector stands: those of a page's tokens lie side by side."""
+    """Index of the scale of a token's vector: the scales of a page's tokens lie side by side."""
     return (slot // PAGE * vectors + vector) * PAGE + slot % PAGE
 
 

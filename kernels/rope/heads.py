@@ -15,7 +15,7 @@ from kernels.rope.cache import scale_place, stored
 
 @triton.jit
 def load_halves(ptr, i, DIM: tl.constexpr, NORM: tl.constexpr):
-    """A norm's weights for both numbers that are turned together; zeros without NORM."""
+    """A norm's weights for both numbers that are rotated together; zeros without NORM."""
     inside = (i < DIM // 2) & NORM
     a = tl.load(ptr + i, mask=inside, other=0.0).to(tl.float32)
     return a, tl.load(ptr + DIM // 2 + i, mask=inside, other=0.0).to(tl.float32)
@@ -52,7 +52,7 @@ def rope_head(
     partials_stride, partials_row, keys_at, values_at, heads, kv_heads, eps,
     PARTIALS: tl.constexpr, NORM: tl.constexpr, DIM: tl.constexpr, SCALED: tl.constexpr, PAGE: tl.constexpr,
 ):  # fmt: skip
-    """A query, a key or a value; the last is neither normed nor turned."""
+    """A query, a key or a value; a value is neither normed nor rotated."""
     half: tl.constexpr = DIM // 2
     is_query, is_value = head < heads, head >= heads + kv_heads
     column = head * DIM

@@ -17,7 +17,7 @@ from kernels.rope.cache import scale_place, stored
 def rotate_pairs(
     partials_ptr, at, part, rope_ptr, i, inside, PARTIALS: tl.constexpr, ROPE: tl.constexpr, dtype: tl.constexpr
 ):
-    """Pairs `(x[2i], x[2i+1])` at `at`, turned; returns both in `dtype`."""
+    """Pairs `(x[2i], x[2i+1])` at `at`, rotated; returns both in `dtype`."""
     zero = tl.zeros(i.shape, dtype=tl.float32)
     a = add_partials(zero, partials_ptr, at + 2 * i, part, inside, PARTIALS).to(dtype).to(tl.float32)
     b = add_partials(zero, partials_ptr, at + 2 * i + 1, part, inside, PARTIALS).to(dtype).to(tl.float32)
@@ -32,7 +32,7 @@ def keep_latent(
     PARTIALS: tl.constexpr, LATENT: tl.constexpr, ROPE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_R: tl.constexpr,
     ROUND: tl.constexpr, SCALED: tl.constexpr, PAGE: tl.constexpr,
 ):  # fmt: skip
-    """A token's KV latent, normed, and its rotary key, turned, into the cache."""
+    """A token's KV latent, normed, and its rotary key, rotated, into the cache."""
     d, i = tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_R)
     out_ptr = kv_ptr + slot * (LATENT + ROPE)
     zero = tl.zeros((BLOCK_L,), dtype=tl.float32)
@@ -123,13 +123,13 @@ def absorb_kernel(
     PAGE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_L values of a head's query against the latent; the first program also turns the head's rotary part. KEEP: a
-    program behind the last head sees to what the cache keeps."""
+    program after the last head writes what the cache keeps."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     n, d = tl.arange(0, BLOCK_N), tl.program_id(2) * BLOCK_L + tl.arange(0, BLOCK_L)
     inside = (d < LATENT)[:, None] & (n < NOPE)[None, :] & (head < heads)
     absorb = tl.load(absorb_ptr + (head * LATENT + d)[:, None].to(tl.int64) * NOPE + n[None, :], mask=inside, other=0.0)
     wait_for_previous(PDL)
-    let_next_start(PDL)  # late: what this reads is on its way before the attention asks for pages
+    let_next_start(PDL)  # late: so that these loads are not queued behind the pages that attention loads
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     if head == heads:
         if KEEP:  # noqa: SIM102  known when compiled: what is inside must not be, without it

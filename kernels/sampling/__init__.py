@@ -1,1 +1,1 @@
-"""Noise with an address, filters, the draw, and what stood behind it."""
+"""Noise with an address, filters, the draw, and the numbers behind a draw."""

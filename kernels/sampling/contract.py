@@ -30,8 +30,8 @@ def draw_and_normaliser(
 def cumulative(probs: torch.Tensor) -> torch.Tensor:
     """Running sums along each row of probabilities `[R, V]`, whose sum is at most 1: `[R, V]` float64.
 
-    Summed as whole numbers of 2^-62, so that a row has the same bits alone, in company and on any device; it never
-    falls, and rises only where a probability of at least 2^-62 stands. The last column is the row's sum."""
+    Summed as whole numbers of 2^-62, so that a row has the same bits alone, in a batch and on any device. The sums
+    never fall, and rise only at probabilities of at least 2^-62. The last column is the row's sum."""
     return implementation("cumulative", probs)(probs)
 
 

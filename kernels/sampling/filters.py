@@ -37,14 +37,18 @@ def process_logits(
     ranks = torch.arange(logits.shape[-1], device=logits.device)[None, :]
     limit = torch.where(top_k > 0, top_k, logits.shape[-1])[:, None]
     probs = probs.masked_fill(ranks >= limit, 0.0)
-    sums = cumulative(probs)
-    before = F.pad(sums[:, :-1], (1, 0)) / sums[:, -1:]
-    kept = (ranks < limit) & ((before < top_p[:, None]) | (top_p >= 1)[:, None])
+    kept = (ranks < limit) & ((_mass_before(probs) < top_p[:, None]) | (top_p >= 1)[:, None])
     kept &= probs >= min_p[:, None] * probs[:, :1]
     kept[:, 0] = True
     cut = torch.empty_like(kept).scatter(-1, order, ~kept)
     filtered = log_softmax(log_probs.masked_fill(cut, float("-inf")))
     return torch.where(((top_k > 0) | (top_p < 1) | (min_p > 0))[:, None], filtered, log_probs)
+
+
+def _mass_before(probs: torch.Tensor) -> torch.Tensor:
+    """The share of a row's probability that stands before each of its columns."""
+    sums = cumulative(probs)
+    return F.pad(sums[:, :-1], (1, 0)).div_(sums[:, -1:])
 
 
 def draw_multinomial(log_probs: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

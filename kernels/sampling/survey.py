@@ -64,7 +64,7 @@ def largest(key, SHOWN: tl.constexpr, ROOM: tl.constexpr):
 
 @triton.jit
 def best_scores(score, token, SCORED: tl.constexpr, ROOM: tl.constexpr):
-    """The SCORED best scores and their tokens, in order, in `[ROOM]`; of equals the one that stands first."""
+    """The SCORED best scores and their tokens, in order, in `[ROOM]`; of equals the first."""
     place = tl.arange(0, ROOM)
     scores, tokens = tl.full((ROOM,), float("-inf"), tl.float64), tl.zeros((ROOM,), tl.int32)
     at = tl.arange(0, score.shape[0])
@@ -102,7 +102,7 @@ def survey_kernel(
         tl.store(keys_ptr + out * SHOWN + place, keys, mask=place < SHOWN)
     else:
         score = x / temperature + noise
-        score = tl.where(real & (score == score), score, float("-inf"))  # NaN is nobody's best, as in a draw
+        score = tl.where(real & (score == score), score, float("-inf"))  # NaN never wins, as in a draw
         scores, tokens = best_scores(score, token, SCORED, ROOM)
         tl.store(score_ptr + out * SCORED + place, scores, mask=place < SCORED)
         tl.store(best_ptr + out * SCORED + place, tokens, mask=place < SCORED)
