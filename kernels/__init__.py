@@ -23,7 +23,7 @@ from kernels.quant.contract import act_dequant, act_quant, formed, weight_dequan
 from kernels.reference import has_fp8_units
 from kernels.rope.contract import absorb_queries, rope_heads, rotate, split_latents
 from kernels.sampling.contract import cumulative, draw, draw_and_normaliser, survey
-from kernels.sampling.filters import draw_multinomial, process_logits
+from kernels.sampling.filters import draw_multinomial, log_softmax, process_logits
 from kernels.sampling.noise import gumbel_noise, uniform_noise
 from kernels.stepping.contract import advance, deliver, look_up
 
@@ -61,6 +61,7 @@ __all__ = [
     "gqa_decode",
     "gumbel_noise",
     "has_fp8_units",
+    "log_softmax",
     "look_up",
     "mla_decode",
     "one_after_another",

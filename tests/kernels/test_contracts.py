@@ -13,7 +13,8 @@ from kernels.dispatch import TRITON
 
 TORCH_EVERYWHERE = {"act_dequant", "rotate"}  # the contract calls the twin on every device
 OWN_DEFINITION = {  # torch and other ops on every device, without a twin
-    "draw", "draw_multinomial", "gumbel_noise", "has_fp8_units", "one_after_another", "process_logits", "uniform_noise",
+    "draw", "draw_multinomial", "gumbel_noise", "has_fp8_units", "log_softmax", "one_after_another", "process_logits",
+    "uniform_noise",
 }  # fmt: skip
 OPS = {name for name in kernels.__all__ if inspect.isfunction(getattr(kernels, name))} - OWN_DEFINITION
 FOR_TESTS = {"decode"}  # keyword of some Triton entries: takes the path of cards without FP8 units
