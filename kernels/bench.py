@@ -36,15 +36,15 @@ class Case:
         self.weights = [kernels.weight_quant(w) for w in weights]
 
     def ours(self, index: int) -> torch.Tensor:
-        return kernels.gemm_parts(
+        return kernels.gemm_partials(
             self.a, self.weights[index][0], self.a_s, self.weights[index][1], out_dtype=torch.bfloat16
         )
 
-    def error(self, parts: torch.Tensor) -> float:
+    def error(self, partials: torch.Tensor) -> float:
         """Of a product with the first weight, relative."""
         weight = kernels.weight_dequant(*self.weights[0], dtype=torch.float32).double()
         exact = kernels.act_dequant(self.a, self.a_s).double() @ weight.T
-        out = kernels.add_up(parts, dtype=torch.float32).double()
+        out = kernels.add_up(partials, dtype=torch.float32).double()
         return ((out - exact).norm() / exact.norm()).item()
 
     def against(self) -> dict[str, list]:

@@ -1,8 +1,7 @@
-"""The words that ops share: in which form tensors are handed on, what a gate and a cache are, what a survey tells."""
+"""Types that ops share: the form of activations, the rule of a gate, the KV cache, what a survey holds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,6 +9,7 @@ import torch
 FP8_MAX = 448.0
 LOG2_E = 1.4426950408889634  # cards raise 2 to a power faster than e: a softmax's scale takes this in
 AMAX_FLOOR = 1e-4  # keeps the scale of an all-zero block away from zero
+UNIT = 2.0**62  # a probability times this is a whole number for `cumulative`
 INVARIANT_ROWS = 32  # up to this many rows, a product's row depends on that row alone (see `plain_gemm`)
 
 
@@ -34,7 +34,7 @@ class Routing(NamedTuple):
 
 
 class Formed(NamedTuple):
-    """Activations `[T, K]` in the form that was asked for; None for what was not."""
+    """Activations `[T, K]` in the form requested; None for what was not."""
 
     plain: torch.Tensor | None
     q: torch.Tensor | None  # float8_e4m3fn
@@ -53,7 +53,7 @@ class KV(NamedTuple):
 
     values: torch.Tensor  # [pages, page_size, width] in the model's dtype, or float8_e4m3fn
     scales: torch.Tensor | None = None  # [pages, vectors, page_size] float32, restored by value * scale
-    widths: tuple[int, ...] = ()  # of a token's vectors, in order: their sum is the width; asked for with scales only
+    widths: tuple[int, ...] = ()  # of a token's vectors, in order: their sum is the width; needed with scales only
     across: int = 0  # of the last columns; with scales only
 
     @classmethod
@@ -73,6 +73,11 @@ class KV(NamedTuple):
         pages = self.values.view(torch.uint8).flatten(1)
         along, across = pages.split([self.page_size * (self.width - self.across), self.page_size * self.across], dim=1)
         return along.unflatten(1, (self.page_size, -1)), across.unflatten(1, (self.across, self.page_size)).mT
+
+    def check_values_across(self) -> None:
+        """Raises ValueError unless this can be a cache of heads: in E4M3 their values lie across."""
+        if self.across != (0 if self.scales is None else self.width // 2):
+            raise ValueError(f"an E4M3 cache of heads keeps its values across, not {self.across} columns")
 
     @property
     def page_size(self) -> int:
@@ -95,36 +100,3 @@ class Keep(NamedTuple):
     eps: float
     slots: torch.Tensor  # [T] int64: page * page_size and the token's number in the page
     kv: KV
-
-
-SHOWN, SCORED = 10, 6  # of a survey: likeliest tokens, and best candidates of a Gumbel-max draw
-SINGLE = 8  # numbers of a survey that stand alone, in front of those lists
-SURVEYED = SINGLE + 2 * SHOWN + 3 * SCORED  # numbers of a survey
-
-
-class Survey(NamedTuple):
-    """What stood behind one row's draw: numbers, or tensors of them, as `survey` leaves them side by side, ids too.
-    Where the vocabulary is smaller than what is shown, ids are 0 and their values -inf."""
-
-    temperature: float  # by which heated logits were divided: 1 for a greedy row
-    count: float  # of logits above -inf
-    logsumexp: float  # of the logits
-    entropy: float  # nats, at T=1
-    heated_logsumexp: float
-    heated_entropy: float
-    rank: float  # how many logits are larger than that of the token drawn
-    logit: float  # of the token drawn
-    top: Sequence[float]  # SHOWN ids of the largest logits, best first
-    top_logits: Sequence[float]
-    scored: Sequence[float]  # SCORED ids of the largest logit / temperature + noise, best first
-    heated: Sequence[float]  # their logit / temperature
-    noise: Sequence[float]  # their Gumbel noise
-
-    @classmethod
-    def of(cls, numbers: Sequence[float]) -> Survey:
-        """Takes `SURVEYED` numbers apart."""
-        fields, at = list(numbers[:SINGLE]), SINGLE
-        for size in (SHOWN, SHOWN, SCORED, SCORED, SCORED):
-            fields.append(numbers[at : at + size])
-            at += size
-        return cls(*fields)

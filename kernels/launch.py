@@ -1,12 +1,15 @@
 """Programmatic dependent launch (CUDA on sm_90 and newer): a kernel may start while the one before it still runs.
 
-A kernel lets the next one start as soon as it begins, and then waits for the one before it. So several stand in line,
-and those that have room ask for weights meanwhile: memory works on while small kernels run. Before it waits a kernel
-may read only what no kernel before it in a step writes: weights, seeds, lengths and pages, which move on as a step
-ends, and of a cache all pages but each row's newest. Once it has waited, everything before it is done, since every
-kernel waits; nothing is written earlier. (A program that finds no work may leave without waiting where another of its
-launch waits: a launch ends with its last program.) A few let the next one start only then, and say why: among them
-the first product of chosen experts, behind which their choice is safe.
+A kernel lets the next one start as soon as it begins, and then waits for the one before it. So several kernels are
+resident at a time, and those that find free shared memory fetch weights: memory stays busy while small kernels run.
+
+Before it waits, a kernel may read only what no earlier kernel of the step writes: weights, seeds, sequence lengths and
+block tables (which change only as a step ends), and all pages of the cache but each row's newest. Before it waits, it
+writes nothing. Once it has waited, everything before it is done, because every kernel waits. (A program without work
+may leave without waiting if another program of its launch waits: a launch ends with its last program.)
+
+A few kernels let the next one start only after they have waited, and say why. One of them is the first product of the
+chosen experts: after it, later kernels may read the choice without waiting.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import torch
 import triton
 import triton.language as tl
 
+TRITON_DTYPE = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _overlapping: ContextVar[bool] = ContextVar("overlapping", default=True)
 
 
@@ -49,7 +53,7 @@ def let_next_start(PDL: tl.constexpr):
 
 @triton.jit
 def prefetch(pointers):
-    """Asks for the lines of 128 bytes behind the pointers to be brought into the L2 cache."""
+    """Brings the 128-byte lines that the pointers point into to the L2 cache."""
     asm: tl.constexpr = "prefetch.global.L2 [$1]; mov.u32 $0, 0;"
     tl.inline_asm_elementwise(asm, "=r,l", [pointers.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1)
 

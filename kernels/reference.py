@@ -2,7 +2,7 @@
 
 Formats: activations in blocks of 128 along a row, weights in tiles of 128x128, values E4M3 (`float8_e4m3fn`, largest
 448), scales float32, restored by `value * scale` (DeepSeek-V3 technical report, section 3.3; arXiv:2412.19437).
-Shapes, dtypes and errors are stated once, at the public functions in `kernels/__init__.py`.
+Shapes, dtypes and errors are stated once, in the `contract.py` of each family of ops.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-from kernels.forms import AMAX_FLOOR, FP8_MAX, INVARIANT_ROWS, KV, SCORED, SHOWN, Form, Formed, Keep, Routing
-from kernels.sampling import gumbel_noise
+from kernels.forms import AMAX_FLOOR, FP8_MAX, INVARIANT_ROWS, KV, UNIT, Form, Formed, Keep, Routing
+from kernels.sampling.layout import SCORED, SHOWN
+from kernels.sampling.noise import gumbel_noise
 
 
 def has_fp8_units(device: torch.device) -> bool:
@@ -31,14 +32,16 @@ def _scale_of(amax: torch.Tensor, scale_fmt: str | None) -> torch.Tensor:
     return scale
 
 
-def act_quant(x: torch.Tensor, block_size: int, scale_fmt: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+def act_quant(
+    x: torch.Tensor, block_size: int = 128, scale_fmt: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     blocks = x.float().reshape(*x.shape[:-1], -1, block_size)
     scale = _scale_of(blocks.abs().amax(-1, keepdim=True), scale_fmt)
     # |x / s| exceeds 448 by rounding at most: the cast, to nearest even, needs no clamp
     return (blocks / scale).to(torch.float8_e4m3fn).view(x.shape), scale.squeeze(-1)
 
 
-def act_dequant(q: torch.Tensor, scale: torch.Tensor, block_size: int) -> torch.Tensor:
+def act_dequant(q: torch.Tensor, scale: torch.Tensor, block_size: int = 128) -> torch.Tensor:
     return q.float().view(*scale.shape, block_size).mul_(scale.unsqueeze(-1)).view(q.shape)
 
 
@@ -48,7 +51,9 @@ def _spread(scale: torch.Tensor, shape: torch.Size, block_size: int) -> torch.Te
     return scale.repeat_interleave(block_size, 0)[:rows].repeat_interleave(block_size, 1)[:, :cols]
 
 
-def weight_quant(w: torch.Tensor, block_size: int, scale_fmt: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+def weight_quant(
+    w: torch.Tensor, block_size: int = 128, scale_fmt: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     rows, cols = w.shape
     padded = F.pad(w.float(), (0, -cols % block_size, 0, -rows % block_size))
     tiles = padded.unflatten(1, (-1, block_size)).unflatten(0, (-1, block_size))  # [N/128, 128, K/128, 128]
@@ -56,42 +61,66 @@ def weight_quant(w: torch.Tensor, block_size: int, scale_fmt: str | None) -> tup
     return (w.float() / _spread(scale, w.shape, block_size)).to(torch.float8_e4m3fn), scale
 
 
-def weight_dequant(q: torch.Tensor, scale: torch.Tensor, block_size: int, dtype: torch.dtype) -> torch.Tensor:
+def weight_dequant(q: torch.Tensor, scale: torch.Tensor, block_size: int = 128, *, dtype: torch.dtype) -> torch.Tensor:
     return (q.float() * _spread(scale, q.shape, block_size)).to(dtype)
 
 
 def fp8_gemm(
-    a: torch.Tensor, a_s: torch.Tensor, b: torch.Tensor, b_s: torch.Tensor, out_dtype: torch.dtype
+    a: torch.Tensor, a_s: torch.Tensor, b: torch.Tensor, b_s: torch.Tensor, *, out_dtype: torch.dtype
 ) -> torch.Tensor:
+    a, b = a.float(), b.float()
+    few = 1 < len(a) <= INVARIANT_ROWS
+    rows = zip(a.split(1), a_s.split(1), strict=True) if few else [(a, a_s)]
+    return torch.cat([_blockwise(x, scale, b, b_s) for x, scale in rows]).to(out_dtype)
+
+
+def _blockwise(a: torch.Tensor, a_s: torch.Tensor, b: torch.Tensor, b_s: torch.Tensor) -> torch.Tensor:
+    """The sum over blocks of K of their products, each scaled, in float32."""
     out = torch.zeros(a.shape[0], b.shape[0], dtype=torch.float32, device=a.device)
     for k, (a_blk, b_blk) in enumerate(zip(a.split(128, -1), b.split(128, -1), strict=True)):
         tile_scale = b_s[:, k].repeat_interleave(128)[: b.shape[0]]
-        out += (a_blk.float() @ b_blk.float().T) * a_s[:, k : k + 1] * tile_scale
-    return out.to(out_dtype)
+        out += (a_blk @ b_blk.T) * a_s[:, k : k + 1] * tile_scale
+    return out
 
 
-def plain_gemm(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
-    """Few rows go one by one: a BLAS picks its summation order by the number of rows, and a running row's result
-    must not depend on how many others share its step."""
+def plain_gemm(a: torch.Tensor, b: torch.Tensor, *, out_dtype: torch.dtype) -> torch.Tensor:
     a, b = a.float(), b.float()
-    if 1 < len(a) <= INVARIANT_ROWS:
-        return torch.cat([F.linear(row, b) for row in a.split(1)]).to(out_dtype)
+    if len(a) == 1:
+        return F.linear(aligned_rows(a), b).to(out_dtype)
+    if len(a) <= INVARIANT_ROWS:
+        products = [F.linear(row, b) for row in aligned_rows(a).split(1)]
+        return (torch.cat(products) if products else a.new_empty(0, len(b))).to(out_dtype)
     return F.linear(a, b).to(out_dtype)
 
 
-def gemm_parts(a, b, a_s, b_s, out_dtype: torch.dtype) -> torch.Tensor:
-    return (plain_gemm(a, b, out_dtype) if a_s is None else fp8_gemm(a, a_s, b, b_s, out_dtype))[None]
+def aligned_rows(a: torch.Tensor) -> torch.Tensor:
+    """`a [T, K]` float32 with every row at a multiple of 64 bytes, to be multiplied row by row. A BLAS picks its order
+    of summation by the number of rows and by their alignment, and a row's result must not depend on the others."""
+    k = a.shape[1]
+    if k % 16:
+        return F.pad(a, (0, -k % 16))[:, :k]
+    if a.data_ptr() % 64 or a.stride(0) % 16 or a.stride(1) != 1:
+        return a.clone(memory_format=torch.contiguous_format)
+    return a
 
 
-def expert_gemm(a, b, a_s, b_s, experts, weights, out_dtype: torch.dtype, shared: int = 0) -> torch.Tensor:
+def gemm_partials(a, b, a_s=None, b_s=None, *, out_dtype: torch.dtype) -> torch.Tensor:
+    if a_s is None:
+        return plain_gemm(a, b, out_dtype=out_dtype)[None]
+    return fp8_gemm(a, a_s, b, b_s, out_dtype=out_dtype)[None]
+
+
+def expert_gemm(
+    a, b, experts, a_s=None, b_s=None, weights=None, *, out_dtype: torch.dtype, shared: int = 0
+) -> torch.Tensor:
     chosen, share = experts.flatten(), experts.numel() // len(a)
 
     def product(rows, expert: int) -> torch.Tensor:
         scales = (None, None) if a_s is None else (a_s[rows], b_s[expert])
-        return gemm_parts(a[rows], b[expert], *scales, out_dtype)[0]
+        return gemm_partials(a[rows], b[expert], *scales, out_dtype=out_dtype)[0]
 
     if len(experts) <= INVARIANT_ROWS and a_s is None:  # a row at a time anyhow: nothing to gather
-        rows = a.float().split(1)
+        rows = aligned_rows(a.float()).split(1)
         products = (F.linear(rows[number // share], b[e].float()) for number, e in enumerate(chosen.tolist()))
         out = torch.cat(list(products)).to(out_dtype)
     else:
@@ -110,8 +139,8 @@ def row_sigmoid(logits: torch.Tensor) -> torch.Tensor:
     return F.pad(logits, (0, -logits.shape[-1] % 64)).sigmoid()[:, : logits.shape[-1]]
 
 
-def route(parts: torch.Tensor, bias: torch.Tensor | None, rule: Routing) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = add_up(parts, torch.float32)
+def route(partials: torch.Tensor, bias: torch.Tensor | None, rule: Routing) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = add_up(partials, dtype=torch.float32)
     scores = row_sigmoid(logits) if rule.sigmoid else logits.softmax(-1)
     choice = scores if bias is None else scores + bias
     if rule.groups > 1:
@@ -130,9 +159,9 @@ def route(parts: torch.Tensor, bias: torch.Tensor | None, rule: Routing) -> tupl
     return torch.cat([chosen, shared], dim=-1).int(), weights
 
 
-def formed(y: torch.Tensor, form: Form) -> Formed:
-    q, s = act_quant(y, 128, "ue8m0" if form.ue8m0 else None) if form.fp8 else (None, None)
-    return Formed(y if form.plain else None, q, s)
+def formed(x: torch.Tensor, form: Form) -> Formed:
+    q, s = act_quant(x, 128, "ue8m0" if form.ue8m0 else None) if form.fp8 else (None, None)
+    return Formed(x if form.plain else None, q, s)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -141,31 +170,40 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return (wide * torch.rsqrt(mean + eps) * weight.float()).to(x.dtype)
 
 
-def add_up(parts: torch.Tensor | list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+def add_up(partials: torch.Tensor | list[torch.Tensor], *, dtype: torch.dtype) -> torch.Tensor:
     """Partial sums added in order."""
-    total = parts[0].float()
-    for part in parts[1:]:
+    total = partials[0].float()
+    for part in partials[1:]:
         total = total + part.float()
     return total.to(dtype)
 
 
-def gemm_swiglu(a, b, a_s, b_s, form: Form, dtype: torch.dtype) -> Formed:
-    return swiglu(gemm_parts(a, b, a_s, b_s, dtype), dtype, form)
+def gemm_swiglu(a, b, a_s=None, b_s=None, *, form: Form, dtype: torch.dtype) -> Formed:
+    return swiglu(gemm_partials(a, b, a_s, b_s, out_dtype=dtype), form, dtype=dtype)
+
+
+def _sum_and_norm(x: torch.Tensor, partials: list[torch.Tensor], weight: torch.Tensor, eps: float):
+    if partials:
+        x = x + add_up([part for group in partials for part in group], dtype=x.dtype)
+    return x, rms_norm(x, weight, eps)
 
 
 def add_norm(
-    x: torch.Tensor, parts: list[torch.Tensor], weight: torch.Tensor, eps: float, form: Form,
-    gate: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, Formed, torch.Tensor | None]:  # fmt: skip
-    if parts:
-        x = x + add_up([part for group in parts for part in group], x.dtype)
-    y = rms_norm(x, weight, eps)
-    logits = None if gate is None else gemm_parts(y.to(gate.dtype), gate, None, None, torch.float32)
-    return x, formed(y, form), logits
+    x: torch.Tensor, partials: list[torch.Tensor], weight: torch.Tensor, eps: float, form: Form
+) -> tuple[torch.Tensor, Formed]:
+    x, y = _sum_and_norm(x, partials, weight, eps)
+    return x, formed(y, form)
 
 
-def swiglu(parts: torch.Tensor, dtype: torch.dtype, form: Form) -> Formed:
-    gate, up = add_up(parts, dtype).chunk(2, dim=-1)
+def add_norm_gate(
+    x: torch.Tensor, partials: list[torch.Tensor], weight: torch.Tensor, eps: float, form: Form, gate: torch.Tensor
+) -> tuple[torch.Tensor, Formed, torch.Tensor]:
+    x, y = _sum_and_norm(x, partials, weight, eps)
+    return x, formed(y, form), gemm_partials(y.to(gate.dtype), gate, out_dtype=torch.float32)
+
+
+def swiglu(partials: torch.Tensor, form: Form, *, dtype: torch.dtype) -> Formed:
+    gate, up = add_up(partials, dtype=dtype).chunk(2, dim=-1)
     return formed(F.silu(gate) * up, form)
 
 
@@ -205,16 +243,18 @@ def _restored(kv: KV, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor
     return codes.float().mul_(torch.cat([scale.expand(-1, width) for scale, width in each], dim=-1))
 
 
-def gather_kv(kv: KV, places: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def gather_kv(kv: KV, slots: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
     if kv.scales is None:
-        return kv.values.view(-1, kv.width)[places]
-    page, token = places // kv.page_size, places % kv.page_size
+        return kv.values.view(-1, kv.width)[slots]
+    page, token = slots // kv.page_size, slots % kv.page_size
     codes = torch.cat([columns[page, token] for columns in kv.by_token()], dim=-1).view(kv.values.dtype)
     return _restored(kv, codes, kv.scales[page, :, token]).to(dtype)
 
 
-def rope_heads(parts, starts, norms, rope, slots, kv: KV, heads: int, eps: float, dtype: torch.dtype) -> torch.Tensor:
-    whole = add_up(parts, dtype)
+def rope_heads(
+    partials, starts, norms, rope, slots, kv: KV, *, heads: int, eps: float, dtype: torch.dtype
+) -> torch.Tensor:
+    whole = add_up(partials, dtype=dtype)
     dim, keys = rope.shape[-1] * 2, kv.width // 2
     ends = (heads * dim, starts[1] + keys, starts[2] + keys)
     q, k, v = (whole[:, a:b].unflatten(-1, (-1, dim)) for a, b in zip(starts, ends, strict=True))
@@ -230,18 +270,18 @@ def _keep_latent(both: torch.Tensor, rope: torch.Tensor, keep: Keep) -> None:
 
 
 def split_latents(
-    parts, q_norm, rope: torch.Tensor, keep: Keep, form: Form | None, dtype: torch.dtype
+    partials, q_norm, rope: torch.Tensor, keep: Keep, form: Form | None, *, dtype: torch.dtype
 ) -> Formed | None:
-    both = add_up(parts, dtype)
+    both = add_up(partials, dtype=dtype)
     _keep_latent(both, rope, keep)
     return None if q_norm is None else formed(rms_norm(both[:, : len(q_norm)], q_norm, keep.eps), form)
 
 
 def absorb_queries(
-    parts, absorb: torch.Tensor, rope: torch.Tensor, dtype: torch.dtype, keep: Keep | None
+    partials, absorb: torch.Tensor, rope: torch.Tensor, keep: Keep | None = None, *, dtype: torch.dtype
 ) -> torch.Tensor:
     heads, _, nope = absorb.shape
-    rotary, whole = rope.shape[-1] * 2, add_up(parts, dtype)
+    rotary, whole = rope.shape[-1] * 2, add_up(partials, dtype=dtype)
     if keep:
         _keep_latent(whole, rope, keep)
     q = whole[:, : heads * (nope + rotary)].unflatten(-1, (heads, -1))
@@ -269,7 +309,7 @@ def _seen(cache: KV, pages: list[int], length: int) -> torch.Tensor:
     return _restored(cache, codes, cache.scales[at].mT.flatten(0, 1)[:length])
 
 
-def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, form: Form) -> Formed:
+def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, form: Form, *, scale: float) -> Formed:
     mask, grouped = None, q.shape[1] // k.shape[1]
     if len(q) != len(k):
         mask = torch.ones(len(q), len(k), dtype=torch.bool, device=q.device).tril(len(k) - len(q))
@@ -281,19 +321,19 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: f
     return formed(out[0].transpose(0, 1).flatten(1), form)
 
 
-def mla_decode(q, cache, pages, lengths, scale: float, expand: torch.Tensor, form: Form) -> Formed:
+def mla_decode(q, cache, block_table, seq_lens, expand: torch.Tensor, form: Form, *, scale: float) -> Formed:
     value_dim = expand.shape[-1]
     out = torch.empty(*q.shape[:-1], value_dim, dtype=q.dtype, device=q.device)
-    for row, (used, length) in enumerate(zip(pages.tolist(), lengths.tolist(), strict=True)):
+    for row, (used, length) in enumerate(zip(block_table.tolist(), seq_lens.tolist(), strict=True)):
         keys = _seen(cache, used, length)  # [length, latent]
         probs = ((q[row].float() @ keys.T) * scale).softmax(-1)
         out[row] = (probs @ keys[:, :value_dim]).to(q.dtype)
     return formed(_per_head(out, expand).flatten(1), form)
 
 
-def gqa_decode(q, cache, pages, lengths, scale: float, kv_heads: int, form: Form) -> Formed:
+def gqa_decode(q, cache, block_table, seq_lens, form: Form, *, scale: float, kv_heads: int) -> Formed:
     out = torch.empty_like(q)
-    for row, (used, length) in enumerate(zip(pages.tolist(), lengths.tolist(), strict=True)):
+    for row, (used, length) in enumerate(zip(block_table.tolist(), seq_lens.tolist(), strict=True)):
         seen = _seen(cache, used, length).unflatten(-1, (2, kv_heads, -1))
         keys, values = seen.permute(1, 2, 0, 3)  # [G, length, D] each
         probs = (q[row].float().unflatten(0, (kv_heads, -1)) @ keys.mT * scale).softmax(-1)  # [G, H/G, length]
@@ -310,22 +350,32 @@ def _noise_at(seeds: tuple[int, ...], positions: tuple[int, ...], vocab: int) ->
 
 
 def _noise(seeds: torch.Tensor, positions: torch.Tensor, vocab: int) -> torch.Tensor:
-    """A step's noise, not to be written to. A draw, the draw after a filter and a survey ask for the same; on a CPU it
+    """A step's noise, not to be written to. A draw, the draw after a filter and a survey use the same; on a CPU it
     takes longer than each of them."""
     if seeds.is_cuda or len(seeds) > INVARIANT_ROWS:
         return gumbel_noise(seeds, positions.long(), vocab)
     return _noise_at(tuple(seeds.tolist()), tuple(positions.tolist()), vocab)
 
 
-def draw(logits, temperature, seeds, positions) -> tuple[torch.Tensor, torch.Tensor]:
+def _logsumexp(logits: torch.Tensor) -> torch.Tensor:
+    """Few rows one by one: torch adds in another order for more of them."""
+    rows = logits.split(1) if len(logits) <= INVARIANT_ROWS else [logits]
+    return torch.cat([row.logsumexp(-1) for row in rows])
+
+
+def draw_and_normaliser(logits, temperature, seeds, positions) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     drawn = temperature > 0
     scores = logits.double()
     if bool(drawn.any()):
         noise = _noise(seeds, positions, logits.shape[-1])
         scores = torch.where(drawn[:, None], scores / torch.where(drawn, temperature, 1.0)[:, None] + noise, scores)
     ids = scores.argmax(-1)  # the first of equals
-    logprobs = logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(-1)
-    return ids, logprobs.float()
+    logsumexp = _logsumexp(logits).float()
+    return ids, logits.gather(-1, ids[:, None])[:, 0].float() - logsumexp, logsumexp
+
+
+def cumulative(probs: torch.Tensor) -> torch.Tensor:
+    return (probs.double() * UNIT).long().cumsum(-1).double() / UNIT
 
 
 def look_up(tokens, positions, weight, table) -> tuple[torch.Tensor, torch.Tensor]:
@@ -338,11 +388,11 @@ def deliver(tensors, starts, host, turn) -> None:
         host[turn, start : start + len(words)] = words
 
 
-def advance(ids, moves, pages, tokens, positions, lengths, slots, turn, page_size: int) -> None:
+def advance(ids, moves, block_table, *, tokens, positions, lengths, slots, turn, page_size: int) -> None:
     tokens.copy_(ids)
     positions.add_(moves)
     lengths.copy_(positions + 1)
-    page = pages.gather(1, (positions // page_size)[:, None])[:, 0]
+    page = block_table.gather(1, (positions // page_size)[:, None])[:, 0]
     slots.copy_(page * page_size + positions % page_size)
     turn.copy_(1 - turn)
 

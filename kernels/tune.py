@@ -1,11 +1,11 @@
-"""`python -m kernels.tune`: makes `kernels/tuned.csv`, the table of tiles for FP8 products of few rows, on the card at
-hand (Hopper).
+"""`python -m kernels.tune`: makes `kernels/gemm/tuned.csv`, tiles for FP8 products of few rows, on the card
+at hand (Hopper).
 
 Products are tuned where they stand: in decode layers made of this package's ops, with norms, attention and SwiGLU
 between them. So it counts what a tile costs its reader, and what it leaves to the next product's weight, which is asked
 for meanwhile. (A product timed by itself, or among norms alone, chose tiles that cost a step up to 5%: NOTES.md.) One
 weight after the other gets the candidate that is best for the whole layer. Times are of CUDA graphs of more layers than
-the L2 cache holds. The number of pieces is chosen for one row and for 32 together, because it may not depend on rows;
+the L2 cache holds. The number of splits is chosen for one row and for 32 together, because it may not depend on rows;
 lines are kept only where the layer beats the rule by more than noise. A candidate whose result is wrong ends the run.
 """
 
@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 import kernels
 from kernels.bench import ROTATED_BYTES, TOLERANCE, Case, microseconds
+from kernels.gemm.sm90_streamed import BLOCK_N, streamed, streamed_tile, streams
+from kernels.gemm.tuned import TABLE, Tuned, read_table, write_table
 from kernels.launch import capability, is_hopper, multiprocessors, shared_memory
-from kernels.streamed import BLOCK_N, streamed, streamed_tile, streams
-from kernels.tuned import TABLE, Tuned, read_table, write_table
 
-SPLITS = (1, 2, 4)  # pieces of K
+SPLITS = (1, 2, 4)  # of K
 BLOCKS = (8, 16)  # of K on their way, at most
 PROGRAMS = 64, 512  # fewer leave multiprocessors idle, more take too many partial sums
 MARGIN = 0.005  # of a layer's time: what repeated runs differ by
@@ -36,7 +36,7 @@ Lines = dict[tuple[int, int], Tuned]  # by (N, K)
 
 
 class Shape(NamedTuple):
-    """Of a dense decoder with grouped-query attention. Without `inner` a layer ends behind attention: of a mixture of
+    """Of a dense decoder with grouped-query attention. Without `inner` a layer ends after attention: of a mixture of
     experts only that part has products of this kind."""
 
     hidden: int
@@ -79,22 +79,22 @@ class Layers:
         return streamed(a.q, b, a.s, b_s, torch.bfloat16, tile=tile)
 
     def run(self, lines: Lines) -> None:
-        s, form, x, parts = self.shape, kernels.Form(plain=False, fp8=True), self.residual, []
+        s, form, x, partials = self.shape, kernels.Form(plain=False, fp8=True), self.residual, []
         attended = s.heads * s.head_dim
         starts, scale = (0, attended, attended + s.kv_heads * s.head_dim), s.head_dim**-0.5
         norms = self.head_norm, self.head_norm
         for cases, cache in zip(self.cases, self.caches, strict=True):
-            x, act = kernels.add_norm(x, parts, self.norm, 1e-6, form)
+            x, act = kernels.add_norm(x, partials, self.norm, 1e-6, form)
             found = self.product(cases[0], act, lines)
             q = kernels.rope_heads(
                 found, starts, norms, self.angles, self.slots, cache, heads=s.heads, eps=1e-6, dtype=torch.bfloat16
             )
             out = kernels.gqa_decode(q, cache, self.pages, self.lengths, form, scale=scale, kv_heads=s.kv_heads)
-            parts = [self.product(cases[1], out, lines)]
+            partials = [self.product(cases[1], out, lines)]
             if s.inner:
-                x, act = kernels.add_norm(x, parts, self.norm, 1e-6, form)
+                x, act = kernels.add_norm(x, partials, self.norm, 1e-6, form)
                 inner = kernels.swiglu(self.product(cases[2], act, lines), form, dtype=torch.bfloat16)
-                parts = [self.product(cases[3], inner, lines)]
+                partials = [self.product(cases[3], inner, lines)]
 
     def time(self, lines: Lines) -> float:
         """Microseconds of a layer. Raises `ArithmeticError` where a product is wrong."""

@@ -40,7 +40,7 @@ def test_the_bench_prints_figures_of_what_all_rows_write_together(run, monkeypat
 
 
 def test_every_kernel_has_a_family():
-    rooms = Path(kernels.__file__).parent.glob("*.py")
+    rooms = Path(kernels.__file__).parent.rglob("*.py")
     names = {name for room in rooms for name in re.findall(r"^def (\w+_kernel)\(", room.read_text(), re.MULTILINE)}
     names = {name for name in names if not name.startswith("weight_")}  # of loading
     assert len(names) > 25 and all(floors.family_of(name) != "torch" for name in names), names

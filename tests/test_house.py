@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,7 +57,7 @@ def test_the_readme_map_names_every_python_room_and_nothing_that_is_gone():
     readme = (ROOT / "README.md").read_text()
     block = re.search(r"```text\n(app\.py.*?)```", readme, re.S).group(1)
     named = set(re.findall(r"[\w/]+\.py|[\w]+/", block))
-    for file in [*ROOT.glob("kernels/*.py"), *ROOT.glob("playground/*.py")]:
+    for file in [*ROOT.glob("kernels/**/*.py"), *ROOT.glob("playground/*.py")]:
         if not file.name.startswith("__init__"):
             assert file.name in named, f"{file.relative_to(ROOT)} is missing in README's map"
     existing = {p.name for p in ROOT.rglob("*.py")} | {p.name + "/" for p in ROOT.rglob("*") if p.is_dir()}
@@ -63,8 +65,6 @@ def test_the_readme_map_names_every_python_room_and_nothing_that_is_gone():
 
 
 def test_every_file_fits_a_plain_push_to_a_space():
-    import subprocess
-
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
     assert all((ROOT / f).stat().st_size < 9_500_000 for f in files if f and (ROOT / f).exists())
 
@@ -79,7 +79,7 @@ def calls_of(function: ast.FunctionDef) -> set[str]:
 def test_every_kernel_that_may_begin_early_waits_and_lets_the_next_begin():
     """Itself or in one of its roles (see `kernels/launch.py`): behind one that did not, others would read too early."""
     kernels = 0
-    for file in ROOT.glob("kernels/*.py"):
+    for file in ROOT.glob("kernels/**/*.py"):
         functions = {node.name: node for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)}
         for name, function in functions.items():
             if not (name.endswith("_kernel") and "PDL" in {argument.arg for argument in function.args.args}):
@@ -91,3 +91,9 @@ def test_every_kernel_that_may_begin_early_waits_and_lets_the_next_begin():
             assert called & {"wait_for_previous", "gdc_wait"}, f"{file.name}: {name} does not wait"
             assert called & {"let_next_start", "gdc_launch_dependents"}, f"{file.name}: {name} lets nobody begin"
     assert kernels > 25
+
+
+def test_the_pages_process_imports_neither_torch_nor_triton():
+    code = "import sys, app, playground.ui.page; print([m for m in ('torch', 'triton') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

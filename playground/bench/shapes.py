@@ -17,7 +17,7 @@ from playground.checkpoint.families import parse_config
 from playground.checkpoint.files import save_shards
 from playground.checkpoint.hub import EMBEDDED
 from playground.engine.loading import choose_device
-from playground.model.loading import SCALE_SUFFIX, stored_shape, wanted
+from playground.model.loading import SCALE_SUFFIX, expected_parameters, stored_shape
 from playground.model.transformer import Transformer
 
 _FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
@@ -54,7 +54,7 @@ SHAPES = {
 def _random_tensors(model: Transformer, device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
     """Normal weights of deviation 0.02 under a checkpoint's names, FP8 where the model wants it."""
     generator = torch.Generator(device).manual_seed(0)
-    for name, slot in wanted(model).items():
+    for name, slot in expected_parameters(model).items():
         shape = stored_shape(model, name, slot)
         if len(shape) == 1:
             yield name, torch.zeros(shape, device=device) if "bias" in name else torch.ones(shape, device=device)

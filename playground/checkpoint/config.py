@@ -87,6 +87,40 @@ class MlaConfig:
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
     @property
+    def value_dim(self) -> int:
+        """Of a head's values."""
+        return self.v_head_dim
+
+    @property
+    def absorbed_weights(self) -> int:
+        """Of a layer: what decode holds a second time, `kv_b_proj` in the form that it absorbs."""
+        return self.kv_lora_rank * self.heads * (self.qk_nope_head_dim + self.v_head_dim)
+
+    @property
+    def prefill_width(self) -> int:
+        """Numbers of a token while a prefill chunk's heads are made: queries, keys and values at most."""
+        return self.heads * self.qk_head_dim * 3
+
+    @property
+    def expanded_width(self) -> int:
+        """Numbers of every token that a prefill chunk attends to: each head's keys and values, as they are expanded."""
+        return self.heads * (self.qk_head_dim + self.v_head_dim + self.qk_nope_head_dim)
+
+    def block_sizes(self) -> dict[str, int]:
+        """Sizes by their name in `config.json` that must be whole blocks: the K of FP8 products."""
+        return {
+            "q_lora_rank": self.q_lora_rank or 0,
+            "kv_lora_rank": self.kv_lora_rank,
+            "num_attention_heads * v_head_dim": self.heads * self.v_head_dim,
+        }
+
+    def weight_count(self, hidden: int) -> int:
+        """Of a layer's projections."""
+        queries, rank = self.heads * self.qk_head_dim, self.q_lora_rank
+        query = hidden * queries if rank is None else rank * (hidden + queries)
+        return query + hidden * sum(self.cache_widths) + self.absorbed_weights + self.heads * self.v_head_dim * hidden
+
+    @property
     def cache_widths(self) -> tuple[int, ...]:
         """Of the vectors that the cache holds per token and layer: the compressed KV latent, the shared rotary key."""
         return (self.kv_lora_rank, self.qk_rope_head_dim)
@@ -109,6 +143,38 @@ class GqaConfig:
     @property
     def softmax_scale(self) -> float:
         return self.head_dim**-0.5
+
+    @property
+    def qk_head_dim(self) -> int:
+        return self.head_dim
+
+    @property
+    def value_dim(self) -> int:
+        """Of a head's values."""
+        return self.head_dim
+
+    @property
+    def absorbed_weights(self) -> int:
+        """None: decode reads the projections themselves."""
+        return 0
+
+    @property
+    def prefill_width(self) -> int:
+        """Numbers of a token while a prefill chunk's heads are made: queries, and as many for the result."""
+        return self.heads * self.head_dim * 2
+
+    @property
+    def expanded_width(self) -> int:
+        """Numbers of every token that a prefill chunk attends to: keys and values, one for each head at most."""
+        return self.heads * 2 * self.head_dim
+
+    def block_sizes(self) -> dict[str, int]:
+        """Sizes by their name in `config.json` that must be whole blocks: the K of FP8 products."""
+        return {"num_attention_heads * head_dim": self.heads * self.head_dim}
+
+    def weight_count(self, hidden: int) -> int:
+        """Of a layer's projections."""
+        return 2 * hidden * self.head_dim * (self.heads + self.kv_heads)
 
     @property
     def cache_widths(self) -> tuple[int, ...]:

@@ -296,12 +296,9 @@ def _refuse_unknown_forms(raw: dict, family: str) -> None:
 def _check_sizes(c: ModelConfig) -> None:
     """Relations between fields that the kernels and the router rely on."""
     a, moe = c.attention, c.moe
-    inner = {"hidden_size": c.hidden_size}  # every K of an FP8 product; a dense layer's own inner size is padded
-    if isinstance(a, MlaConfig):
-        inner |= {"q_lora_rank": a.q_lora_rank or 0, "kv_lora_rank": a.kv_lora_rank}
-        inner["num_attention_heads * v_head_dim"] = a.heads * a.v_head_dim
-    else:
-        inner["num_attention_heads * head_dim"] = a.heads * a.head_dim
+    inner = {
+        "hidden_size": c.hidden_size
+    } | a.block_sizes()  # every K of an FP8 product; a dense layer's own inner size is padded
     if moe:
         inner["moe_intermediate_size"] = moe.moe_intermediate_size
     for name, size in inner.items():
@@ -321,14 +318,7 @@ def _check_sizes(c: ModelConfig) -> None:
 
 def weight_count(c: ModelConfig) -> int:
     """Weights of all matrices, in whole 128-wide blocks, without building anything."""
-    a, d = c.attention, c.hidden_size
-    if isinstance(a, MlaConfig):
-        query = a.heads * a.qk_head_dim
-        attention = d * query if a.q_lora_rank is None else a.q_lora_rank * (d + query)
-        attention += d * sum(a.cache_widths) + a.kv_lora_rank * a.heads * (a.qk_nope_head_dim + a.v_head_dim)
-        attention += a.heads * a.v_head_dim * d
-    else:
-        attention = 2 * d * a.head_dim * (a.heads + a.kv_heads)
+    d, attention = c.hidden_size, c.attention.weight_count(c.hidden_size)
     sparse = len(c.moe.layers) if c.moe else 0
     total = c.num_hidden_layers * attention + (c.num_hidden_layers - sparse) * 3 * d * whole_blocks(c.intermediate_size)
     if c.moe:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from playground.checkpoint.config import CheckpointError, MlaConfig, ModelConfig
+from playground.checkpoint.config import CheckpointError, ModelConfig
 from playground.engine.cache import token_bytes
 from playground.engine.pages import PAGE_SIZE, PREFILL_CHUNK
 from playground.model.layers import Linear, Product
@@ -49,27 +49,22 @@ def weight_bytes(model: nn.Module, device: torch.device, dtype: torch.dtype) -> 
     c = model.config
     if c.tie_word_embeddings:
         total -= model.lm_head.weight.numel() * dtype.itemsize
-    if isinstance(a := c.attention, MlaConfig):  # kv_b_proj again, in the form that decode absorbs
-        absorbed = a.kv_lora_rank * a.heads * (a.qk_nope_head_dim + a.v_head_dim)
-        total += c.num_hidden_layers * absorbed * dtype.itemsize
-    return total
+    return total + c.num_hidden_layers * c.attention.absorbed_weights * dtype.itemsize
 
 
-def _piece_bytes(c: ModelConfig, tokens: int, context: int) -> int:
-    """The widest moment of a prefill piece, in float32."""
-    a = c.attention
-    heads = a.heads * (a.qk_head_dim * 3 if isinstance(a, MlaConfig) else a.head_dim * 2)
-    width = 4 * c.hidden_size + 2 * heads + 3 * max(c.intermediate_size, c.moe.moe_intermediate_size if c.moe else 0)
+def _chunk_bytes(c: ModelConfig, tokens: int, context: int) -> int:
+    """The widest moment of a prefill chunk, in float32."""
+    width = 4 * c.hidden_size + 2 * c.attention.prefill_width
+    width += 3 * max(c.intermediate_size, c.moe.moe_intermediate_size if c.moe else 0)
     return tokens * (width * 4 + context)
 
 
 def workspace_bytes(c: ModelConfig, context: int, recorded: bool) -> int:
-    """A prefill piece, sampling, and every head's keys and values of the whole context in two copies: generous, and
-    small beside the weights. On a card, where graphs are `recorded`, once more, because a piece runs without a
+    """A prefill chunk, sampling, and every head's keys and values of the whole context in two copies: generous, and
+    small beside the weights. On a card, where graphs are `recorded`, once more, because a chunk runs without a
     recording first; and 32 rows of which one filters: seven numbers of 8 bytes for each token of the vocabulary."""
-    a = c.attention
-    seen = a.heads * (a.qk_head_dim + a.v_head_dim + a.qk_nope_head_dim if isinstance(a, MlaConfig) else 2 * a.head_dim)
-    once = _piece_bytes(c, min(PREFILL_CHUNK, context), context) + 2 * context * seen * 4 + 32 * c.vocab_size * 8
+    seen = 2 * context * c.attention.expanded_width * 4
+    once = _chunk_bytes(c, min(PREFILL_CHUNK, context), context) + seen + 32 * c.vocab_size * 8
     return 2 * once + 32 * c.vocab_size * 7 * 8 if recorded else once
 
 

@@ -8,7 +8,6 @@ import torch
 
 import kernels
 from kernels import reference
-from playground.checkpoint.config import MlaConfig
 from playground.engine.engine import Engine
 from playground.engine.requests import Request
 from playground.engine.settings import SamplingParams
@@ -72,10 +71,9 @@ def gated_error(product: Product, rows: int) -> float:
 def attention_error(model: Transformer, queries: int, before: int) -> float:
     """Relative error of a prompt's attention, of heads as wide as the model's, against float64."""
     a, options = model.config.attention, {"device": model.device, "dtype": model.dtype}
-    widths = (a.qk_head_dim, a.v_head_dim) if isinstance(a, MlaConfig) else (a.head_dim, a.head_dim)
-    q, k = (torch.randn(t, 2, widths[0], **options) for t in (queries, queries + before))
-    v, plain = torch.randn(queries + before, 2, widths[1], **options), kernels.Form(True, False)
-    exact = reference.causal_attention(q.double(), k.double(), v.double(), 0.1, plain).plain
+    q, k = (torch.randn(t, 2, a.qk_head_dim, **options) for t in (queries, queries + before))
+    v, plain = torch.randn(queries + before, 2, a.value_dim, **options), kernels.Form(True, False)
+    exact = reference.causal_attention(q.double(), k.double(), v.double(), plain, scale=0.1).plain
     return difference(kernels.causal_attention(q, k, v, plain, scale=0.1).plain, exact)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kernels import SURVEYED, Survey
+from kernels.sampling.layout import SURVEYED, Survey
 
 _ENTROPY, _RANK = Survey._fields.index("entropy"), Survey._fields.index("rank")  # every token shown asks for these
 

@@ -56,7 +56,7 @@ def processed_rows(logits: torch.Tensor, s: Settings, needs: Needs) -> torch.Ten
     heated = torch.where(s.temperature > 0, s.temperature, 1.0)
     if needs.filtered:
         return kernels.process_logits(logits, heated, s.top_k, s.top_p, s.min_p)
-    return torch.log_softmax(logits.double() / heated[:, None], dim=-1)  # the same numbers, unsorted
+    return kernels.log_softmax(logits.double() / heated[:, None])  # the same numbers, unsorted
 
 
 def draw_rows(
@@ -68,7 +68,7 @@ def draw_rows(
     A row goes the way that its own parameters say, whatever the others need: its draw has the same bits in any company.
     """
     s = settings
-    ids, logprobs = kernels.draw(logits, s.temperature, s.seeds, positions)
+    ids, logprobs, normaliser = kernels.draw_and_normaliser(logits, s.temperature, s.seeds, positions)
     if not any(needs):
         return ids, logprobs
     one = torch.ones_like(s.temperature)  # made before what follows it: a draw reads it before it waits
@@ -79,7 +79,7 @@ def draw_rows(
     if needs.summed:
         by_sum = kernels.draw_multinomial(processed, s.seeds, positions.long())
         ids = torch.where(drawn & (s.multinomial > 0), by_sum, ids)
-    return ids, (logits.gather(-1, ids[:, None]) - logits.logsumexp(-1, keepdim=True))[:, 0]
+    return ids, logits.gather(-1, ids[:, None])[:, 0].float() - normaliser  # as the draw itself reckons it
 
 
 def explain_rows(
@@ -92,11 +92,11 @@ def explain_rows(
     processed = processed_rows(logits, s, needs) if any(needs) else None
     if needs.filtered:
         heated = torch.where(s.temperature > 0, s.temperature, 1.0)
-        before = torch.softmax(logits.double() / heated[:, None], dim=-1)
-        cut = torch.where(processed > float("-inf"), 0.0, before).sum(-1, keepdim=True)
+        before = kernels.log_softmax(logits.double() / heated[:, None]).exp()
+        cut = kernels.cumulative(torch.where(processed > float("-inf"), 0.0, before))[:, -1:]
         told += [cut, kernels.survey(processed, one, s.seeds, positions, ids)]
     if needs.summed:
-        cumulative, chosen = processed.exp().cumsum(-1), ids[:, None]
+        cumulative, chosen = kernels.cumulative(processed.exp()), ids[:, None]
         total, low = cumulative[:, -1:], cumulative.gather(-1, (chosen - 1).clamp(min=0))
         uniform = kernels.uniform_noise(s.seeds, positions.long())[:, None]
         told += [uniform, torch.where(chosen > 0, low, 0.0) / total, cumulative.gather(-1, chosen) / total]

@@ -30,13 +30,13 @@ def places(
 
 
 def seen_by_prefill(kv: kernels.KV, slots: torch.Tensor, step: Step, dtype: torch.dtype) -> torch.Tensor:
-    """What the cache holds of all tokens that a prefill sees, `[S, width]`: in E4M3, what it holds of the piece itself
-    as well, so that a token is read as the same numbers by whoever comes after it."""
+    """What the cache holds of all tokens that a prefill sees, `[S, width]`: in E4M3 those of the chunk itself
+    as well, so that every later token reads the same numbers."""
     return kernels.gather_kv(kv, slots if step.context is None else step.context, dtype=dtype)
 
 
 def attend_prompt(q, k, v, step: Step, form: kernels.Form, *, scale: float) -> kernels.Formed:
-    """`kernels.causal_attention`, of the tokens that the step wants."""
+    """`kernels.causal_attention`, at the tokens whose hidden states the step returns."""
     if step.wanted is None:
         return kernels.causal_attention(q, k, v, form, scale=scale)
     out = kernels.causal_attention(q, k, v, kernels.Form(plain=True, fp8=False), scale=scale)
@@ -78,29 +78,29 @@ class LatentAttention(nn.Module):
 
     def forward(self, x: kernels.Formed, rope: torch.Tensor, cache: kernels.KV | None, step: Step) -> torch.Tensor:
         """`x [T, D]` in the form of `feed`, `rope [T, 2, R/2]`, this layer's `cache`; returns partial sums
-        `[P, T, D]`, or of the tokens that the step wants."""
+        `[P, T, D]`, at the tokens whose hidden states the step returns."""
         dtype = self.output.dtype
         kv, slots = places(cache, step, self.config.cache_widths, dtype)
-        parts = self.inputs(self.feed(x, step))
+        partials = self.inputs(self.feed(x, step))
         keep = kernels.Keep(self.inputs.starts[1], self.kv_a_layernorm.weight, LATENT_EPS, slots, kv)
         if self.config.q_lora_rank is not None:
-            norm, wanted = self.q_a_layernorm.weight, self.feed_query.form
-            query = kernels.split_latents(parts, norm, rope, keep, wanted, dtype=dtype)
-            parts, keep = self.expand_query(self.feed_query(query, step)), None
+            norm, query_form = self.q_a_layernorm.weight, self.feed_query.form
+            query = kernels.split_latents(partials, norm, rope, keep, query_form, dtype=dtype)
+            partials, keep = self.expand_query(self.feed_query(query, step)), None
         form = self.feed_output.form
         if step.is_decode:
-            q = kernels.absorb_queries(parts, self.absorb_keys, rope, keep, dtype=dtype)
+            q = kernels.absorb_queries(partials, self.absorb_keys, rope, keep, dtype=dtype)
             scale = self.config.softmax_scale
             out = kernels.mla_decode(q, cache, step.pages, step.lengths, self.absorb_values, form, scale=scale)
         else:
             if keep:
-                kernels.split_latents(parts, None, rope, keep, None, dtype=dtype)
-            out = self._prefill(parts, rope, seen_by_prefill(kv, slots, step, dtype), step)
+                kernels.split_latents(partials, None, rope, keep, None, dtype=dtype)
+            out = self._prefill(partials, rope, seen_by_prefill(kv, slots, step, dtype), step)
         return self.output(self.feed_output(out, step))
 
-    def _prefill(self, parts: torch.Tensor, rope: torch.Tensor, seen: torch.Tensor, step: Step) -> kernels.Formed:
+    def _prefill(self, partials: torch.Tensor, rope: torch.Tensor, seen: torch.Tensor, step: Step) -> kernels.Formed:
         a = self.config
-        q = kernels.add_up(parts, dtype=seen.dtype)[:, : a.heads * a.qk_head_dim].unflatten(-1, (a.heads, -1))
+        q = kernels.add_up(partials, dtype=seen.dtype)[:, : a.heads * a.qk_head_dim].unflatten(-1, (a.heads, -1))
         q_nope, q_rope = q.split([a.qk_nope_head_dim, a.qk_rope_head_dim], dim=-1)
         q = torch.cat([q_nope, kernels.rotate(q_rope, rope[:, None, 0], rope[:, None, 1], interleaved=True)], dim=-1)
         latent, k_rope = seen.split([a.kv_lora_rank, a.qk_rope_head_dim], dim=-1)

@@ -30,13 +30,13 @@ class GroupedQueryAttention(nn.Module):
 
     def forward(self, x: kernels.Formed, rope: torch.Tensor, cache: kernels.KV | None, step: Step) -> torch.Tensor:
         """`x [T, D]` in the form of `feed`, `rope [T, 2, head_dim/2]`, this layer's `cache`; returns partial sums
-        `[P, T, D]`, or of the tokens that the step wants."""
+        `[P, T, D]`, at the tokens whose hidden states the step returns."""
         a, dtype = self.config, self.output.dtype
         kv, slots = places(cache, step, a.cache_widths, dtype)
-        parts = self.inputs(self.feed(x, step))
+        partials = self.inputs(self.feed(x, step))
         norms = (self.q_norm.weight, self.k_norm.weight) if a.qk_norm else None
         starts = self.inputs.starts
-        q = kernels.rope_heads(parts, starts, norms, rope, slots, kv, heads=a.heads, eps=self.eps, dtype=dtype)
+        q = kernels.rope_heads(partials, starts, norms, rope, slots, kv, heads=a.heads, eps=self.eps, dtype=dtype)
         scale, form = a.softmax_scale, self.feed_output.form
         if step.is_decode:
             out = kernels.gqa_decode(q, cache, step.pages, step.lengths, form, scale=scale, kv_heads=a.kv_heads)

@@ -142,11 +142,11 @@ class Product(nn.Module):
     def forward(self, x: Activation) -> torch.Tensor:
         """Partial sums `[P, T, outputs]`."""
         if self.pieces:
-            parts = [kernels.add_up(piece(x), dtype=self.dtype) for piece in self.pieces]
+            each = [kernels.add_up(piece(x), dtype=self.dtype) for piece in self.pieces]
             sizes = [b - a for a, b in pairwise([*self.starts, self.outputs])]
-            return torch.cat([F.pad(p, (0, n - p.shape[1])) for p, n in zip(parts, sizes, strict=True)], dim=-1)[None]
+            return torch.cat([F.pad(p, (0, n - p.shape[1])) for p, n in zip(each, sizes, strict=True)], dim=-1)[None]
         a, b, (a_s, b_s) = self._operands(x)
-        return kernels.gemm_parts(a, b[0], a_s, None if b_s is None else b_s[0], out_dtype=self.dtype)
+        return kernels.gemm_partials(a, b[0], a_s, None if b_s is None else b_s[0], out_dtype=self.dtype)
 
     def swiglu(self, x: Activation, form: kernels.Form, dtype: torch.dtype) -> kernels.Formed:
         """`silu(gate) * up` of two projections, `[T, outputs / 2]` in `form`."""
@@ -180,9 +180,9 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight, self.eps = _parameter(dim), eps
 
-    def forward(self, x: torch.Tensor, parts: list[torch.Tensor], form: kernels.Form):
+    def forward(self, x: torch.Tensor, partials: list[torch.Tensor], form: kernels.Form):
         """`x [T, D]` plus what the products before it left, and the norm of that sum in `form`."""
-        return kernels.add_norm(x, parts, self.weight, self.eps, form)
+        return kernels.add_norm(x, partials, self.weight, self.eps, form)
 
 
 class MLP(nn.Module):

@@ -1,7 +1,7 @@
-"""From a checkpoint's tensors to a model's parameters: nothing missing, nothing unknown, each in the form wanted here.
+"""From a checkpoint's tensors to a model's parameters: nothing missing, nothing unknown, each in the expected form.
 
-A projection may come as FP8 with its scales or as plain numbers, and be wanted in either form. Going to FP8 happens on
-the device, tensor by tensor, and keeps each tile's relative error.
+A projection may come as FP8 with its scales or as plain numbers, and be expected in either form. Going to FP8 happens
+on the device, tensor by tensor, and keeps each tile's relative error.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _FLOATS = (torch.bfloat16, torch.float32, torch.float16)
 _SCALES = (torch.float32, torch.bfloat16, torch.float8_e8m0fnu)
 
 
-def wanted(model: nn.Module) -> dict[str, nn.Parameter]:
+def expected_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that a checkpoint must hold, by name; scales belong to their weight and are not listed."""
     slots = {name: p for name, p in model.named_parameters() if not name.endswith(SCALE_SUFFIX)}
     if model.config.tie_word_embeddings:
@@ -58,7 +58,7 @@ def is_skipped(config: ModelConfig, name: str) -> bool:
 def check_headers(model: nn.Module, headers: Mapping[str, Header]) -> None:
     """Compares the files' headers with the model, so that nothing is read in vain. Raises `CheckpointError` naming
     the first tensor that is unknown, missing, misshapen or of the wrong type, and its file."""
-    slots = wanted(model)
+    slots = expected_parameters(model)
     for name, header in headers.items():
         weight = name.removesuffix(SCALE_SUFFIX)
         if not is_skipped(model.config, weight) and (weight not in slots or (weight != name and weight not in headers)):
@@ -120,7 +120,7 @@ def fill(
 ) -> Iterator[None]:
     """Gives every parameter its tensor, one at a time: yields behind each. Raises `CheckpointError` for what is
     missing, unknown or does not fit."""
-    slots = wanted(model)
+    slots = expected_parameters(model)
     for name, tensor, scale in with_scales(tensors):
         if is_skipped(model.config, name):
             continue

@@ -27,8 +27,8 @@ class ScaleTrace:
         self.feeds.append(Traced(readers, scales, experts))
 
     def newest(self, last: torch.Tensor, size: int) -> ScaleTrace:
-        """Of the token at `last [1]` alone, copied, of a piece of `size` tokens, with which every feed ends: some have
-        seen all of the prompt before it as well, and those behind the last attention that token alone."""
+        """Copies the scales of the token at `last [1]` of a prefill chunk of `size` tokens. Every feed ends with the
+        chunk: some have seen the prompt before it as well, those behind the last attention that token alone."""
         kept: list[Traced] = []
         places: dict[int, torch.Tensor] = {}  # by the tokens that a feed has seen
         for readers, scales, experts in self.feeds:
@@ -43,8 +43,8 @@ class ScaleTrace:
 
     def flat(self) -> torch.Tensor:
         """Everything in one float32 tensor, so that one transfer brings it to the host."""
-        pieces = [t.flatten().float() for feed in self.feeds for t in (feed.scales, feed.experts) if t is not None]
-        return torch.cat(pieces) if pieces else torch.empty(0)
+        flat = [t.flatten().float() for feed in self.feeds for t in (feed.scales, feed.experts) if t is not None]
+        return torch.cat(flat) if flat else torch.empty(0)
 
     def layout(self) -> ScaleLayout:
         """Where what `flat` holds belongs."""
@@ -96,14 +96,14 @@ class ScaleLayout(NamedTuple):
 
 @dataclass
 class Step:
-    """One forward: either a piece of one row's prompt (prefill), or one token of each of R rows (decode)."""
+    """One forward: either a chunk of one row's prompt (prefill), or one token of each of R rows (decode)."""
 
     positions: torch.Tensor  # [T] int64
     slots: torch.Tensor | None  # [T] int64 places in the flattened cache; None: nothing is kept
-    context: torch.Tensor | None = None  # [S] int64 places of the whole prompt so far, for a piece after the first
-    pages: torch.Tensor | None = None  # [R, P] int32, decode only
-    lengths: torch.Tensor | None = None  # [R] int32 tokens seen, the new one included; decode only
-    wanted: torch.Tensor | None = None  # [W] int64: of these tokens of a piece the hidden states are asked for
+    context: torch.Tensor | None = None  # [S] int64 slots of the whole prompt so far, for chunks after the first
+    pages: torch.Tensor | None = None  # [R, P] int32, the block table; decode only
+    lengths: torch.Tensor | None = None  # [R] int32 sequence lengths, the new token included; decode only
+    wanted: torch.Tensor | None = None  # [W] int64: hidden states are returned at these tokens of a chunk; None: all
     trace: ScaleTrace | None = None
 
     @property
@@ -111,5 +111,5 @@ class Step:
         return self.pages is not None
 
     def of_wanted(self, x: torch.Tensor) -> torch.Tensor:
-        """`x [T, ...]` of the tokens wanted: `[W, ...]`."""
+        """`x [T, ...]` at the tokens whose hidden states are returned: `[W, ...]`."""
         return x if self.wanted is None else x[self.wanted]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import kernels
-from playground.checkpoint.config import MlaConfig, ModelConfig
+from playground.checkpoint.config import GqaConfig, MlaConfig, ModelConfig
 from playground.model.attention import LatentAttention
 from playground.model.gqa import GroupedQueryAttention
 from playground.model.layers import MLP, Feed, PlainLinear, Product, RMSNorm, _parameter
@@ -19,14 +19,15 @@ from playground.model.moe import MoE
 from playground.model.rope import rope_table
 from playground.model.step import Step
 
+ATTENTION = {MlaConfig: LatentAttention, GqaConfig: GroupedQueryAttention}
+
 
 class Layer(nn.Module):
     def __init__(self, config: ModelConfig, index: int):
         super().__init__()
         c, name = config, f"layers.{index}"
-        attention = LatentAttention if isinstance(c.attention, MlaConfig) else GroupedQueryAttention
         self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.self_attn = attention(c, f"{name}.self_attn")
+        self.self_attn = ATTENTION[type(c.attention)](c, f"{name}.self_attn")
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         if c.is_moe(index):
             self.mlp = MoE(c, f"{name}.mlp")
@@ -37,21 +38,21 @@ class Layer(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        parts: list[torch.Tensor],
+        partials: list[torch.Tensor],
         rope: torch.Tensor,
         cache: kernels.KV | None,
         step: Step,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The residual stream `x [T, D]` and what the layer before adds to it, to the same two of this layer: adding
-        is left to the norm that comes next, which must read both anyway. Behind attention, which all tokens leave
-        something for, only those that the step wants go on."""
-        x, inner = self.input_layernorm(x, parts, self.self_attn.feed.form)
-        x, parts = step.of_wanted(x), [self.self_attn(inner, rope, cache, step)]
+        is left to the norm that comes next, which must read both anyway. Behind attention, which needs all tokens, only
+        those go on whose hidden states the step returns."""
+        x, inner = self.input_layernorm(x, partials, self.self_attn.feed.form)
+        x, partials = step.of_wanted(x), [self.self_attn(inner, rope, cache, step)]
         if isinstance(self.mlp, MoE):
             norm, mlp = self.post_attention_layernorm, self.mlp
-            x, inner, logits = kernels.add_norm_gate(x, parts, norm.weight, norm.eps, mlp.feed.form, mlp.gate.weight)
+            x, inner, logits = kernels.add_norm_gate(x, partials, norm.weight, norm.eps, mlp.feed.form, mlp.gate.weight)
             return x, mlp(inner, logits, step)
-        x, inner = self.post_attention_layernorm(x, parts, self.feed.form)
+        x, inner = self.post_attention_layernorm(x, partials, self.feed.form)
         return x, [self.mlp(self.feed(inner, step), step)]
 
 
@@ -107,7 +108,7 @@ class Transformer(nn.Module):
         self.eval()
 
     def forward(self, tokens: torch.Tensor, step: Step, cache: kernels.KV | None = None) -> torch.Tensor:
-        """`tokens [T]` int64 to normalised hidden states `[T, D]`, or those that the step wants; `cache` of all
+        """`tokens [T]` int64 to normalised hidden states `[T, D]`, or `[W, D]` at `step.wanted`; `cache` of all
         layers."""
         *_, hidden = self.in_slices(tokens, step, cache)
         return hidden
@@ -117,13 +118,13 @@ class Transformer(nn.Module):
     ) -> Iterator[torch.Tensor | None]:
         """As `forward`, layer by layer: yields None behind each, then the hidden states."""
         x, rope = kernels.look_up(tokens, step.positions, self.model.embed_tokens.weight, self.rope)
-        parts: list[torch.Tensor] = []
+        partials: list[torch.Tensor] = []
         whole, last = replace(step, wanted=None), len(self.model.layers) - 1
         for index, layer in enumerate(self.model.layers):
             wants = step if index == last else whole  # nobody reads the others' way through the last layer
-            x, parts = layer(x, parts, rope, None if cache is None else cache.layer(index), wants)
+            x, partials = layer(x, partials, rope, None if cache is None else cache.layer(index), wants)
             yield None
-        yield self.model.norm(x, parts, kernels.Form(plain=True, fp8=False))[1].plain
+        yield self.model.norm(x, partials, kernels.Form(plain=True, fp8=False))[1].plain
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[T, D]` to `[T, vocab]` float32."""

@@ -5,22 +5,18 @@ import torch
 from compare import assert_bits_equal, assert_close
 
 import kernels
-from kernels import (
-    KV,
-    Form,
-    Formed,
-    Keep,
-    Routing,
-    attention,
-    gather,
-    latent,
-    moe,
-    norm,
-    prefill,
-    quant,
-    reference,
-    rope,
-)
+from kernels import KV, Form, Formed, Keep, Routing, reference
+from kernels.attention import choose as attention
+from kernels.attention import spans
+from kernels.attention.gather import gather_kv
+from kernels.moe.route import route
+from kernels.moe.schedule import schedule
+from kernels.norm.add_norm import add_norm
+from kernels.norm.choose import add_norm_gate
+from kernels.norm.swiglu import swiglu
+from kernels.quant import e4m3
+from kernels.rope.heads import rope_heads
+from kernels.rope.latents import absorb_queries, split_latents
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CACHES = {"plain": torch.float32, "fp8": torch.float8_e4m3fn}
@@ -47,17 +43,17 @@ def assert_formed(out: Formed, ref: Formed) -> None:
 def test_add_norm_kernel_equals_its_twin(form, counts):
     torch.manual_seed(1)
     x, weight = torch.randn(3, 384), torch.rand(384)
-    parts = [torch.randn(count, 3, 384) for count in counts]
-    total, ref, _ = reference.add_norm(x, parts, weight, 1e-6, form)
-    got_total, got, _ = norm.add_norm(*to(DEVICE, x), to(DEVICE, *parts), *to(DEVICE, weight), 1e-6, form)
+    partials = [torch.randn(count, 3, 384) for count in counts]
+    total, ref = reference.add_norm(x, partials, weight, 1e-6, form)
+    got_total, got = add_norm(*to(DEVICE, x), to(DEVICE, *partials), *to(DEVICE, weight), 1e-6, form)
     assert_bits_equal(got_total, total)
     assert_formed(got, ref)
 
 
 def test_add_norm_kernel_takes_any_width_and_strided_parts():
-    x, weight, parts = torch.randn(2, 200), torch.rand(200), torch.randn(2, 3, 200).transpose(0, 1)
-    _, ref, _ = reference.add_norm(x, [parts], weight, 1e-6, FORMS["plain"])
-    _, out, _ = norm.add_norm(x.to(DEVICE), [parts.to(DEVICE)], weight.to(DEVICE), 1e-6, FORMS["plain"])
+    x, weight, partials = torch.randn(2, 200), torch.rand(200), torch.randn(2, 3, 200).transpose(0, 1)
+    _, ref = reference.add_norm(x, [partials], weight, 1e-6, FORMS["plain"])
+    _, out = add_norm(x.to(DEVICE), [partials.to(DEVICE)], weight.to(DEVICE), 1e-6, FORMS["plain"])
     assert_formed(out, ref)
 
 
@@ -65,23 +61,23 @@ def test_add_norm_kernel_takes_any_width_and_strided_parts():
 def test_a_gates_logits_equal_their_twins_and_are_a_rows_own(experts, dim):
     generator = torch.Generator().manual_seed(experts)
     x, weight, gate = (torch.randn(*s, generator=generator) for s in ((6, dim), (dim,), (experts, dim)))
-    parts = torch.randn(2, 6, dim, generator=generator)
-    total, ref, logits = reference.add_norm(x, [parts], weight, 1e-6, FORMS["plain"], gate)
-    there = to(DEVICE, x, parts, weight, gate)
-    got_total, got, got_logits = norm.add_norm(there[0], [there[1]], there[2], 1e-6, FORMS["plain"], there[3])
+    partials = torch.randn(2, 6, dim, generator=generator)
+    total, ref, logits = reference.add_norm_gate(x, [partials], weight, 1e-6, FORMS["plain"], gate)
+    there = to(DEVICE, x, partials, weight, gate)
+    got_total, got, got_logits = add_norm_gate(there[0], [there[1]], there[2], 1e-6, FORMS["plain"], there[3])
     assert_bits_equal(got_total, total)
     assert_formed(got, ref)
     assert_close(got_logits.sum(0), logits.sum(0), "float32")
-    alone = norm.add_norm(there[0][3:4], [there[1][:, 3:4]], there[2], 1e-6, FORMS["plain"], there[3])[2]
+    alone = add_norm_gate(there[0][3:4], [there[1][:, 3:4]], there[2], 1e-6, FORMS["plain"], there[3])[2]
     assert_bits_equal(alone[:, 0].contiguous(), got_logits[:, 3].contiguous())  # in programs of fewer experts
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("rows", [1, 70])
 def test_swiglu_kernel_equals_its_twin(form, rows):
-    parts = torch.randn(2, rows, 2 * 384, generator=torch.Generator().manual_seed(rows)) * 3
-    ref = reference.swiglu(parts, torch.float32, form)
-    assert_formed(norm.swiglu(parts.to(DEVICE), torch.float32, form), ref)
+    partials = torch.randn(2, rows, 2 * 384, generator=torch.Generator().manual_seed(rows)) * 3
+    ref = reference.swiglu(partials, form, dtype=torch.float32)
+    assert_formed(swiglu(partials.to(DEVICE), form, dtype=torch.float32), ref)
 
 
 @pytest.mark.parametrize("sigmoid", [True, False], ids=["sigmoid", "softmax"])
@@ -89,26 +85,26 @@ def test_swiglu_kernel_equals_its_twin(form, rows):
 @pytest.mark.parametrize(("experts", "groups", "kept", "top_k"), [(8, 4, 2, 2), (24, 3, 1, 6), (16, 1, 1, 3)])
 def test_route_kernel_chooses_and_weighs_as_its_twin(sigmoid, corrected, experts, groups, kept, top_k):
     torch.manual_seed(experts)
-    parts, bias = torch.randn(2, 5, experts), torch.randn(experts) * 0.2 if corrected else None
+    partials, bias = torch.randn(2, 5, experts), torch.randn(experts) * 0.2 if corrected else None
     rule = Routing(top_k, groups, kept, sigmoid, normalised=sigmoid, scaling=2.5, shared=groups - 1)
-    ref_experts, ref_weights = reference.route(parts, bias, rule)
-    got_experts, got_weights = moe.route(*to(DEVICE, parts, bias), rule)
+    ref_experts, ref_weights = reference.route(partials, bias, rule)
+    got_experts, got_weights = route(*to(DEVICE, partials, bias), rule)
     assert got_experts.tolist() == ref_experts.tolist()
     assert_close(got_weights, ref_weights, "float32")
 
 
 @pytest.mark.parametrize("experts", [16, 24])
 def test_route_kernel_names_real_experts_even_for_logits_that_are_nan(experts):
-    parts = torch.randn(1, 2, experts)
-    parts[0, 0, 3] = float("nan")
+    partials = torch.randn(1, 2, experts)
+    partials[0, 0, 3] = float("nan")
     for sigmoid in (True, False):
-        chosen, _ = moe.route(parts.to(DEVICE), None, Routing(4, 1, 1, sigmoid, True, 1.0))
+        chosen, _ = route(partials.to(DEVICE), None, Routing(4, 1, 1, sigmoid, True, 1.0))
         assert chosen.min() >= 0 and chosen.max() < experts
 
 
 def test_a_schedule_visits_every_choice_once_and_with_its_expert():
     chosen = torch.randint(0, 7, (50, 3), generator=torch.Generator().manual_seed(2)).int().to(DEVICE)
-    plan, seen = moe.schedule(chosen, 7, 16), []
+    plan, seen = schedule(chosen, 7, 16), []
     for expert, first, last in zip(plan.expert.tolist(), plan.first.tolist(), plan.last.tolist(), strict=True):
         places = plan.order[first:last]
         assert last - first <= 16 and (chosen.flatten()[places] == expert).all()
@@ -139,13 +135,13 @@ def test_rope_heads_kernel_equals_its_twin(normed, dim, rows, held):
     torch.manual_seed(dim)
     heads, kv_heads = 3, 2
     starts, width = (0, 256, 384), 384 + kv_heads * dim
-    parts, angles = torch.randn(2, rows, width), torch.rand(rows, 2, dim // 2)
+    partials, angles = torch.randn(2, rows, width), torch.rand(rows, 2, dim // 2)
     norms = (torch.rand(dim), torch.rand(dim)) if normed else None
-    slots, last = torch.randperm(70)[:rows], (heads, 1e-6, torch.float32)
+    slots, last = torch.randperm(70)[:rows], {"heads": heads, "eps": 1e-6, "dtype": torch.float32}
     ours, theirs = two_caches(70, *[dim] * 2 * kv_heads, dtype=held, across=kv_heads * dim)
-    ref = reference.rope_heads(parts, starts, norms, angles, slots, theirs, *last)
+    ref = reference.rope_heads(partials, starts, norms, angles, slots, theirs, **last)
     got_norms = norms and to(DEVICE, *norms)
-    got = rope.rope_heads(*to(DEVICE, parts), starts, got_norms, *to(DEVICE, angles, slots), ours, *last)
+    got = rope_heads(*to(DEVICE, partials), starts, got_norms, *to(DEVICE, angles, slots), ours, **last)
     assert_close(got, ref, "float32")
     assert_kept(ours, theirs)
 
@@ -156,13 +152,13 @@ def test_rope_heads_kernel_equals_its_twin(normed, dim, rows, held):
 def test_split_latents_kernel_equals_its_twin(form, query, held):
     torch.manual_seed(3)
     latent, rotary, kv_at = 48, 16, 256
-    parts, angles = torch.randn(2, 3, kv_at + latent + rotary), torch.rand(3, 2, rotary // 2)
+    partials, angles = torch.randn(2, 3, kv_at + latent + rotary), torch.rand(3, 2, rotary // 2)
     q_norm, kv_norm, slots = torch.rand(256) if query else None, torch.rand(latent), torch.tensor([1, 5, 2])
     ours, theirs = two_caches(6, latent, rotary, dtype=held)
     keep = Keep(kv_at, kv_norm, 1e-6, slots, theirs)
-    ref = reference.split_latents(parts, q_norm, angles, keep, form, torch.float32)
+    ref = reference.split_latents(partials, q_norm, angles, keep, form, dtype=torch.float32)
     keep = Keep(kv_at, kv_norm.to(DEVICE), 1e-6, slots.to(DEVICE), ours)
-    got = rope.split_latents(*to(DEVICE, parts, q_norm, angles), keep, form, torch.float32)
+    got = split_latents(*to(DEVICE, partials, q_norm, angles), keep, form, dtype=torch.float32)
     assert_kept(ours, theirs)
     assert (got is None) == (ref is None) and (got is None or assert_formed(got, ref) is None)
 
@@ -170,14 +166,14 @@ def test_split_latents_kernel_equals_its_twin(form, query, held):
 @pytest.mark.parametrize("held", [None, *CACHES.values()], ids=["queries only", *CACHES])
 def test_absorb_queries_kernel_equals_its_twin(held):
     torch.manual_seed(4)
-    parts, absorb, angles = torch.randn(2, 3, 4 * 48 + 96 + 16), torch.randn(4, 96, 32), torch.rand(3, 2, 8)
+    partials, absorb, angles = torch.randn(2, 3, 4 * 48 + 96 + 16), torch.randn(4, 96, 32), torch.rand(3, 2, 8)
     norm, slots = torch.rand(96), torch.tensor([1, 5, 2])
     caches = two_caches(6, 96, 16, dtype=held or torch.float32)
     ours, theirs = (
         Keep(4 * 48, norm.to(kv.values.device), 1e-6, slots.to(kv.values.device), kv) if held else None for kv in caches
     )
-    ref = reference.absorb_queries(parts, absorb, angles, torch.float32, theirs)
-    got = rope.absorb_queries(*to(DEVICE, parts, absorb, angles), torch.float32, ours)
+    ref = reference.absorb_queries(partials, absorb, angles, theirs, dtype=torch.float32)
+    got = absorb_queries(*to(DEVICE, partials, absorb, angles), ours, dtype=torch.float32)
     assert_close(got, ref, "float32")
     assert_kept(*caches)
 
@@ -215,10 +211,10 @@ def test_mla_decode_kernels_equal_their_twin_on_ragged_paged_rows(heads, value, 
     torch.manual_seed(value)
     cache, pages, lengths = ragged(32, 16, dtype=HELD[held])
     q, expand = torch.randn(4, heads, 48), torch.randn(heads, value, 32)
-    ref = reference.mla_decode(q, cache, pages, lengths, 0.2, expand, FORMS[form])
+    ref = reference.mla_decode(q, cache, pages, lengths, expand, FORMS[form], scale=0.2)
     where = to(DEVICE, pages, lengths)
-    operands = q.to(DEVICE), there(cache), *where, 0.2, expand.to(DEVICE), FORMS[form]
-    out = latent.mla_decode(*operands, decode=held == "decoded" or None)
+    operands = q.to(DEVICE), there(cache), *where, expand.to(DEVICE), FORMS[form]
+    out = attention.mla_decode(*operands, scale=0.2, decode=held == "decoded" or None)
     assert_formed(out, ref)
 
 
@@ -235,8 +231,9 @@ def test_gqa_decode_kernels_equal_their_twin_on_ragged_paged_rows(heads, kv_head
     torch.manual_seed(heads)
     cache, pages, lengths = ragged(*[dim] * 2 * kv_heads, dtype=HELD[held], across=kv_heads * dim)
     q, form = torch.randn(4, heads, dim), FORMS[form]
-    ref = reference.gqa_decode(q, cache, pages, lengths, 0.2, kv_heads, form)
-    out = attention.gqa_decode(q.to(DEVICE), there(cache), *to(DEVICE, pages, lengths), 0.2, kv_heads, form)
+    ref = reference.gqa_decode(q, cache, pages, lengths, form, scale=0.2, kv_heads=kv_heads)
+    where = to(DEVICE, pages, lengths)
+    out = attention.gqa_decode(q.to(DEVICE), there(cache), *where, form, scale=0.2, kv_heads=kv_heads)
     assert_formed(out, ref)
     if form.plain:
         places = pages[2, torch.arange(37) // 16] * 16 + torch.arange(37) % 16
@@ -249,8 +246,8 @@ def test_gqa_decode_kernels_equal_their_twin_on_ragged_paged_rows(heads, kv_head
 def test_gather_kernel_copies_what_is_not_scaled():
     cache, pages, _ = ragged(48, dtype=torch.float32)
     places = (pages[3, torch.arange(37) // 16] * 16 + torch.arange(37) % 16).long()
-    out = gather.gather_kv(there(cache), places.to(DEVICE), torch.float32)
-    assert_bits_equal(out, reference.gather_kv(cache, places, torch.float32))
+    out = gather_kv(there(cache), places.to(DEVICE), dtype=torch.float32)
+    assert_bits_equal(out, reference.gather_kv(cache, places, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("widths", [(32,) * 6, (64, 16)], ids=["heads", "a latent and its rotary key"])
@@ -260,8 +257,8 @@ def test_gather_kernel_restores_the_bits_of_its_twin_wherever_tokens_lie(widths,
     cache, pages, _ = ragged(*widths, dtype=HELD["fp8"], across=96 if len(widths) > 2 else 0)
     places = pages[2:, torch.arange(37) // 16] * 16 + torch.arange(37) % 16  # two rows' tokens, in no order of pages
     places = places.flatten().long()
-    ref = reference.gather_kv(cache, places, dtype)
-    assert_bits_equal(gather.gather_kv(there(cache), places.to(DEVICE), dtype), ref)
+    ref = reference.gather_kv(cache, places, dtype=dtype)
+    assert_bits_equal(gather_kv(there(cache), places.to(DEVICE), dtype=dtype), ref)
 
 
 def test_how_many_programs_share_the_spans_changes_no_bit(monkeypatch):
@@ -270,14 +267,14 @@ def test_how_many_programs_share_the_spans_changes_no_bit(monkeypatch):
     heads, latents = ragged(*[32] * 2, dtype=HELD["fp8"], across=32), ragged(32, 16, dtype=HELD["plain"])
 
     def outputs() -> list[torch.Tensor]:
-        gqa = attention.gqa_decode(q[..., :32].to(DEVICE), there(heads[0]), *to(DEVICE, *heads[1:]), 0.2, 1, form)
-        mla = latent.mla_decode(
-            q.to(DEVICE), there(latents[0]), *to(DEVICE, *latents[1:]), 0.2, expand.to(DEVICE), form
-        )
+        cache, *where = there(heads[0]), *to(DEVICE, *heads[1:])
+        gqa = attention.gqa_decode(q[..., :32].to(DEVICE), cache, *where, form, scale=0.2, kv_heads=1)
+        cache, *where = there(latents[0]), *to(DEVICE, *latents[1:], expand)
+        mla = attention.mla_decode(q.to(DEVICE), cache, *where, form, scale=0.2)
         return [gqa.plain, mla.plain]
 
     many = outputs()
-    monkeypatch.setattr(attention, "PROGRAMS", 1)  # all spans of a row one after another
+    monkeypatch.setattr(spans, "PROGRAMS", 1)  # all spans of a row one after another
     assert all(torch.equal(a, b) for a, b in zip(outputs(), many, strict=True))
 
 
@@ -296,9 +293,9 @@ def test_causal_attention_kernel_equals_its_twin(queries, tokens, heads, groups,
     q, both = torch.randn(queries, heads, width), torch.randn(tokens, groups, width + value)
     k, v = both.split([width, value], dim=-1)  # strided, as they lie in a cache
     form = FORMS["both, powers of two" if heads * value % 128 == 0 else "plain"]
-    ref = reference.causal_attention(q, k, v, 0.3, form)
+    ref = reference.causal_attention(q, k, v, form, scale=0.3)
     both = both.to(DEVICE)
-    out = prefill.causal_attention(q.to(DEVICE), *both.split([width, value], dim=-1), 0.3, form)
+    out = attention.causal_attention(q.to(DEVICE), *both.split([width, value], dim=-1), form, scale=0.3)
     assert_formed(out, ref)
 
 
@@ -319,18 +316,18 @@ def test_causal_attention_by_warps_with_roles_equals_its_twin(
     queries, tokens, heads, groups, width, dtype, monkeypatch
 ):
     """Gluon has no interpreter: elsewhere than on Hopper the other kernel is asked."""
-    monkeypatch.setattr(prefill, "FEW_QUERIES", 0)
+    monkeypatch.setattr(attention, "FEW_QUERIES", 0)
     generator = torch.Generator().manual_seed(tokens)
     q = torch.randn(queries, heads, width, generator=generator).to(DEVICE, dtype)
     both = torch.randn(tokens, 2 * groups, width, generator=generator).to(DEVICE, dtype)
     k, v = both.split(groups, dim=1)  # as they lie in a cache
-    ref = reference.causal_attention(q.double(), k.double(), v.double(), 0.09, FORMS["plain"]).plain
-    out = prefill.causal_attention(q, k, v, 0.09, FORMS["plain"])
+    ref = reference.causal_attention(q.double(), k.double(), v.double(), FORMS["plain"], scale=0.09).plain
+    out = attention.causal_attention(q, k, v, FORMS["plain"], scale=0.09)
     assert_close(out.plain, ref, "bfloat16" if dtype == torch.bfloat16 else "float16")
     for form in list(FORMS.values())[1:]:
-        after = quant.formed(out.plain, form)
+        after = e4m3.formed(out.plain, form)
         for _ in range(3):
-            got = prefill.causal_attention(q, k, v, 0.09, form)
+            got = attention.causal_attention(q, k, v, form, scale=0.09)
             assert_bits_equal(got.s, after.s)
             assert_bits_equal(got.q, after.q)
 

@@ -3,7 +3,12 @@ import torch
 from compare import assert_bits_equal, assert_close
 
 import kernels
-from kernels import Form, gemm, narrow, norm, reference, specialized, streamed, tune, tuned, wide
+from kernels import Form, reference, tune
+from kernels.gemm import choose as gemm
+from kernels.gemm import narrow, tma, tuned
+from kernels.gemm import sm90_specialized as specialized
+from kernels.gemm import sm90_streamed as streamed
+from kernels.norm.swiglu import swiglu
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"  # cpu: Triton's interpreter, hence tiny shapes there
@@ -21,7 +26,7 @@ def operands(m: int, n: int, k: int):
 
 
 def exact_product(a, a_s, b, b_s) -> torch.Tensor:
-    return reference.act_dequant(a, a_s, 128).double() @ reference.weight_dequant(b, b_s, 128, torch.float64).T
+    return reference.act_dequant(a, a_s, 128).double() @ reference.weight_dequant(b, b_s, dtype=torch.float64).T
 
 
 @pytest.mark.parametrize(("m", "n", "k"), ISSUE if CUDA else INTERPRETED)
@@ -29,22 +34,22 @@ def exact_product(a, a_s, b, b_s) -> torch.Tensor:
 def test_fp8_gemm_kernel_multiplies_its_dequantised_operands(m, n, k, decode):
     a, a_s, b, b_s = operands(m, n, k)
     exact = exact_product(a, a_s, b, b_s)
-    out = gemm.fp8_gemm(a, a_s, b, b_s, torch.float32, decode=decode)
+    out = gemm.fp8_gemm(a, a_s, b, b_s, out_dtype=torch.float32, decode=decode)
     assert_close(out, exact, "fp8 unit" if CUDA and not decode else "float32")
     if CUDA:
-        assert_close(gemm.fp8_gemm(a, a_s, b, b_s, torch.bfloat16, decode=decode), exact, "bfloat16")
+        assert_close(gemm.fp8_gemm(a, a_s, b, b_s, out_dtype=torch.bfloat16, decode=decode), exact, "bfloat16")
 
 
 @pytest.mark.parametrize(("m", "n", "k"), [(33, 576, 512), (300, 1000, 1024)] if CUDA else [(33, 130, 256)])
-@pytest.mark.parametrize("tile", [wide.Tile(64, 128, 1, 3), wide.Tile(64, 64, 2, 4)], ids=["whole K", "K cut"])
+@pytest.mark.parametrize("tile", [tma.Tile(64, 128, 1, 3), tma.Tile(64, 64, 2, 4)], ids=["whole K", "K cut"])
 def test_a_product_of_copied_tiles_multiplies_its_dequantised_operands(m, n, k, tile):
     if CUDA and torch.cuda.get_device_capability()[0] < 9:
         pytest.skip("no tensor memory accelerator on this card")
     ops = operands(m, n, k)
     a, a_s, b, b_s = ops
-    parts = wide.tma_product(a, b, a_s, b_s, torch.float32, tile)
-    assert len(parts) == tile.splits
-    assert_close(gemm.add_up(parts, torch.float32), exact_product(*ops), "fp8 unit" if CUDA else "float32")
+    partials = tma.tma_product(a, b, a_s, b_s, torch.float32, tile)
+    assert len(partials) == tile.splits
+    assert_close(gemm.add_up(partials, dtype=torch.float32), exact_product(*ops), "fp8 unit" if CUDA else "float32")
 
 
 @pytest.mark.gpu
@@ -64,7 +69,7 @@ def test_a_product_of_warps_with_roles_multiplies_its_dequantised_operands(m, n,
     out, again = (specialized.specialized_product(a, b, a_s, b_s, torch.bfloat16, cut, programs) for _ in range(2))
     assert len(out) == splits and torch.equal(out, again)
     exact = exact_product(*ops)
-    assert_close(gemm.add_up(out, torch.float32), exact, "bfloat16" if splits == 1 else "fp8 unit")
+    assert_close(gemm.add_up(out, dtype=torch.float32), exact, "bfloat16" if splits == 1 else "fp8 unit")
 
 
 @pytest.mark.gpu
@@ -75,7 +80,7 @@ def test_swiglu_at_the_end_of_a_product_has_the_bits_of_swiglu_behind_it(m, inne
     a, a_s, b, b_s = operands(m, 2 * inner, k)
     out = specialized.specialized_swiglu(a, b, a_s, b_s, torch.bfloat16, programs)
     both = specialized.specialized_product(a, b, a_s, b_s, torch.bfloat16)
-    after = norm.swiglu(both, torch.bfloat16, Form(plain=False, fp8=True))
+    after = swiglu(both, Form(plain=False, fp8=True), dtype=torch.bfloat16)
     assert out.plain is None and torch.equal(out.s, after.s)
     assert torch.equal(out.q.view(torch.uint8), after.q.view(torch.uint8))
 
@@ -84,8 +89,8 @@ def test_swiglu_at_the_end_of_a_product_has_the_bits_of_swiglu_behind_it(m, inne
 def test_a_gated_product_is_swiglu_of_the_product(rows):
     a, a_s, b, b_s = operands(rows, 256, 128)
     given = [t.cpu() for t in (a, b, a_s, b_s)]
-    ref = reference.gemm_swiglu(*given, Form(plain=True, fp8=False), torch.float32).plain
-    out = gemm.gemm_swiglu(a, b, a_s, b_s, Form(plain=True, fp8=False), torch.float32).plain
+    ref = reference.gemm_swiglu(*given, form=Form(plain=True, fp8=False), dtype=torch.float32).plain
+    out = gemm.gemm_swiglu(a, b, a_s, b_s, form=Form(plain=True, fp8=False), dtype=torch.float32).plain
     assert_close(out, ref, "fp8 unit" if CUDA else "float32")
 
 
@@ -123,15 +128,15 @@ def test_a_product_whose_weight_comes_early_multiplies_its_dequantised_operands(
     ops = operands(m, n, k)
     a, a_s, b, b_s = ops
     tile = streamed.Tile(*tile, 16 if m <= 16 else 32)
-    parts = streamed.streamed(a, b, a_s, b_s, torch.bfloat16, tile=tile)
-    assert len(parts) == tile.splits
+    partials = streamed.streamed(a, b, a_s, b_s, torch.bfloat16, tile=tile)
+    assert len(partials) == tile.splits
     wider = a.view(torch.uint8).repeat(1, 2).view(a.dtype)[:, :k]  # rows that do not lie close
-    assert torch.equal(streamed.streamed(wider, b, a_s, b_s, torch.bfloat16, tile=tile), parts)
+    assert torch.equal(streamed.streamed(wider, b, a_s, b_s, torch.bfloat16, tile=tile), partials)
     exact = exact_product(*ops)
-    assert_close(gemm.add_up(parts, torch.float32), exact, "bfloat16" if tile.splits == 1 else "fp8 unit")
+    assert_close(gemm.add_up(partials, dtype=torch.float32), exact, "bfloat16" if tile.splits == 1 else "fp8 unit")
     if tile.splits == 1:  # the same sums in the same order as by the other kernel
         other = narrow.narrow(a, b, a_s, b_s, tile=narrow.Tile(64, 1, 4, 3, 2))
-        assert torch.equal(parts, other.to(torch.bfloat16))
+        assert torch.equal(partials, other.to(torch.bfloat16))
 
 
 @pytest.mark.gpu
@@ -219,28 +224,43 @@ def test_tuning_finds_lines_for_a_layer_or_leaves_the_rule():
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 64, 128), (63, 576, 512), (129, 1000, 4096)])
 def test_the_fp8_gemm_twin_multiplies_its_dequantised_operands(m, n, k):
     ops = [t.cpu() for t in operands(m, n, k)]
-    assert_close(reference.fp8_gemm(*ops, torch.float32), exact_product(*ops), "float32")
+    assert_close(reference.fp8_gemm(*ops, out_dtype=torch.float32), exact_product(*ops), "float32")
 
 
 @pytest.mark.parametrize("shape", [(1, 40, 96), (5, 33, 130), (20, 64, 64)])
 def test_plain_gemm_kernel_equals_its_twin(shape):
     m, n, k = shape
     a, b = torch.randn(m, k, device=DEVICE), torch.randn(n, k, device=DEVICE)
-    assert_close(gemm.plain_gemm(a, b, torch.float32), a.double() @ b.double().T, "float32")
+    assert_close(gemm.plain_gemm(a, b, out_dtype=torch.float32), a.double() @ b.double().T, "float32")
 
 
 @pytest.mark.parametrize("rows", [2, 3, 16, 17, 32])
-def test_a_row_of_a_product_has_the_same_bits_alone_and_in_company(rows):
-    a, a_s, b, b_s = operands(rows, 512, 512)
-    together = kernels.fp8_gemm(a, a_s, b, b_s, out_dtype=torch.float32) if CUDA else None
-    plain = reference.act_dequant(a, a_s, 128)
-    weight = reference.weight_dequant(b, b_s, 128, torch.float32)
-    plain_together = kernels.plain_gemm(plain, weight, out_dtype=torch.float32)
+@pytest.mark.parametrize("n", [512, 130])
+def test_a_row_of_an_fp8_product_has_the_same_bits_alone_and_in_company(rows, n):
+    a, a_s, b, b_s = operands(rows, n, 512)
+    experts = torch.stack([torch.arange(2)] * rows).int().to(DEVICE)
+    weights, scales = (torch.stack([t, t]) for t in (b.view(torch.uint8), b_s))
+    weights = weights.view(b.dtype)
+    together = kernels.fp8_gemm(a, a_s, b, b_s, out_dtype=torch.float32)
+    chosen = kernels.expert_gemm(a, weights, experts, a_s, scales, out_dtype=torch.float32)
     for row in range(rows):
         one = slice(row, row + 1)
-        assert_bits_equal(kernels.plain_gemm(plain[one], weight, out_dtype=torch.float32), plain_together[one])
-        if CUDA:
-            assert_bits_equal(kernels.fp8_gemm(a[one], a_s[one], b, b_s, out_dtype=torch.float32), together[one])
+        assert_bits_equal(kernels.fp8_gemm(a[one], a_s[one], b, b_s, out_dtype=torch.float32), together[one])
+        alone = kernels.expert_gemm(a[one], weights, experts[one], a_s[one], scales, out_dtype=torch.float32)
+        assert_bits_equal(alone, chosen[one])
+
+
+@pytest.mark.parametrize("rows", [2, 3, 16, 17, 32])
+@pytest.mark.parametrize(("n", "k"), [(512, 512), (130, 128), (33, 130), (5, 33)])
+def test_a_row_of_a_plain_product_has_the_same_bits_alone_and_in_company(rows, n, k):
+    """Wherever it lies in memory."""
+    a, b = torch.randn(rows, k, device=DEVICE), torch.randn(n, k, device=DEVICE)
+    together = kernels.plain_gemm(a, b, out_dtype=torch.float32)
+    shifted = torch.cat([a.new_zeros(1), a.flatten()])[1:].view(a.shape)
+    for row in range(rows):
+        one = slice(row, row + 1)
+        for alone in (a[one], a[one].clone(), shifted[one]):
+            assert_bits_equal(kernels.plain_gemm(alone, b, out_dtype=torch.float32), together[one])
 
 
 @pytest.mark.parametrize("fp8", [True, False], ids=["fp8", "plain"])
@@ -254,14 +274,17 @@ def test_expert_gemm_kernels_take_each_row_to_the_experts_it_chose(rows, share, 
         a, b = reference.act_dequant(a, a_s, 128), torch.randn(5, n, k, device=DEVICE)
         a_s = b_s = None
     weights = torch.rand(rows, 2)
-    given = [None if t is None else t.cpu() for t in (a, b, a_s, b_s)]
-    ref = reference.expert_gemm(*given, experts, weights, torch.float32)
-    out = gemm.expert_gemm(a, b, a_s, b_s, experts.to(DEVICE), weights.to(DEVICE), torch.float32)
+    given = [None if t is None else t.cpu() for t in (a, b, experts, a_s, b_s, weights)]
+    ref = reference.expert_gemm(*given, out_dtype=torch.float32)
+    there = [None if t is None else t.to(DEVICE) for t in given]
+    out = gemm.expert_gemm(*there, out_dtype=torch.float32)
     assert_close(out, ref, "fp8 unit" if fp8 and CUDA else "float32")
 
 
 def test_partial_sums_of_a_long_k_add_up_to_the_product():
     a, a_s, b, b_s = operands(2, 64, 2048)
-    parts = gemm.gemm_parts(a, b, a_s, b_s, torch.bfloat16)
-    assert len(parts) > 1 and parts.dtype == torch.float32
-    assert_close(gemm.add_up(parts, torch.float32), exact_product(a, a_s, b, b_s), "fp8 unit" if CUDA else "float32")
+    partials = gemm.gemm_partials(a, b, a_s, b_s, out_dtype=torch.bfloat16)
+    assert len(partials) > 1 and partials.dtype == torch.float32
+    assert_close(
+        gemm.add_up(partials, dtype=torch.float32), exact_product(a, a_s, b, b_s), "fp8 unit" if CUDA else "float32"
+    )

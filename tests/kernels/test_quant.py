@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels
-from kernels import quant, reference
+from kernels import reference
+from kernels.quant import e4m3 as quant
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # cpu: Triton's interpreter
 FORMATS = [None, "ue8m0"]
@@ -41,7 +42,7 @@ def test_weight_quant_kernel_equals_its_twin_bit_by_bit_ragged_edges_included(sh
     assert_bits_equal(s, s_ref)
     assert_bits_equal(q, q_ref)
     assert_bits_equal(
-        quant.weight_dequant(q, s, 128, torch.float32), reference.weight_dequant(q_ref, s_ref, 128, torch.float32)
+        quant.weight_dequant(q, s, dtype=torch.float32), reference.weight_dequant(q_ref, s_ref, dtype=torch.float32)
     )
 
 
@@ -52,7 +53,7 @@ def test_every_e4m3_code_survives_decode_and_encode():
     row = torch.zeros(1, 256)
     row[0, : len(codes)] = values.float()
     decoded = quant.weight_dequant(
-        row.to(torch.float8_e4m3fn).to(DEVICE), torch.ones(1, 2, device=DEVICE), 128, torch.float32
+        row.to(torch.float8_e4m3fn).to(DEVICE), torch.ones(1, 2, device=DEVICE), dtype=torch.float32
     )
     assert_bits_equal(decoded, row)
 

@@ -2,12 +2,16 @@ import math
 
 import pytest
 import torch
-from compare import assert_close
+from compare import assert_bits_equal, assert_close
 from scipy import stats
 
 import kernels
-from kernels import SCORED, SHOWN, Survey, drawing, reference, sampling, surveying
-from kernels.sampling import philox
+from kernels import SCORED, SHOWN, Survey, reference
+from kernels.sampling import cumulative as summing
+from kernels.sampling import draw as drawing
+from kernels.sampling import noise as sampling
+from kernels.sampling import survey as surveying
+from kernels.sampling.noise import philox
 from playground.engine.sampler import Needs, Settings, draw_rows
 from playground.engine.settings import SamplingParams
 
@@ -169,10 +173,66 @@ def test_the_draw_kernel_draws_what_its_twin_draws(vocab):
     seeds, positions = torch.randint(0, 2**53, (12,)), torch.randint(0, 2**20, (12,))
     temperature[4] = 0.0
     for values in (logits, logits.double().log_softmax(-1)):
-        ids, logprobs = reference.draw(values, temperature, seeds, positions)
-        got = drawing.draw(*(t.to(device) for t in (values, temperature, seeds, positions)))
+        ids, logprobs, logsumexp = reference.draw_and_normaliser(values, temperature, seeds, positions)
+        got = drawing.draw_and_normaliser(*(t.to(device) for t in (values, temperature, seeds, positions)))
         assert got[0].tolist() == ids.tolist() and ids[4] == 0
         assert_close(got[1], logprobs, "float32")
+        assert (got[2].cpu() - logsumexp).abs().max() < 1e-5
+        chosen = values.to(device).gather(-1, got[0][:, None])[:, 0].float()
+        assert_bits_equal(chosen - got[2], got[1])
+
+
+@pytest.mark.parametrize("vocab", [1, 48, 3001])
+def test_the_cumulative_kernel_has_the_bits_of_its_twin_and_rises_only_where_there_is_probability(vocab):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    probs = torch.randn(4, vocab, generator=torch.Generator().manual_seed(vocab)).double().mul(4).softmax(-1)
+    probs[1, ::2] = 0.0
+    probs[2] = 0.0
+    probs[2, -1] = 1.0
+    sums = reference.cumulative(probs)
+    assert_bits_equal(summing.cumulative(probs.to(device)), sums)
+    assert_close(sums, probs.cumsum(-1), "float32")
+    rises = torch.diff(sums, dim=-1, prepend=torch.zeros(4, 1, dtype=torch.float64))
+    assert (rises >= 0).all() and (rises[probs == 0] == 0).all() and (rises[probs > 2.0**-53] > 0).all()
+
+
+def test_running_sums_are_a_rows_own():
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    probs = torch.randn(5, 50_257, device=device).double().softmax(-1)
+    together = kernels.cumulative(probs)
+    for row in range(5):
+        assert_bits_equal(kernels.cumulative(probs[row : row + 1])[0], together[row])
+
+
+def test_a_token_on_the_very_edge_of_top_p_is_kept_or_cut_alone_as_in_company():
+    """Torch adds a row up in another order where there are more rows: the last bit of a sum decided before."""
+    device, rows, vocab = "cuda" if torch.cuda.is_available() else "cpu", 6, 50_257
+    logits = torch.randn(rows, vocab, generator=torch.Generator().manual_seed(1)).to(device)
+    ordered = logits.double().softmax(-1).sort(descending=True).values
+    alone_sums = torch.cat([row.sum(-1, keepdim=True) for row in ordered.split(1)])
+    edges = (ordered.cumsum(-1) - ordered) / alone_sums
+    one, none = torch.ones(rows, device=device), torch.zeros(rows, device=device)
+    for rank in (100, 1000, 10_000):
+        settings = (one.double(), none.long(), edges[:, rank].contiguous(), none.double())
+        together = kernels.process_logits(logits, *settings)
+        for row in range(rows):
+            alone = kernels.process_logits(logits[row : row + 1], *(s[row : row + 1] for s in settings))
+            assert_bits_equal(alone[0], together[row])
+
+
+def test_a_rows_logprobs_are_made_of_a_normaliser_of_its_own():
+    """Whatever drew the token: logit minus logsumexp, by the kernel that draws."""
+    device, rows = "cuda" if torch.cuda.is_available() else "cpu", 13
+    logits = torch.randn(rows, 50_257, generator=torch.Generator().manual_seed(1)).to(device)
+    greedy, seeds = torch.zeros(rows, dtype=torch.float64, device=device), torch.arange(rows, device=device)
+    ids, logprobs, logsumexp = kernels.draw_and_normaliser(logits, greedy, seeds, seeds)
+    assert_bits_equal(kernels.draw(logits, greedy, seeds, seeds)[1], logprobs)
+    assert_bits_equal(logits.gather(-1, ids[:, None])[:, 0] - logsumexp, logprobs)
+    assert_close(logsumexp, logits.double().logsumexp(-1), "float32")
+    for row in range(rows):
+        one = slice(row, row + 1)
+        alone = kernels.draw_and_normaliser(logits[one], greedy[one], seeds[one], seeds[one])
+        assert_bits_equal(alone[2], logsumexp[one])
 
 
 @pytest.mark.parametrize("vocab", [5, 48, 1500])

@@ -2,7 +2,8 @@
 
 import torch
 
-from kernels import reference, stepping
+from kernels import reference
+from kernels.stepping import step as stepping
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -43,7 +44,8 @@ def test_rows_move_on_as_by_the_twin():
         torch.tensor([1]).int(),
     ]
     got = on_device(*state)
-    reference.advance(ids, moves, pages, *state, 16)
-    stepping.advance(*on_device(ids, moves, pages), *got, 16)
+    names = ("tokens", "positions", "lengths", "slots", "turn")
+    reference.advance(ids, moves, pages, **dict(zip(names, state, strict=True)), page_size=16)
+    stepping.advance(*on_device(ids, moves, pages), **dict(zip(names, got, strict=True)), page_size=16)
     assert [t.tolist() for t in got] == [t.tolist() for t in state]
     assert [t.tolist() for t in state] == [[5, 6, 7], [16, 4, 0], [17, 5, 1], [32, 52, 128], [0]]

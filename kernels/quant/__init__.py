@@ -1,0 +1,1 @@
+"""Block quantisation to E4M3, and back."""

@@ -1,0 +1,1 @@
+"""Rotary embedding, and what goes into the cache."""

@@ -1,0 +1,1 @@
+"""Noise with an address, filters, the draw, and the numbers behind a draw."""
