@@ -11,8 +11,10 @@ import time
 
 from playground import CheckpointError, EngineError
 from playground.arguments import add_model_arguments, engine_options
-from playground.engine.process import ProcessClient
+from playground.engine.events import EngineState
+from playground.engine.process import BAD_MODEL, ProcessClient
 from playground.shelf import Shelf
+from playground.ui.words import state_in_words
 
 DRAIN_SECONDS = 5.0  # for what is being written when the program is told to end
 CLOSING = "The server is shutting down; try again in a minute."
@@ -61,6 +63,24 @@ def launch(client: ProcessClient, args: argparse.Namespace, models: tuple[str, .
     return page
 
 
+class Console:
+    """Tells on the console what the engine is doing, once a second at most."""
+
+    def __init__(self):
+        self.said, self.at = "", 0.0
+
+    def __call__(self, state: EngineState) -> None:
+        if state.phase == "ending":
+            return  # it will be started again, or can't be, which is told then
+        text = state_in_words(state) or "Ready."
+        if state.phase == "failed":
+            text = f"error: {text}"
+        last = state.phase not in ("loading", "preparing")
+        if text != self.said and (last or time.monotonic() - self.at > 1):
+            self.said, self.at = text, time.monotonic()
+            print(text, file=sys.stderr, flush=True)
+
+
 def drain(client: ProcessClient) -> None:
     """Takes nothing new, and gives what is being written some seconds to come to its end."""
     client.closed = CLOSING
@@ -74,18 +94,18 @@ def main() -> int:
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, lambda *_: ended.set())
     options = engine_options(args)
-    client = ProcessClient(options, tell=lambda state: client.bad_model and ended.set())
+    client = ProcessClient(options, Console())
     try:
         page = launch(client, args, options.models)
-        ended.wait()
+        while not ended.wait(0.2) and not client.bad_model:
+            pass  # an engine that can't be started any more is told of on the page
         if client.bad_model:
-            raise CheckpointError(client.bad_model)
+            return BAD_MODEL
         drain(client)
         page.close(verbose=False)
         return 0
-    except (CheckpointError, EngineError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (CheckpointError, EngineError):  # the console has it
+        return BAD_MODEL
     except OSError:
         print(f"error: {args.host}:{args.port} can't be listened on; choose another --port.", file=sys.stderr)
         return 2

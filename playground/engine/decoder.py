@@ -44,6 +44,13 @@ class State(NamedTuple):
         slots = slots_of(pages, positions[:, None])[:, 0]
         return cls(tokens, positions, slots, (positions + 1).int(), pages)
 
+    @classmethod
+    def resting(cls, rows: int, width: int, scratch: int) -> State:
+        """On the host: rows that are nobody's, on the page that is nobody's."""
+        pages = torch.full((rows, width), scratch, dtype=torch.int32)
+        zeros = torch.zeros(rows, dtype=torch.int64)
+        return cls(zeros, zeros.clone(), zeros + scratch * PAGE_SIZE, zeros.int() + 1, pages)
+
 
 class Drawn(NamedTuple):
     """What a step drew, on the host, one entry for each row."""
@@ -175,13 +182,10 @@ class Graph:
         self.turn = int(self.outbox.turn)  # as it is on the device: each replay changes both
 
     def _padded(self, rows: Sequence[DecodeRow]) -> State:
-        count, at = len(rows), self.scratch * PAGE_SIZE
-        pages = torch.full((self.size, self.width), self.scratch, dtype=torch.int32)
-        zeros = torch.zeros(self.size, dtype=torch.int64)
-        state = State(zeros, zeros.clone(), zeros + at, zeros.int() + 1, pages)
-        if count:
+        state = State.resting(self.size, self.width, self.scratch)
+        if rows:
             for whole, given in zip(state, State.of(rows, self.width), strict=True):
-                whole[:count] = given
+                whole[: len(rows)] = given
         return state
 
     def _step(self, model: Transformer, cache: PagedCache, variant: Variant) -> ScaleTrace | None:

@@ -26,6 +26,7 @@ from playground.engine.jobs import projections, slices
 from playground.engine.loading import MAX_ROWS, Loading, check, choose_device
 from playground.engine.requests import Ask, Cancel, Generate, Job, Load, Options, Switch, Watch
 from playground.engine.row import Row
+from playground.engine.runner import is_fatal
 from playground.engine.settings import RequestError, suggested_by
 
 GONE = "This run was written by a model that is no longer loaded; run again."
@@ -54,11 +55,17 @@ class Host:
         self.folder: Path | None = None
         self.state = EngineState("loading")
         self.out: Told = []
+        self.idle: Iterator[Any] | None = None  # work for when there is nothing else to do
         self.loading: Iterator[Any] | None = self._start(options.current or (options.models or ("",))[0])
 
     @property
     def busy(self) -> bool:
-        return bool(self.loading or self.jobs or self.out or any(e.busy for e in self.engines.values()))
+        return bool(self.loading or self.idle or self._due)
+
+    @property
+    def _due(self) -> bool:
+        """Whether somebody waits."""
+        return bool(self.jobs or self.out or any(engine.busy for engine in self.engines.values()))
 
     def receive(self, message: Ask | Cancel | Watch) -> None:
         match message:
@@ -83,8 +90,20 @@ class Host:
                     self._step(engine)
             if self.jobs:
                 self._slice(self.jobs.popleft())
+            if self.idle and not self.loading and not self._due:
+                self._use_idle_time()
         told, self.out = self.out, []
         return told
+
+    def _use_idle_time(self) -> None:
+        try:
+            next(self.idle)
+        except StopIteration:
+            self.idle = None
+        except Exception as error:  # what could not be prepared is made when it is needed, or fails then
+            if is_fatal(error):
+                raise
+            self.idle = None
 
     def close(self) -> None:
         """Lets go of models and caches."""
@@ -214,6 +233,17 @@ class Host:
                 yield EngineState("loading", info=told)
             else:
                 yield EngineState("loading", told.done, told.total, info=self.info)
+        yield from self._prepared()
+
+    def _prepared(self, form: str = "") -> Iterator[EngineState]:
+        """A card gets ready for the first run; what later ones need follows when there is nothing else to do."""
+        if self.options.prepare and self.device.type == "cuda":
+            from playground.engine.prepare import FIRST, LATER, prepare
+
+            runner = self.engines[form or self.info.form].runner
+            for told in prepare(runner, FIRST):
+                yield EngineState("preparing", told.done, told.total, info=self.info)
+            self.idle = prepare(runner, LATER) if not form else self.idle
         yield EngineState("ready", info=self.info)
 
     def _open(self, name: str, dtype: str) -> Iterator[ModelInfo | Progress]:
@@ -239,7 +269,7 @@ class Host:
         except torch.OutOfMemoryError as error:
             raise CheckpointError(f"It does not fit on the card after all: {error}; try a smaller --context.") from None
 
-    def _second(self, form: str) -> Iterator[Progress | ModelInfo]:
+    def _second(self, form: str) -> Iterator[Progress | ModelInfo | None]:
         """The current model's weights in another form, beside those that are there."""
         if form not in self.engines:
             cache = self.info.cache_form
@@ -248,6 +278,8 @@ class Host:
                 yield from self._read(loading)
             except CheckpointError as error:
                 raise CheckpointError(f"FP8 and BF16 weights can't be loaded side by side: {error}") from None
+            for _ in self._prepared(form):
+                yield None
         self.info = replace(self.info, forms=tuple(self.engines))
         self._tell_state(EngineState("ready", info=self.info))
         yield self.info
@@ -283,16 +315,19 @@ class Host:
                 yield None
             looking.result()
 
-    def _opened(self, name: str) -> Iterator[Progress]:
+    def _opened(self, name: str) -> Iterator[Progress | None]:
         for told in self._open(name, self.options.dtype):
             if isinstance(told, Progress):
                 self._tell_state(EngineState("loading", told.done, told.total, info=self.info))
                 yield told
-        self._tell_state(EngineState("ready", info=self.info))
+        for state in self._prepared():
+            self._tell_state(state)
+            yield None
         self._begin_early()
 
     def _release(self) -> None:
         """Ends what runs on the current model, and lets go of it."""
+        self.idle = None
         for engine, row in list(self.rows.values()):
             self._tell(engine.cancel(row, keep=False))
         for engine in self.engines.values():

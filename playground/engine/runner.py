@@ -23,7 +23,7 @@ class Runner:
     """`cache_tokens` for all rows together, `context` for each."""
 
     def __init__(self, model: Transformer, cache_tokens: int, context: int, cache_dtype: torch.dtype):
-        self.model = model
+        self.model, self.context = model, context
         self.cache = PagedCache(model.config, cache_tokens, model.device, cache_dtype)
         self.on_card = model.device.type == "cuda"
         recorder = Recorder(model.device) if self.on_card else None
