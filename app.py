@@ -37,6 +37,7 @@ def parse_arguments() -> argparse.Namespace:
 def launch(client: ProcessClient, args: argparse.Namespace, models: tuple[str, ...]):
     """Builds the page while the engine loads, and puts it on the air. Raises `CheckpointError` and OSError."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # the page works offline and tells nobody
+    sys.modules.setdefault("matplotlib", None)  # gradio looks for it at every paint; nothing here draws with it
     from playground.ui.page import (  # gradio takes seconds, in which the engine looks at its model
         CSS,
         THEME,
@@ -81,12 +82,13 @@ class Console:
             print(text, file=sys.stderr, flush=True)
 
 
-def drain(client: ProcessClient) -> None:
-    """Takes nothing new, and gives what is being written some seconds to come to its end."""
+def drain(client: ProcessClient, page) -> None:
+    """Takes nothing new, and gives what is being written, and then painted, some seconds to come to its end."""
     client.closed = CLOSING
     deadline = time.monotonic() + DRAIN_SECONDS
-    while client.running and time.monotonic() < deadline:
+    while (client.running or any(page._queue.active_jobs)) and time.monotonic() < deadline:
         time.sleep(0.05)
+    time.sleep(0.2)  # the last words are on their way
 
 
 def main() -> int:
@@ -101,7 +103,7 @@ def main() -> int:
             pass  # an engine that can't be started any more is told of on the page
         if client.bad_model:
             return BAD_MODEL
-        drain(client)
+        drain(client, page)
         page.close(verbose=False)
         return 0
     except (CheckpointError, EngineError):  # the console has it

@@ -15,9 +15,31 @@ ROOT = Path(__file__).parents[1]
 READY_SECONDS = 15
 
 
+class Page:
+    """A page that runs."""
+
+    def __init__(self, url: str, process: subprocess.Popen):
+        self.url, self.process = url, process
+
+    @property
+    def engine(self) -> int | None:
+        """The process id of its engine, None where it has none."""
+        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        found = [int(pid) for file in children for pid in file.read_text().split()]
+        return next((pid for pid in found if b"playground.engine" in command_of(pid)), None)
+
+
+def command_of(pid: int) -> bytes:
+    """Empty once the process has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 @contextmanager
-def serve(*arguments: str):
-    """Yields the address of `python app.py` with these arguments, on a free port."""
+def serve_page(*arguments: str, **options):
+    """`python app.py` with these arguments, on a free port; `options` of `Popen`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -25,7 +47,7 @@ def serve(*arguments: str):
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     environment.pop("TRITON_INTERPRET", None)
     began = time.monotonic()
-    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, **options)
     url = f"http://127.0.0.1:{port}"
     try:
         while True:
@@ -36,8 +58,15 @@ def serve(*arguments: str):
                 break
             except OSError:
                 time.sleep(0.1)
-        print(f"\npage ready {time.monotonic() - began:.1f} s after Python started")
-        yield url
+        print(f"\npage answers {time.monotonic() - began:.1f} s after Python started")
+        yield Page(url, process)
     finally:
         process.terminate()
         process.wait(10)
+
+
+@contextmanager
+def serve(*arguments: str):
+    """As `serve_page`; yields the address alone."""
+    with serve_page(*arguments) as page:
+        yield page.url

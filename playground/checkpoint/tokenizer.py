@@ -100,6 +100,8 @@ class TextStream:
         self.tokenizer, self.stop = tokenizer, stop
         self.decoder = DecodeStream(skip_special_tokens=True)
         self.ids: list[int] = []
+        self.pending: list[int] = []  # those that have given no text yet
+        self.broken = False  # the text is no longer what its ids decode to as a whole
         self.decoded = 0  # characters that the decoder has given out
         self.held = ""
         self.stopped = False
@@ -108,7 +110,18 @@ class TextStream:
 
     def _decode(self, token_id: int) -> str:
         self.ids.append(token_id)
-        piece = self.decoder.step(self.tokenizer.inner, token_id) or ""
+        self.pending.append(token_id)
+        try:
+            piece = self.decoder.step(self.tokenizer.inner, token_id) or ""
+        except Exception as error:
+            if "Invalid prefix" not in str(error):
+                raise
+            # Bytes that form no character make the library see earlier text in another light. What is out is out: what
+            # was pending shows as U+FFFD, and the text goes on behind it.
+            piece, self.broken = self.tokenizer.decode(self.pending), True
+            self.decoder = DecodeStream(skip_special_tokens=True)
+        if piece:
+            self.pending = []
         self.decoded += len(piece)
         return piece
 
@@ -119,7 +132,8 @@ class TextStream:
         """The rest at the end of a sequence: held text, and U+FFFD for bytes that never became a character."""
         if self.stopped:
             return ""
-        rest = self._release(self.tokenizer.decode(self.ids)[self.decoded :])
+        left = self.tokenizer.decode(self.pending) if self.broken else self.tokenizer.decode(self.ids)[self.decoded :]
+        rest = self._release(left)
         rest, self.held = rest + self.held, ""
         return rest
 

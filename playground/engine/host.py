@@ -7,6 +7,7 @@ Passive, like the engine: `receive` takes a message, `step` does a little of eve
 from __future__ import annotations
 
 import gc
+import sys
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -241,9 +242,14 @@ class Host:
             from playground.engine.prepare import FIRST, LATER, prepare
 
             runner = self.engines[form or self.info.form].runner
-            for told in prepare(runner, FIRST):
-                yield EngineState("preparing", told.done, told.total, info=self.info)
-            self.idle = prepare(runner, LATER) if not form else self.idle
+            try:
+                for told in prepare(runner, FIRST):
+                    yield EngineState("preparing", told.done, told.total, info=self.info)
+                self.idle = prepare(runner, LATER) if not form else self.idle
+            except Exception as error:  # then the first run makes what it needs
+                if is_fatal(error):
+                    raise
+                print(f"Kernels could not be prepared: {in_a_sentence(error)}", file=sys.stderr, flush=True)
         yield EngineState("ready", info=self.info)
 
     def _open(self, name: str, dtype: str) -> Iterator[ModelInfo | Progress]:

@@ -46,13 +46,18 @@ class ProcessClient(Client):
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):  # a burst of events must not make the engine wait for the page
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
-        command = [sys.executable, "-m", "playground.engine", "--socket", str(theirs.fileno())]
         with theirs:
             self.process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+                self.command(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
         self.socket = ours
         wire.send(ours, self.options)
+
+    def command(self, descriptor: int) -> list[str]:
+        return [sys.executable, "-m", "playground.engine", "--socket", str(descriptor)]
 
     def send(self, message: Any) -> None:
         with self.sending, suppress(OSError):  # whoever reads will notice, and tell those who wait

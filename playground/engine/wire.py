@@ -35,8 +35,10 @@ class Tokens:
     logprobs: np.ndarray  # [R] float64
     texts: tuple[str, ...]
     prefill: tuple[float | None, ...]
-    insights: tuple[bytes, ...]  # float64 numbers; empty where nobody asked
-    scales: tuple[bytes, ...]  # float32 numbers; empty likewise
+    insights: bytes  # float64 numbers, token after token
+    insight_ends: np.ndarray  # [R] int64: where each token's end; where it begins if nobody asked
+    scales: bytes  # float32 numbers, likewise
+    scale_ends: np.ndarray
 
 
 def pack(tokens: Sequence[tuple[int, TokenEvent]]) -> Tokens:
@@ -48,9 +50,18 @@ def pack(tokens: Sequence[tuple[int, TokenEvent]]) -> Tokens:
         np.array([e.logprob for e in given], dtype=np.float64),
         tuple(e.text for e in given),
         tuple(e.prefill_seconds for e in given),
-        tuple(b"" if e.insight is None else bytes(e.insight.numbers) for e in given),
-        tuple(b"" if e.scales is None else e.scales.tobytes() for e in given),
+        *_joined([b"" if e.insight is None else bytes(e.insight.numbers) for e in given]),
+        *_joined([b"" if e.scales is None else e.scales.tobytes() for e in given]),
     )
+
+
+def _joined(pieces: list[bytes]) -> tuple[bytes, np.ndarray]:
+    return b"".join(pieces), np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
+
+
+def _parted(joined: bytes, ends: np.ndarray) -> list[bytes]:
+    ends = ends.tolist()
+    return [joined[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def unpack(t: Tokens) -> list[tuple[int, TokenEvent]]:
@@ -69,7 +80,12 @@ def unpack(t: Tokens) -> list[tuple[int, TokenEvent]]:
             ),
         )
         for row, index, token, logprob, text, seconds, insight, scales in zip(
-            *columns, t.texts, t.prefill, t.insights, t.scales, strict=True
+            *columns,
+            t.texts,
+            t.prefill,
+            _parted(t.insights, t.insight_ends),
+            _parted(t.scales, t.scale_ends),
+            strict=True,
         )
     ]
 

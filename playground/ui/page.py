@@ -21,6 +21,7 @@ from playground.ui.handlers import STRIP, Handlers
 from playground.ui.lab import connect_lab, lab_tab
 from playground.ui.session import Session, stop, told
 from playground.ui.settings import NAMES, QUICK, Controls, linked, settings_column
+from playground.ui.visitors import describe_once
 from playground.ui.words import defaults_note, state_in_words, title
 
 CSS = components.CSS + (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
@@ -180,6 +181,7 @@ def build_page(shelf: Shelf) -> gr.Blocks:
             tab.select(None, js=f"() => {{ document.body.dataset.tab = '{tab.id}'; }}")
         _connect_model(handlers, head, Arrivals(handlers, head, controls, panel, chat, prompt), session)
         page.load(None, js=SUBMIT_KEY)
+    describe_once(page)
     return page
 
 
