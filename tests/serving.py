@@ -38,8 +38,8 @@ def command_of(pid: int) -> bytes:
 
 
 @contextmanager
-def serve_page(*arguments: str, **options):
-    """`python app.py` with these arguments, on a free port; `options` of `Popen`."""
+def serve_page(*arguments: str, root: Path = ROOT, **options):
+    """`python app.py` of the tree at `root` with these arguments, on a free port; `options` of `Popen`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -47,7 +47,7 @@ def serve_page(*arguments: str, **options):
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     environment.pop("TRITON_INTERPRET", None)
     began = time.monotonic()
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, **options)
+    process = subprocess.Popen(command, cwd=root, env=environment, **options)
     url = f"http://127.0.0.1:{port}"
     try:
         while True:

@@ -63,6 +63,7 @@ def add_endpoints(handlers: Handlers) -> None:
         state = handlers.shelf.client.state
         ready = {"ready": state.phase == "ready"}
         model = state.info and {"name": state.info.name, "context": state.info.context, "form": state.info.form}
+        ready["running"] = handlers.shelf.client.running
         return ready | {n: getattr(state, n) for n in ("phase", "done", "total", "message")} | {"model": model}
 
     about = {
@@ -85,7 +86,10 @@ def add_endpoints(handlers: Handlers) -> None:
             replay,
             "Runs a receipt again: identical, or the first token that differs, with both distributions.",
         ),
-        "status": (status, "What the engine is doing: loading, preparing or ready, and on which model."),
+        "status": (
+            status,
+            "What the engine is doing: loading, preparing or ready, on which model, and for how many requests.",
+        ),
     }
     for name, (function, description) in about.items():
         gr.api(function, api_name=name, api_description=description, concurrency_limit=None)
