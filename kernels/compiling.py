@@ -1,23 +1,119 @@
-"""Compiling kernels side by side, before anybody waits for them: a dry run asks for every kernel that a piece of work
-needs, and threads compile them. Much of that is C++ and ptxas, which let the other threads go on."""
+"""Compiling kernels on all cores, before anybody waits for them: a dry run asks for every kernel that a piece of work
+needs, and processes compile them into Triton's cache on disk. Threads would not do: most of compiling is Python.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import Executor, Future
-from contextlib import contextmanager
+import importlib
+import io
+import os
+import pickle
+import select
+import socket
+import struct
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch.overrides import TorchFunctionMode
-from triton.runtime._async_compile import AsyncCompileMode, active_mode
+from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime.jit import JITFunction
 
+_SIZE = struct.Struct("<I")
 
-class _Asked(AsyncCompileMode):
-    """Leaves without waiting: a kernel that is launched before it is there waits by itself."""
 
-    def __exit__(self, *_) -> None:
-        active_mode.set(None)
+class Wanted(NamedTuple):
+    """One kernel to compile: what Triton makes a launch's arguments into."""
+
+    function: JITFunction
+    signature: dict
+    constants: dict
+    attributes: dict
+    options: dict
+    target: Any
+
+    def compile(self) -> None:
+        source = GluonASTSource if self.function.is_gluon() else ASTSource
+        made = source(self.function, self.signature, self.constants, self.attributes)
+        triton.compile(made, target=self.target, options=self.options)
+
+
+class _Pickler(pickle.Pickler):
+    """Kernels cross by name: both sides have them."""
+
+    def persistent_id(self, value: Any) -> tuple[str, str] | None:
+        return (value.fn.__module__, value.fn.__name__) if isinstance(value, JITFunction) else None
+
+
+class _Unpickler(pickle.Unpickler):
+    def persistent_load(self, name: tuple[str, str]) -> JITFunction:
+        return getattr(importlib.import_module(name[0]), name[1])
+
+
+class Compilers:
+    """`count` processes, forked from this one before it touches a card: they share what it has imported, and know the
+    card by name alone. They end when this process does, or with `close`."""
+
+    def __init__(self, count: int, strangers: tuple[socket.socket, ...] = ()):
+        """`strangers`: sockets of this process whose other side waits for their end."""
+        self.lines: list[socket.socket] = []
+        for _ in range(count):
+            ours, theirs = socket.socketpair()
+            if os.fork() == 0:
+                for line in (ours, *self.lines, *strangers):
+                    os.close(line.fileno())
+                _work(theirs)
+            theirs.close()
+            self.lines.append(ours)
+        self.idle, self.busy = deque(self.lines), set()
+        self.waiting: deque[bytes] = deque()
+        self.asked, self.done = set(), 0
+
+    def ask(self, key: Any, wanted: Wanted) -> None:
+        if key not in self.asked:
+            self.asked.add(key)
+            text = io.BytesIO()
+            _Pickler(text).dump(tuple(wanted))
+            self.waiting.append(text.getvalue())
+        self.look()
+
+    def look(self, seconds: float = 0.0) -> bool:
+        """Hands out work and hears what is done, for so long at most; whether all of it is."""
+        for line in select.select(list(self.busy), [], [], 0 if self.waiting and self.idle else seconds)[0]:
+            self.busy.discard(line)
+            self.done += 1
+            if line.recv(1):
+                self.idle.append(line)
+        while self.waiting and self.idle:
+            line, task = self.idle.popleft(), self.waiting.popleft()
+            line.sendall(_SIZE.pack(len(task)) + task)
+            self.busy.add(line)
+        return not self.busy and not (self.waiting and self.idle)
+
+    def close(self) -> None:
+        for line in self.lines:
+            line.close()
+        for _ in self.lines:
+            with suppress(ChildProcessError):
+                os.wait()
+        self.lines, self.idle, self.busy = [], deque(), set()
+
+
+def _work(line: socket.socket) -> None:
+    """A compiler's life. A kernel that can't be compiled fails again, with its reason, where it is launched."""
+    stream, null = line.makefile("rb"), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    while len(head := stream.read(_SIZE.size)) == _SIZE.size:
+        with suppress(Exception):
+            Wanted(*_Unpickler(io.BytesIO(stream.read(*_SIZE.unpack(head)))).load()).compile()
+        with suppress(OSError):
+            line.sendall(b".")
+    os._exit(0)
 
 
 class _Zeros(TorchFunctionMode):
@@ -33,19 +129,28 @@ def _new_zeros(tensor: torch.Tensor, *size, **more) -> torch.Tensor:
 
 
 @contextmanager
-def only_compiled(pool: Executor) -> Iterator[list[Future]]:
-    """Within it, launches do not run: what they need is compiled on the threads of `pool`, as the list tells. Whatever
-    torch itself does is done, on zeros in place of the kernels' results. One at a time, and nothing else may launch
-    meanwhile."""
-    run = JITFunction.run
+def only_asked_for(ask: Callable[[Any, Wanted], object]) -> Iterator[None]:
+    """Within it, launches do not run: what they would have to compile first is asked for. Whatever torch itself does is
+    done, on zeros in place of the kernels' results. Nothing else may launch meanwhile."""
+    run, compile_ = JITFunction.run, JITFunction._do_compile
 
-    def ask(self, *args, grid, warmup, **options):
+    def dry(self, *args, grid, warmup, **options):
         return run(self, *args, grid=grid, warmup=True, **options)
 
-    asked = _Asked(pool, ignore_errors=True)
-    JITFunction.run = ask
+    def asked(self, key, signature, device, constants, options, attributes, warmup):
+        target = self.device_caches[device][2]
+        ask((self, key), Wanted(self, signature, constants, attributes, dict(options.__dict__), target))
+
+    JITFunction.run, JITFunction._do_compile = dry, asked
     try:
-        with asked, _Zeros():
-            yield asked.raw_futures
+        with _Zeros():
+            yield
     finally:
-        JITFunction.run = run
+        JITFunction.run, JITFunction._do_compile = run, compile_
+
+
+def compilers_of(strangers: tuple[socket.socket, ...]) -> Compilers | None:
+    """As many as there are cores, up to 16; None where nothing can be forked, or there is no card to compile for."""
+    if not hasattr(os, "fork") or sys.platform == "darwin" or not torch.cuda.is_available():
+        return None
+    return Compilers(min(os.cpu_count() or 1, 16), strangers)

@@ -53,7 +53,7 @@ def _models_of_environment() -> list[str]:
 def engine_options(args: argparse.Namespace) -> Options:
     """What an engine with several models takes, from the options above."""
     models = tuple(dict.fromkeys(args.model or _models_of_environment()))
-    return Options(models, "", args.device, args.dtype, args.context, args.cache_dtype, prepare=True)
+    return Options(models, "", args.device, args.dtype, args.context, args.cache_dtype)
 
 
 def model_options(args: argparse.Namespace) -> dict:

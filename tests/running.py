@@ -42,7 +42,7 @@ def hosted(engine: Engine) -> Host:
     info = replace(INFO, context=engine.context, vocab_size=engine.model.config.vocab_size)
     host.options, host.device, host.serial, host.folder = Options(), engine.model.device, 1, None
     host.engines, host.rows, host.jobs, host.early = {info.form: engine}, {}, deque(), []
-    host.idle = None
+    host.idle = host.compilers = None
     host.changing, host.info, host.state, host.loading = False, info, EngineState("ready", info=info), None
     host.out = [(STATE, host.state)]
     return host

@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -30,6 +30,9 @@ from playground.engine.row import Row
 from playground.engine.runner import is_fatal
 from playground.engine.settings import RequestError, suggested_by
 
+if TYPE_CHECKING:
+    from kernels.compiling import Compilers
+
 GONE = "This run was written by a model that is no longer loaded; run again."
 STATE = -1  # the id under which the engine tells of itself
 Told = list[tuple[int, Any]]
@@ -44,8 +47,10 @@ class Running(NamedTuple):
 
 
 class Host:
-    def __init__(self, options: Options):
+    def __init__(self, options: Options, compilers: Compilers | None = None):
+        """`compilers`: kernels are compiled and steps recorded before the engine says that it is ready."""
         self.options, self.device = options, choose_device(options.device)
+        self.compilers = compilers if self.device.type == "cuda" else None
         self.engines: dict[str, Engine] = {}  # by the form of the weights
         self.rows: dict[int, tuple[Engine, Row]] = {}  # that have not ended
         self.jobs: deque[Running] = deque()
@@ -238,14 +243,14 @@ class Host:
 
     def _prepared(self, form: str = "") -> Iterator[EngineState]:
         """A card gets ready for the first run; what later ones need follows when there is nothing else to do."""
-        if self.options.prepare and self.device.type == "cuda":
-            from playground.engine.prepare import FIRST, LATER, prepare
+        if self.compilers:
+            from playground.engine.prepare import prepare_first, prepare_later
 
             runner = self.engines[form or self.info.form].runner
             try:
-                for told in prepare(runner, FIRST):
+                for told in prepare_first(runner, self.compilers):
                     yield EngineState("preparing", told.done, told.total, info=self.info)
-                self.idle = prepare(runner, LATER) if not form else self.idle
+                self.idle = prepare_later(runner, self.compilers) if not form else self.idle
             except Exception as error:  # then the first run makes what it needs
                 if is_fatal(error):
                     raise

@@ -3,17 +3,14 @@ a first run needs, whatever its sampler; later batch sizes and variants when the
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import product
 from typing import NamedTuple
 
 import torch
 
-from kernels.compiling import only_compiled
+from kernels.compiling import Compilers, only_asked_for
 from playground.engine.decoder import GraphDecoder, State, Variant, draw_output, run_step
 from playground.engine.events import Progress
 from playground.engine.pages import pages_for
@@ -22,7 +19,7 @@ from playground.engine.runner import Runner
 from playground.engine.sampler import Needs, Settings
 from playground.engine.settings import SamplingParams
 
-LOOK = 0.02  # seconds between looks at what has been compiled
+LOOK = 0.02  # seconds to wait for a compiler
 NEEDS = [Needs(filtered, summed) for filtered, summed in product((False, True), repeat=2)]
 
 
@@ -34,35 +31,44 @@ class Work(NamedTuple):
     traced: bool  # with activation scales
 
 
-FIRST = (Work((32, 64), (1,), True), Work((32, 64), (4,), False))
-"""A first run by any sampler, with filters or without, and a comparison of three or four."""
+FIRST = (Work((32, 64, 128), (1,), True), Work((32, 64, 128), (4,), False))
+"""A first run by any sampler, with filters or without, and a comparison of three or four: compiled before the page is
+ready, of which the plainest step is recorded. The others are when they are first asked for: it takes 0.2 s."""
 LATER = (
-    Work((128, 256, DOUBLED), (2, 4, 8, 16, 32), True),
-    Work((128, 256), (1, 2), False),
+    Work((256, DOUBLED), (2, 4, 8, 16, 32), True),
+    Work((256,), (1, 2), False),
 )
 
 
-def prepare(runner: Runner, works: tuple[Work, ...]) -> Iterator[Progress]:
-    """Compiles what `works` need on all cores, telling how many kernels are there, then records it. Between two yields
-    at most one dry run or one recording is made."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        futures: list[Future] = []
-        for work in works:
-            for dry_run in dry_runs(runner, work):
-                with only_compiled(pool) as asked, torch.inference_mode():
-                    dry_run()
-                futures += asked
-                yield told(futures)
-        while not all(future.done() for future in futures):
-            time.sleep(LOOK)
-            yield told(futures)
-    for work in works:
+def prepare_first(runner: Runner, compilers: Compilers) -> Iterator[Progress]:
+    """Compiles what a first run needs, telling how many kernels are there, and records a step."""
+    yield from compiled(runner, compilers, FIRST)
+    with torch.inference_mode():
+        runner.decoder.recorded(1, Variant(NEEDS[0], True, True))
+    yield told(compilers)
+
+
+def prepare_later(runner: Runner, compilers: Compilers) -> Iterator[Progress]:
+    """The same for all batch sizes and variants, piece by piece."""
+    yield from compiled(runner, compilers, LATER)
+    compilers.close()
+    for work in (*FIRST, *LATER):
         for _ in record(runner, work):
-            yield told(futures)
+            yield told(compilers)
 
 
-def told(futures: list[Future]) -> Progress:
-    return Progress("preparing", sum(future.done() for future in futures), len(futures))
+def compiled(runner: Runner, compilers: Compilers, works: tuple[Work, ...]) -> Iterator[Progress]:
+    for work in works:
+        for dry_run in dry_runs(runner, work):
+            with only_asked_for(compilers.ask), torch.inference_mode():
+                dry_run()
+            yield told(compilers)
+    while not compilers.look(LOOK):
+        yield told(compilers)
+
+
+def told(compilers: Compilers) -> Progress:
+    return Progress("preparing", compilers.done, len(compilers.asked))
 
 
 def dry_runs(runner: Runner, work: Work) -> Iterator[Callable[[], object]]:

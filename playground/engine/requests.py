@@ -198,7 +198,6 @@ class Options:
     context: int | None = None
     cache_dtype: str = "plain"
     serial: int = 0
-    prepare: bool = False  # kernels are compiled and steps recorded before the engine says that it is ready
 
 
 Job = Logits | Shape | Draws | Noise | Score | Curve | Weights | Scales | Load | Switch | Check

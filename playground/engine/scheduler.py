@@ -21,6 +21,7 @@ from playground.engine.requests import Request
 from playground.engine.row import Row
 from playground.engine.settings import RequestError
 
+TOGETHER = 512  # tokens of prompts between two decode steps, unless one prompt alone has more
 MOST_WAITING = 1000  # groups; more are refused
 
 
@@ -87,6 +88,7 @@ class Scheduler:
         self.kept = PrefixCache(pool, chunk if share else 0)
         self.copies: list[tuple[int, int]] = []  # to be made before the next step
         self.decode_next = False
+        self.fed_together = 0  # tokens of prompts since the last decode step
 
     @property
     def busy(self) -> bool:
@@ -175,9 +177,11 @@ class Scheduler:
 
     @property
     def prefills_next(self) -> bool:
-        """Whether the next step is a prefill chunk: in turn with decode steps, so that neither waits for long."""
+        """Whether the next step is a prefill chunk: in turn with decode steps, so that neither waits for long. Short
+        prompts that come together are fed one right behind the other, up to `TOGETHER` tokens."""
         fill = self.filling is not None and not (self.running and self.decode_next)
-        self.decode_next = fill
+        if not fill:
+            self.fed_together, self.decode_next = 0, False
         return fill
 
     def next_chunk(self) -> PrefillChunk:
@@ -185,6 +189,8 @@ class Scheduler:
         filling = self.filling
         prompt, start = filling.rows[0].request.prompt, filling.done
         end = min(start + self.chunk, len(prompt))
+        self.fed_together += end - start
+        self.decode_next = end < len(prompt) or self.fed_together >= TOGETHER
         if end < len(prompt):
             return PrefillChunk(prompt[start:end], start, tuple(filling.pages))
         rows = filling.rows

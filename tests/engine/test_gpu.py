@@ -15,7 +15,7 @@ from playground.checkpoint.hub import EMBEDDED
 from playground.checkpoint.tokenizer import Tokenizer
 from playground.engine.decoder import EagerDecoder
 from playground.engine.engine import Engine
-from playground.engine.events import TokenEvent
+from playground.engine.events import Failure, TokenEvent
 from playground.engine.loading import load_model
 from playground.engine.prefill import Prefill
 from playground.engine.requests import Request
@@ -88,7 +88,7 @@ def forced_logits(model, request, ids: list[int]) -> torch.Tensor:
     try:
         engine.add([request])
         while engine.busy:
-            engine.step()
+            assert not any(isinstance(event, Failure) for _, event in engine.step())
     finally:
         del model.logits
     return torch.cat(seen).cpu()
@@ -188,8 +188,8 @@ def test_logits_differ_from_the_cpu_twins_no_more_than_rounding_noise_moves_thos
     found = gap_moves(on_gpu, requests, greedy_on_cpu, expected)
     plain, generator = reference.plain_gemm, torch.Generator().manual_seed(0)
 
-    def noisy(a, b, out_dtype):
-        out = plain(a, b, out_dtype)
+    def noisy(a, b, *, out_dtype):
+        out = plain(a, b, out_dtype=out_dtype)
         return out * (1 + NOISE * torch.randn(out.shape, generator=generator))
 
     monkeypatch.setattr(reference, "plain_gemm", noisy)
