@@ -1,5 +1,5 @@
-"""Asks for the kernels of some products as a dry run on a Hopper card would, without one, and lets two processes compile
-them. Prints how many there were, how many were done, and how many of them are not in Triton's cache."""
+"""Asks for the kernels of some products as a dry run on a Hopper card would, without one, and lets two processes
+compile them. Prints how many there were, how many were done, and how many of them are not in Triton's cache."""
 
 from __future__ import annotations
 

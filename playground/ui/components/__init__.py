@@ -15,6 +15,6 @@ from playground.ui.components.heatmap.heatmap import Heatmap
 from playground.ui.components.stats.stats import StatsBar
 from playground.ui.components.text_view.text_view import TextView
 
-CSS = "\n".join(file.read_text() for file in sorted(Path(__file__).parent.glob("*/*.css")))
+CSS = "\n".join(file.read_text(encoding="utf-8") for file in sorted(Path(__file__).parent.glob("*/*.css")))
 
 __all__ = ["CSS", "BarTable", "BranchTree", "ChatView", "ForkView", "Heatmap", "StatsBar", "TextView"]

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import gradio as gr
-
-_HERE = Path(__file__).parent
+from playground.ui.components.view import View
 
 
-class BarTable(gr.HTML):
+class BarTable(View):
     """Value: `columns`, `rows` of a `label`, `values` and perhaps `chosen`, and a `note`; `figures` shows numbers
     instead of bars, `done` from 0 to 1 progress. Or, as at first, an `empty` sentence."""
 
-    def __init__(self, title: str, empty: str, **kwargs):
-        super().__init__(
-            value={"empty": empty},
-            label=title,
-            html_template='<section class="bb" tabindex="0"></section>',
-            js_on_load=(_HERE / "bar_table.js").read_text(),
-            apply_default_css=False,
-            **kwargs,
-        )
+    template = '<section class="bb" tabindex="0"></section>'
+    about = "columns, rows and a note"
 
-    def api_info(self) -> dict:
-        return {"type": "object", "description": "columns, rows and a note"}
+    def __init__(self, title: str, empty: str, **kwargs):
+        super().__init__({"empty": empty}, label=title, **kwargs)

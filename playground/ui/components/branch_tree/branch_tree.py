@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import gradio as gr
-
 from playground.inspect.run import Run
+from playground.ui.components.view import View
 
-_HERE = Path(__file__).parent
 
-
-class BranchTree(gr.HTML):
+class BranchTree(View):
     """Value: what `show` returns, or None before the first run. A click triggers `select` with the run."""
 
-    def __init__(self, **kwargs):
-        super().__init__(
-            value=None,
-            html_template='<nav class="bt" aria-label="Branches"></nav>',
-            js_on_load=(_HERE / "branch_tree.js").read_text(),
-            apply_default_css=False,
-            **kwargs,
-        )
+    template = '<nav class="bt" aria-label="Branches"></nav>'
+    about = "the runs that grew out of one prompt"
 
     @staticmethod
     def show(tree: list[Run], current: Run) -> list[dict]:
@@ -38,9 +27,6 @@ class BranchTree(gr.HTML):
             if run.parent not in tree:
                 visit(run, 0)
         return rows
-
-    def api_info(self) -> dict:
-        return {"type": "object", "description": "the runs that grew out of one prompt"}
 
 
 def _label(run: Run) -> str:

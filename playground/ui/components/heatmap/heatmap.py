@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
-
-import gradio as gr
 
 from playground.inspect.scales import ScaleGrid
+from playground.ui.components.view import View
 
-_HERE = Path(__file__).parent
 
-
-class Heatmap(gr.HTML):
+class Heatmap(View):
     """Value: what `Heatmap.show` or `Heatmap.empty` returns. Values are coloured on a logarithmic scale."""
 
-    def __init__(self, value: dict | None = None, **kwargs):
-        super().__init__(
-            value=value,
-            html_template=(_HERE / "heatmap.html").read_text(),
-            js_on_load=(_HERE / "heatmap.js").read_text(),
-            apply_default_css=False,
-            **kwargs,
-        )
+    about = "rows, columns and base64 float32 scales"
 
     @staticmethod
     def show(grid: ScaleGrid, title: str, note: str, row_word: str, column_word: str) -> dict:
@@ -31,6 +20,3 @@ class Heatmap(gr.HTML):
     @staticmethod
     def empty(title: str, note: str) -> dict:
         return {"title": title, "note": note}
-
-    def api_info(self) -> dict:
-        return {"type": "object", "description": "rows, columns and base64 float32 scales"}

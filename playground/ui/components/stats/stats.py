@@ -1,23 +1,12 @@
 """The footer that stays: rates, time to first token, cache, seed."""
 
-from pathlib import Path
+from __future__ import annotations
 
-import gradio as gr
-
-_HERE = Path(__file__).parent
+from playground.ui.components.view import View
 
 
-class StatsBar(gr.HTML):
+class StatsBar(View):
     """Value: a dictionary as `playground.ui.painting` makes it, or None before the first run."""
 
-    def __init__(self, **kwargs):
-        super().__init__(
-            value=None,
-            html_template='<div role="status"><dl class="stats"></dl></div>',
-            js_on_load=(_HERE / "stats.js").read_text(),
-            apply_default_css=False,
-            **kwargs,
-        )
-
-    def api_info(self) -> dict:
-        return {"type": "object", "description": "figures of the run; `finish_reason` is null while it writes"}
+    template = '<div role="status"><dl class="stats"></dl></div>'
+    about = "figures of the run; `finish_reason` is null while it writes"
