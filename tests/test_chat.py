@@ -155,3 +155,12 @@ def test_a_message_of_absurd_length_is_refused_before_it_is_looked_at(storytelle
     with pytest.raises(RequestError, match="characters and the context holds 2048 tokens"):
         storyteller.chat([{"role": "user", "content": "<|im_star" * 10**6}])
     assert time.perf_counter() - began < 1
+
+
+@pytest.mark.parametrize("messages", [["hello"], [None], [7, {"role": "user", "content": "x"}], [{"role": "user"}]])
+def test_a_message_that_is_no_message_is_refused_by_the_library_too(
+    storyteller, folder, tokenizer, monkeypatch, messages
+):
+    monkeypatch.setattr(storyteller, "template", ChatTemplate.read(folder, tokenizer))
+    with pytest.raises(RequestError, match="message"):
+        storyteller.chat(messages)

@@ -75,6 +75,17 @@ def test_another_model_brings_its_chat_tab_its_settings_and_keeps_writing(page, 
     assert len(text_of(page)) > 20
 
 
+def test_a_link_is_followed_on_a_page_with_several_models(browser, choice):
+    url, _ = choice
+    asked = f"{url}/?prompt=The%20old%20fox&temperature=1.35&top_k=7&max_new_tokens=11&sampler=multinomial"
+    with open_page(browser, asked) as page:
+        wait_until(lambda: page.locator("#prompt textarea").input_value() == "The old fox", 10, "the prompt")
+        page.wait_for_timeout(PAUSE)
+        assert page.locator("#temperature input[type=number]").input_value() == "1.35"
+        assert page.locator("#max-new-tokens input[type=number]").input_value() == "11"
+        assert page.locator("#sampler input:checked").get_attribute("value") == "multinomial"
+
+
 def test_a_model_that_cannot_be_loaded_is_told_and_the_old_one_goes_on(page, choice):
     load_chatty(page, choice)  # also waits for what the server says at page load
     page.wait_for_timeout(PAUSE)
