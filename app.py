@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import signal
 import sys
@@ -34,17 +35,12 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def launch(client: ProcessClient, args: argparse.Namespace, models: tuple[str, ...]):
-    """Builds the page while the engine loads, and puts it on the air. Raises `CheckpointError` and OSError."""
+def open_page(client: ProcessClient, args: argparse.Namespace, models: tuple[str, ...]):
+    """Builds the page and puts it on the air, while the engine loads. Raises OSError where it can't listen."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # the page works offline and tells nobody
     sys.modules.setdefault("matplotlib", None)  # gradio looks for it at every paint; nothing here draws with it
-    from playground.ui.page import (  # gradio takes seconds, in which the engine looks at its model
-        CSS,
-        THEME,
-        build_page,
-    )
+    from playground.ui.page import CSS, THEME, build_page  # gradio takes seconds
 
-    client.until_known()
     page = build_page(Shelf(client, models))
     page.queue(default_concurrency_limit=None)  # rows limit what runs; whoever has none waits in the engine's line
     page.launch(
@@ -52,6 +48,7 @@ def launch(client: ProcessClient, args: argparse.Namespace, models: tuple[str, .
         server_port=args.port,
         prevent_thread_lock=True,
         max_threads=200,  # places in gradio's queue: as many requests can be open at the same time
+        state_session_capacity=1000,  # visitors whose runs are remembered
         theme=THEME,
         css=CSS,
         show_error=False,
@@ -98,7 +95,13 @@ def main() -> int:
     options = engine_options(args)
     client = ProcessClient(options, Console())
     try:
-        page = launch(client, args, options.models)
+        importing = threading.Thread(target=importlib.import_module, args=("gradio",), daemon=True)
+        importing.start()  # takes seconds, in which the engine looks at its model
+        while client.until_known(0.2) is None:
+            if ended.is_set():
+                return 0
+        importing.join()
+        page = open_page(client, args, options.models)
         while not ended.wait(0.2) and not client.bad_model:
             pass  # an engine that can't be started any more is told of on the page
         if client.bad_model:
@@ -108,9 +111,9 @@ def main() -> int:
         return 0
     except (CheckpointError, EngineError):  # the console has it
         return BAD_MODEL
-    except OSError:
-        print(f"error: {args.host}:{args.port} can't be listened on; choose another --port.", file=sys.stderr)
-        return 2
+    except OSError as error:
+        print(f"error: {args.host}:{args.port} can't be listened on ({error}); choose another --port.", file=sys.stderr)
+        return BAD_MODEL
     finally:
         client.close()
 

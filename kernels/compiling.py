@@ -25,6 +25,7 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime.jit import JITFunction
 
 _SIZE = struct.Struct("<I")
+_LONGEST = 1000  # bytes of an error
 
 
 class Wanted(NamedTuple):
@@ -44,15 +45,19 @@ class Wanted(NamedTuple):
 
 
 class _Pickler(pickle.Pickler):
-    """Kernels cross by name: both sides have them."""
+    """Kernels cross by name: both sides have them. Their key in Triton's cache crosses as well, since it depends on
+    which kernel a process has looked at first."""
 
-    def persistent_id(self, value: Any) -> tuple[str, str] | None:
-        return (value.fn.__module__, value.fn.__name__) if isinstance(value, JITFunction) else None
+    def persistent_id(self, value: Any) -> tuple[str, str, str] | None:
+        return (value.fn.__module__, value.fn.__name__, value.cache_key) if isinstance(value, JITFunction) else None
 
 
 class _Unpickler(pickle.Unpickler):
-    def persistent_load(self, name: tuple[str, str]) -> JITFunction:
-        return getattr(importlib.import_module(name[0]), name[1])
+    def persistent_load(self, known: tuple[str, str, str]) -> JITFunction:
+        module, name, key = known
+        function = getattr(importlib.import_module(module), name)
+        function.hash = key
+        return function
 
 
 class Compilers:
@@ -62,17 +67,20 @@ class Compilers:
     def __init__(self, count: int, strangers: tuple[socket.socket, ...] = ()):
         """`strangers`: sockets of this process whose other side waits for their end."""
         self.lines: list[socket.socket] = []
+        self.processes: list[int] = []
         for _ in range(count):
             ours, theirs = socket.socketpair()
-            if os.fork() == 0:
+            if (process := os.fork()) == 0:
                 for line in (ours, *self.lines, *strangers):
                     os.close(line.fileno())
                 _work(theirs)
             theirs.close()
             self.lines.append(ours)
+            self.processes.append(process)
         self.idle, self.busy = deque(self.lines), set()
         self.waiting: deque[bytes] = deque()
         self.asked, self.done = set(), 0
+        self.failed: list[str] = []  # what could not be compiled, and why: it is told again where it is launched
 
     def ask(self, key: Any, wanted: Wanted) -> None:
         if key not in self.asked:
@@ -86,33 +94,42 @@ class Compilers:
         """Hands out work and hears what is done, for so long at most; whether all of it is."""
         for line in select.select(list(self.busy), [], [], 0 if self.waiting and self.idle else seconds)[0]:
             self.busy.discard(line)
-            self.done += 1
-            if line.recv(1):
+            self.done, said = self.done + 1, b""
+            with suppress(ConnectionError):
+                said = line.recv(_LONGEST)
+            if said:
                 self.idle.append(line)
+                self.failed += [said.decode(errors="replace")] if said != b"." else []
         while self.waiting and self.idle:
             line, task = self.idle.popleft(), self.waiting.popleft()
-            line.sendall(_SIZE.pack(len(task)) + task)
-            self.busy.add(line)
+            try:
+                line.sendall(_SIZE.pack(len(task)) + task)
+                self.busy.add(line)
+            except OSError:  # it is gone; the others do its work
+                self.waiting.appendleft(task)
         return not self.busy and not (self.waiting and self.idle)
 
     def close(self) -> None:
         for line in self.lines:
             line.close()
-        for _ in self.lines:
+        for process in self.processes:
             with suppress(ChildProcessError):
-                os.wait()
-        self.lines, self.idle, self.busy = [], deque(), set()
+                os.waitpid(process, 0)
+        self.lines, self.processes, self.idle, self.busy = [], [], deque(), set()
 
 
 def _work(line: socket.socket) -> None:
-    """A compiler's life. A kernel that can't be compiled fails again, with its reason, where it is launched."""
+    """A compiler's life."""
     stream, null = line.makefile("rb"), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     while len(head := stream.read(_SIZE.size)) == _SIZE.size:
-        with suppress(Exception):
-            Wanted(*_Unpickler(io.BytesIO(stream.read(*_SIZE.unpack(head)))).load()).compile()
+        said, task = b".", stream.read(*_SIZE.unpack(head))
+        try:
+            Wanted(*_Unpickler(io.BytesIO(task)).load()).compile()
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}".encode()[:_LONGEST]
         with suppress(OSError):
-            line.sendall(b".")
+            line.sendall(said)
     os._exit(0)
 
 
@@ -133,13 +150,16 @@ def only_asked_for(ask: Callable[[Any, Wanted], object]) -> Iterator[None]:
     """Within it, launches do not run: what they would have to compile first is asked for. Whatever torch itself does is
     done, on zeros in place of the kernels' results. Nothing else may launch meanwhile."""
     run, compile_ = JITFunction.run, JITFunction._do_compile
+    placeholders: list[tuple[dict, Any]] = []
 
     def dry(self, *args, grid, warmup, **options):
         return run(self, *args, grid=grid, warmup=True, **options)
 
     def asked(self, key, signature, device, constants, options, attributes, warmup):
-        target = self.device_caches[device][2]
+        kernels, _, target, *_ = self.device_caches[device]
         ask((self, key), Wanted(self, signature, constants, attributes, dict(options.__dict__), target))
+        kernels[key] = self  # the next launch alike has nothing to ask for
+        placeholders.append((kernels, key))
 
     JITFunction.run, JITFunction._do_compile = dry, asked
     try:
@@ -147,6 +167,8 @@ def only_asked_for(ask: Callable[[Any, Wanted], object]) -> Iterator[None]:
             yield
     finally:
         JITFunction.run, JITFunction._do_compile = run, compile_
+        for kernels, key in placeholders:
+            kernels.pop(key, None)
 
 
 def compilers_of(strangers: tuple[socket.socket, ...]) -> Compilers | None:

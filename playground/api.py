@@ -73,12 +73,22 @@ class Playground:
     ) -> list[Stream]:
         """Starts one row per setting: the prompt is prefilled once, the rows stream together as one batch. `forms` name
         the weights that each runs on (see `in_form`; "": those that are loaded): one batch and one prefill for each."""
+        return self.fork(self.encode(prompt), params, max_new_tokens, forms, **options)
+
+    def fork(
+        self,
+        ids: Sequence[int],
+        params: Sequence[SamplingParams],
+        max_new_tokens: int | None = None,
+        forms: Sequence[str] | None = None,
+        **options,
+    ) -> list[Stream]:
+        """As `compare`, of a prompt's token ids."""
         forms = [form or self.form for form in forms or [""] * len(params)]
         if len(forms) != len(params):
             raise RequestError(
                 f"There are {len(params)} settings and {len(forms)} forms of weights; name one for each."
             )
-        ids = self.encode(prompt)
         writers = {form: self.in_form(form) for form in dict.fromkeys(forms)}
         streams: dict[int, Stream] = {}
         try:
@@ -115,7 +125,7 @@ class Playground:
         """Starts one row per setting on token ids. Where the cache of `parent`, which was asked to `keep` it, still
         holds all but the last of them, the rows go on from there with the parent's own bits."""
         limit = self.default_tokens if max_new_tokens is None else max_new_tokens
-        requests = [Request(tuple(ids), p.with_drawn_seed(), limit, **options) for p in params]
+        requests = [Request(tuple(map(int, ids)), p.with_drawn_seed(), limit, **options) for p in params]
         for request in requests:
             request.check_lengths(self.context, self.info.vocab_size)
         return self.client.generate(requests, self.info.key, self.form, parent, visitor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import replace
 
 from playground.engine.engine import Engine
@@ -38,11 +37,8 @@ def steps(engine: Engine) -> list:
 
 def hosted(engine: Engine) -> Host:
     """A host that has this engine already, without a folder behind it."""
-    host = object.__new__(Host)
+    host = Host(Options(device=engine.model.device.type))
     info = replace(INFO, context=engine.context, vocab_size=engine.model.config.vocab_size)
-    host.options, host.device, host.serial, host.folder = Options(), engine.model.device, 1, None
-    host.engines, host.rows, host.jobs, host.early = {info.form: engine}, {}, deque(), []
-    host.idle = host.compilers = None
-    host.changing, host.info, host.state, host.loading = False, info, EngineState("ready", info=info), None
-    host.out = [(STATE, host.state)]
+    host.models.engines[info.form], host.models.info, host.loading = engine, info, None
+    host.out.append((STATE, EngineState("ready", info=info)))
     return host

@@ -43,7 +43,6 @@ class DecodeRow:
 
 @dataclass(frozen=True)
 class DecodeBatch:
-    """The rows of the steps from here on; who comes or goes makes a new batch. `copies` come first."""
+    """The rows of the steps from here on; who comes or goes makes a new batch."""
 
     rows: tuple[DecodeRow, ...]
-    copies: Copies = ()

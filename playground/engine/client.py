@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import count
 from typing import Any
 
@@ -173,7 +174,12 @@ class Client:
         if self.closed:
             raise EngineError(self.closed)
         self._open.update({one.id: one for one in answers})
-        self.send(ask)
+        try:
+            self.send(ask)
+        except BaseException:
+            for one in answers:
+                self._open.pop(one.id, None)
+            raise
         if self.closed:  # meanwhile, and those that it told may not have been all
             for one in answers:
                 one.events.put(Failure(self.closed))
@@ -182,7 +188,8 @@ class Client:
         for number, event in told:
             if number == STATE:
                 self.state, self.info = event, event.info or self.info
-                self.tell(event)
+                with suppress(Exception):  # whoever listens has no part in this
+                    self.tell(event)
             elif (answers := self._open.get(number)) is not None:
                 answers.events.put(event)
                 if isinstance(event, (Done, Failure, FinishEvent)):
@@ -208,22 +215,37 @@ class InlineClient(Client):
 
     def wait(self, events: queue.SimpleQueue, timeout: float | None) -> Any:
         deadline = None if timeout is None else time.monotonic() + timeout
-        while events.empty() and self.host.busy:
-            self._deliver(self.host.step())
+        while events.empty() and self.host.busy and not self.closed:
+            self._step()
             if deadline is not None and time.monotonic() > deadline:
                 break
         return None if events.empty() else events.get()
 
     def until_ready(self) -> ModelInfo:
         while self.state.phase != "ready":
-            self._deliver(self.host.step())
+            if self.closed:
+                raise EngineError(self.closed)
+            self._step()
         return self.info
 
+    def _step(self) -> None:
+        """Raises `CheckpointError` where the model can't be loaded. A lost device ends the engine, as all are told."""
+        try:
+            self._deliver(self.host.step())
+        except BaseException as error:
+            self._end(ended_by(error))
+            if isinstance(error, (CheckpointError, KeyboardInterrupt, SystemExit)):
+                raise
+
     def close(self) -> None:
+        self._end(CLOSED)
+
+    def _end(self, why: str) -> None:
         if not self.closed:
-            self.closed = CLOSED
-            self.host.close()
-            self._end_all(Failure(CLOSED))
+            self.closed = why
+            self._end_all(Failure(why))
+            with suppress(Exception):  # of a card that is lost
+                self.host.close()
 
 
 class ThreadClient(Client):
@@ -260,11 +282,12 @@ class ThreadClient(Client):
             self._loop(host)
         except BaseException as error:  # of the device, or of ours: whoever waits is told
             self.error = error.with_traceback(None)  # which would hold on to what was half loaded
-            self.closed = self.closed or f"The engine has ended: {str(error).strip() or type(error).__name__}"
+            self.closed = self.closed or ended_by(error)
         self.closed = self.closed or CLOSED
-        host.close()
         self.ready.set()
         self._end_all(Failure(self.closed))
+        with suppress(Exception):  # of a card that is lost
+            host.close()
 
     def _loop(self, host) -> None:
         while not self.closed:
@@ -275,6 +298,10 @@ class ThreadClient(Client):
             self._deliver(host.step())
             if self.state.phase == "ready":
                 self.ready.set()
+
+
+def ended_by(error: BaseException) -> str:
+    return f"The engine has ended: {str(error).strip() or type(error).__name__}"
 
 
 def received(inbox: queue.SimpleQueue, wait: bool) -> Iterator[Any]:

@@ -6,6 +6,7 @@ all of it without the host, which therefore starts a step before it has read the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
@@ -24,6 +25,8 @@ from playground.engine.scales import StepScales
 from playground.engine.settings import SamplingParams
 from playground.model.step import ScaleLayout, ScaleTrace, Step
 from playground.model.transformer import Transformer
+
+PATIENCE = 200  # steps on a larger recording before a batch gets one of its own
 
 
 class State(NamedTuple):
@@ -76,6 +79,11 @@ class Variant(NamedTuple):
             any(d.inspected for d in draws),
         )
 
+    def covers(self, other: Variant) -> bool:
+        """Whether a step like this does all that the other one would: each row goes the way of its own settings."""
+        flags = [(*one.needs, one.traced, one.inspected) for one in (self, other)]
+        return all(mine >= theirs for mine, theirs in zip(*flags, strict=True))
+
 
 class Output(NamedTuple):
     """What a step leaves on the device, R rows each."""
@@ -115,7 +123,7 @@ def run_step(
 class EagerDecoder:
     """Runs a step now."""
 
-    runs_ahead = False
+    runs_ahead = wants_reload = False
 
     def __init__(self, model: Transformer, cache: PagedCache):
         self.model, self.cache = model, cache
@@ -230,8 +238,9 @@ class Graph:
 
 
 class GraphDecoder:
-    """Replays recorded steps: one recording for every power of two of rows, made when it is first needed. Where there
-    is no memory for one, steps run eagerly from then on."""
+    """Replays recorded steps: one recording for every power of two of rows and every variant. Making one takes some
+    0.2 s, so where a larger one is there that does as much, it serves for a while. Where there is no memory for one,
+    steps run eagerly from then on."""
 
     def __init__(self, model: Transformer, cache: PagedCache, context: int, recorder: Recorder):
         self.model, self.cache, self.width, self.recorder = model, cache, pages_for(context), recorder
@@ -239,15 +248,27 @@ class GraphDecoder:
         self.eager = EagerDecoder(model, cache)
         self.graph: Graph | None = None  # of the batch that is loaded; None: it runs eagerly
         self.count = 0  # its rows
+        self.lent: tuple[int, Variant] | None = None  # what should be recorded for it, and is not yet
+        self.steps_lent: Counter[tuple[int, Variant]] = Counter()
 
     @property
     def runs_ahead(self) -> bool:
         return self.graph is not None
 
+    @property
+    def wants_reload(self) -> bool:
+        """Whether the batch has run on a larger recording for long enough to be worth one of its own."""
+        return self.lent is not None and self.steps_lent[self.lent] >= PATIENCE
+
     def load(self, batch: DecodeBatch) -> None:
         """As `EagerDecoder.load`."""
         self.count = len(batch.rows)
-        self.graph = self.recorded(self.count, Variant.of([row.draw for row in batch.rows]))
+        key = _key(self.count, Variant.of([row.draw for row in batch.rows]))
+        self.graph, self.lent = self._serving(key), None
+        if self.graph is None:
+            self.graph = self.recorded(*key)
+        elif key not in self.graphs:
+            self.lent = key
         if self.graph is None:
             self.eager.load(batch)
         else:
@@ -255,11 +276,15 @@ class GraphDecoder:
 
     def step(self) -> Callable[[], Drawn]:
         """As `EagerDecoder.step`; begins it, whether or not the one before has been read."""
-        return self.eager.step() if self.graph is None else self.graph.replay(self.count)
+        if self.graph is None:
+            return self.eager.step()
+        if self.lent:
+            self.steps_lent[self.lent] += 1
+        return self.graph.replay(self.count)
 
     def recorded(self, rows: int, variant: Variant) -> Graph | None:
         """The recording for so many rows; None where there is no memory for one."""
-        key = (1 << (rows - 1).bit_length(), variant)
+        key = _key(rows, variant)
         if key in self.graphs or self.recorder.full:
             return self.graphs.get(key)
         try:
@@ -268,6 +293,18 @@ class GraphDecoder:
             self.recorder.full = True
             self.graphs.clear()
         return self.graphs.get(key)
+
+    def _serving(self, key: tuple[int, Variant]) -> Graph | None:
+        """The recording itself, or the smallest that can stand in for it as long as that is no loss."""
+        if key in self.graphs or self.steps_lent[key] >= PATIENCE:
+            return self.graphs.get(key)
+        size, variant = key
+        able = [one for one in self.graphs if one[0] >= size and one[1].covers(variant)]
+        return self.graphs[min(able, key=lambda one: (one[0], sum(one[1].needs)))] if able else None
+
+
+def _key(rows: int, variant: Variant) -> tuple[int, Variant]:
+    return 1 << (rows - 1).bit_length(), variant
 
 
 def make_decoder(model: Transformer, cache: PagedCache, context: int, recorder: Recorder | None):

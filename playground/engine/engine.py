@@ -65,7 +65,7 @@ class Engine:
         self.scheduler = Scheduler(self.pool, max_rows, self.context, vocab_size, prefill_chunk, share_prefixes)
         self.runner = Runner(model, self.pool.total_tokens, self.context, cache_dtype or model.dtype)
         self.scales = ScaleStore()
-        self.ids = count()  # of rows that are added by hand
+        self.ids = count(-2, -1)  # of rows that are added by hand: clients count upwards
         self.pending: tuple[list[Row], Callable[[], Drawn]] | None = None  # a step under way
         self.loaded: list[Row] = []  # whom the runner's next step is for, if nobody comes or goes
 
@@ -108,7 +108,9 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> Told:
         """One prefill chunk, or one decode step over all running rows. Raises `DeviceFault`."""
-        told: Told = [(row, Started(row.cached, row.branched)) for row in self.scheduler.begin()]
+        began, copies = self.scheduler.begin()
+        self.runner.copy(copies)  # at once: the pages' next owner may be the next to run
+        told: Told = [(row, Started(row.cached, row.branched)) for row in began]
         told += [(row, Waiting(row.position)) for row in self.scheduler.moved()]
         return told + (self._prefill() if self.scheduler.prefills_next else self._decode())
 
@@ -146,32 +148,30 @@ class Engine:
         if not running:
             return []
         rows = self.pending[0] if self.pending else list(running)
-        batch = None
         try:
-            if self.pending is None and (self.loaded != rows or self.scheduler.copies):
-                self.loaded, batch = [], self.scheduler.batch(rows)
-                read = self.runner.start(batch)
+            if self.pending is None and (self.loaded != rows or self.runner.wants_reload):
+                self.loaded = []
+                read = self.runner.start(self.scheduler.batch(rows))
                 self.loaded = rows
             else:
                 read = self.pending[1] if self.pending else self.runner.again()
             self.pending = None
             ends = any(len(row.new_ids) + 1 >= row.limit for row in rows)
-            if self.runner.runs_ahead and rows == running and not ends:
+            if self.runner.runs_ahead and rows == running and not ends and not self.runner.wants_reload:
                 self.pending = (rows, self.runner.again())
             drawn = read()
         except Exception as error:
-            return self._isolate(rows, batch.copies if batch else (), error)
+            return self._isolate(rows, error)
         for row in rows:
             row.length += not row.finished
         return self._advance(rows, drawn)
 
-    def _isolate(self, rows: list[Row], copies, error: Exception) -> Told:
+    def _isolate(self, rows: list[Row], error: Exception) -> Told:
         """A step failed: does it again row by row. A row's bits depend on that row alone, so those that can go on lose
         nothing, and those that can't have only themselves to end."""
         self._check_device(error)
         self.pending, self.loaded = None, []
         rows, told = [row for row in rows if not row.finished], []
-        self.runner.copy(copies)
         for row, drawn in zip(rows, self.runner.one_by_one(self.scheduler.batch(rows)), strict=True):
             if isinstance(drawn, Exception):
                 self._check_device(drawn)

@@ -85,8 +85,12 @@ def written(engine: Engine, rows: int) -> Generator[None, None, list[int]]:
         Request(tuple(p), SamplingParams("gumbel", 1.0, seed=n), 32, ignore_eos=True) for n, p in enumerate(prompts)
     ]
     running = [engine.add([request])[0] for request in requests]
-    while not all(row.finished for row in running):
-        yield
+    try:
+        while not all(row.finished for row in running):
+            yield
+    finally:
+        for row in running:
+            engine.cancel(row, keep=False)
     return running[0].new_ids
 
 

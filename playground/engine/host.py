@@ -6,29 +6,22 @@ Passive, like the engine: `receive` takes a message, `step` does a little of eve
 
 from __future__ import annotations
 
-import gc
-import sys
 from collections import deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-import kernels
 from playground.checkpoint.config import CheckpointError
-from playground.checkpoint.hub import EMBEDDED, find, local_folder
-from playground.checkpoint.tokenizer import Tokenizer
 from playground.engine.engine import DeviceFault, Engine, in_a_sentence
-from playground.engine.events import Done, EngineState, Failure, ModelInfo, Progress
-from playground.engine.jobs import projections, slices
-from playground.engine.loading import MAX_ROWS, Loading, check, choose_device
-from playground.engine.requests import Ask, Cancel, Generate, Job, Load, Options, Switch, Watch
+from playground.engine.events import Done, EngineState, Failure, FinishEvent, Stats
+from playground.engine.jobs import slices
+from playground.engine.models import Models
+from playground.engine.requests import Ask, Cancel, Generate, Job, Load, Options, Request, Switch, Watch
 from playground.engine.row import Row
 from playground.engine.runner import is_fatal
-from playground.engine.settings import RequestError, suggested_by
+from playground.engine.settings import RequestError
 
 if TYPE_CHECKING:
     from kernels.compiling import Compilers
@@ -43,30 +36,26 @@ class Running(NamedTuple):
 
     id: int
     work: Iterator[Any]
-    stoppable: bool = True  # not where others would be left without a model
+    of_models: bool = False  # it changes them; all others read them
 
 
 class Host:
     def __init__(self, options: Options, compilers: Compilers | None = None):
         """`compilers`: kernels are compiled and steps recorded before the engine says that it is ready."""
-        self.options, self.device = options, choose_device(options.device)
-        self.compilers = compilers if self.device.type == "cuda" else None
-        self.engines: dict[str, Engine] = {}  # by the form of the weights
+        self.models = Models(options, compilers, self._tell_state, self._end_rows)
         self.rows: dict[int, tuple[Engine, Row]] = {}  # that have not ended
         self.jobs: deque[Running] = deque()
-        self.changing = False  # another model or form is being loaded
         self.early: list[Ask] = []  # what came before the model was there
-        self.info: ModelInfo | None = None
-        self.serial = options.serial
-        self.folder: Path | None = None
-        self.state = EngineState("loading")
         self.out: Told = []
-        self.idle: Iterator[Any] | None = None  # work for when there is nothing else to do
-        self.loading: Iterator[Any] | None = self._start(options.current or (options.models or ("",))[0])
+        self.loading: Iterator[Any] | None = self.models.start()
+
+    @property
+    def engines(self) -> dict[str, Engine]:
+        return self.models.engines
 
     @property
     def busy(self) -> bool:
-        return bool(self.loading or self.idle or self._due)
+        return bool(self.loading or self.models.idle or self._due)
 
     @property
     def _due(self) -> bool:
@@ -81,7 +70,8 @@ class Host:
                 for number in message.rows:
                     if number in self.rows:
                         self.rows[number][1].watch = message.projection
-            case Ask() if self.loading or not self.engines:
+                self.early = [watching(ask, message) for ask in self.early]
+            case Ask() if not self._there:
                 self.early.append(message)
             case Ask():
                 self._begin(message)
@@ -89,49 +79,54 @@ class Host:
     def step(self) -> Told:
         """A little of everything that is due. Raises `DeviceFault`, and whatever stops the first model from loading."""
         with torch.inference_mode():
-            if self.loading:
-                self._load()
+            if self.loading and next(self.loading, self) is self:
+                self.loading = None
+            if self.early and self._there:
+                self._begin_early()
             for engine in list(self.engines.values()):
                 if engine.busy:
                     self._step(engine)
             if self.jobs:
                 self._slice(self.jobs.popleft())
-            if self.idle and not self.loading and not self._due:
-                self._use_idle_time()
+            if self.models.idle and not self.loading and not self._due:
+                self.models.use_idle_time()
         told, self.out = self.out, []
         return told
 
-    def _use_idle_time(self) -> None:
-        try:
-            next(self.idle)
-        except StopIteration:
-            self.idle = None
-        except Exception as error:  # what could not be prepared is made when it is needed, or fails then
-            if is_fatal(error):
-                raise
-            self.idle = None
+    @property
+    def _there(self) -> bool:
+        """Whether there is a model. Requests wait for one that is being loaded, but not for a second form of it."""
+        return self.loading is None and bool(self.engines)
+
+    def _begin_early(self) -> None:
+        """What came while no model was there."""
+        early, self.early = self.early, []
+        for ask in early:
+            self._begin(ask)
 
     def close(self) -> None:
         """Lets go of models and caches."""
-        for engine in self.engines.values():
-            engine.release()
-        self.engines.clear()
+        self.loading = None
         self.rows.clear()
         self.jobs.clear()
-        self.loading = None
-        _collect()
+        self.models.close()
+
+    def _tell_state(self, state: EngineState) -> None:
+        self.out.append((STATE, state))
 
     # --- rows
 
     def _begin(self, ask: Ask) -> None:
         try:
-            if ask.model and ask.model != self.info.key:
+            if ask.model and ask.model != self.models.info.key:
                 raise RequestError(GONE)
             if isinstance(ask.what, Generate):
                 self._add(ask.what)
             else:
-                self.jobs.append(Running(ask.id, self._work(ask.what), not isinstance(ask.what, Switch)))
-        except (RequestError, CheckpointError) as error:
+                self.jobs.append(Running(ask.id, self._work(ask.what), isinstance(ask.what, Load | Switch)))
+        except BaseException as error:  # of its tokenizer, too
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
             ids = ask.what.rows if isinstance(ask.what, Generate) else (ask.id,)
             self.out += [(number, failure_of(error)) for number in ids]
 
@@ -148,19 +143,38 @@ class Host:
         return next((one for one in engine.scheduler.kept.held if getattr(one, "id", None) == number), None)
 
     def _engine(self, form: str) -> Engine:
-        if (form or self.info.form) not in self.engines:
+        form = form or self.models.info.form
+        if form not in self.engines:
             raise RequestError(f"The {form} weights are not loaded.")
-        return self.engines[form or self.info.form]
+        return self.engines[form]
 
     def _cancel(self, number: int) -> None:
-        self.early = [ask for ask in self.early if ask.id != number]
+        self._cancel_early(number)
         if number in self.rows:
             engine, row = self.rows[number]
             self._tell(engine.cancel(row))
-        for job in [job for job in self.jobs if job.id == number and job.stoppable]:
-            self.jobs.remove(job)
-            job.work.close()
-            self.out.append((number, Failure("This was stopped.", "request")))
+        for job in [job for job in self.jobs if job.id == number and not job.of_models]:
+            self._end_job(job, "This was stopped.")
+
+    def _end_job(self, job: Running, why: str) -> None:
+        self.jobs.remove(job)
+        job.work.close()
+        self.out.append((job.id, Failure(why, "request")))
+
+    def _cancel_early(self, number: int) -> None:
+        """A request that still waits for the model, or one row of it."""
+        for place, ask in enumerate(self.early):
+            if not isinstance(ask.what, Generate):
+                if ask.id == number:
+                    self.out.append((number, Failure("This was stopped.", "request")))
+                    del self.early[place]
+                    return
+            elif number in ask.what.rows:
+                rows = dict(zip(ask.what.rows, ask.what.requests, strict=True))
+                self.out.append((number, never_began(rows.pop(number))))
+                left = replace(ask.what, rows=tuple(rows), requests=tuple(rows.values()))
+                self.early[place : place + 1] = [replace(ask, what=left)] if rows else []
+                return
 
     def _step(self, engine: Engine) -> None:
         try:
@@ -168,35 +182,35 @@ class Host:
         except DeviceFault:
             raise
         except Exception as error:  # a fault of ours: nobody knows whose row is to blame, so all of them are told
+            if is_fatal(error):
+                raise
             for _, row in [pair for pair in self.rows.values() if pair[0] is engine]:
                 self._tell(engine.fail(row, error))
 
     def _tell(self, told: list[tuple[Row, Any]]) -> None:
-        for row, event in told:
+        ours = [one for one in told if self.rows.get(one[0].id, (None, None))[1] is one[0]]  # not a job's own
+        for row, event in ours:
             if row.finished:
                 self.rows.pop(row.id, None)
             self.out.append((row.id, event))
+
+    def _end_rows(self) -> None:
+        """Of the models that go: what they write, and what is asked about them."""
+        for job in [job for job in self.jobs if not job.of_models]:
+            self._end_job(job, GONE)
+        for engine, row in list(self.rows.values()):
+            self._tell(engine.cancel(row, keep=False))
 
     # --- jobs
 
     def _work(self, job: Job) -> Iterator[Any]:
         match job:
             case Load():
-                return self._alone(self._second(job.form))
+                return self.models.second(job.form)
             case Switch():
-                return self._alone(self._switch(job.name))
+                return self.models.switch(job.name)
             case _:
                 return slices(self._engine(getattr(job, "form", "")), job)
-
-    def _alone(self, work: Iterator[Any]) -> Iterator[Any]:
-        """Work on the models themselves, one after another."""
-        while self.changing:
-            yield None
-        self.changing = True
-        try:
-            yield from work
-        finally:
-            self.changing = False
 
     def _slice(self, job: Running) -> None:
         try:
@@ -205,7 +219,7 @@ class Host:
             self.out.append((job.id, Done()))
             return
         except BaseException as error:
-            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            if isinstance(error, (KeyboardInterrupt, SystemExit, DeviceFault)) or is_fatal(error):
                 raise
             self.out.append((job.id, failure_of(error)))
             return
@@ -213,173 +227,33 @@ class Host:
             self.out.append((job.id, answer))
         self.jobs.append(job)
 
-    # --- models
 
-    def _tell_state(self, state: EngineState) -> None:
-        self.state = state
-        self.out.append((STATE, state))
-
-    def _load(self) -> None:
-        for told in self.loading:
-            self._tell_state(told)
-            return
-        self.loading = None
-        self._begin_early()
-
-    def _begin_early(self) -> None:
-        """What came while no model was there."""
-        early, self.early = self.early, []
-        for ask in early:
-            self._begin(ask)
-
-    def _start(self, name: str) -> Iterator[EngineState]:
-        """Loads the first model."""
-        for told in self._open(name, self.options.dtype):
-            if isinstance(told, ModelInfo):
-                yield EngineState("loading", info=told)
-            else:
-                yield EngineState("loading", told.done, told.total, info=self.info)
-        yield from self._prepared()
-
-    def _prepared(self, form: str = "") -> Iterator[EngineState]:
-        """A card gets ready for the first run; what later ones need follows when there is nothing else to do."""
-        if self.compilers:
-            from playground.engine.prepare import prepare_first, prepare_later
-
-            runner = self.engines[form or self.info.form].runner
-            try:
-                for told in prepare_first(runner, self.compilers):
-                    yield EngineState("preparing", told.done, told.total, info=self.info)
-                self.idle = prepare_later(runner, self.compilers) if not form else self.idle
-            except Exception as error:  # then the first run makes what it needs
-                if is_fatal(error):
-                    raise
-                print(f"Kernels could not be prepared: {in_a_sentence(error)}", file=sys.stderr, flush=True)
-        yield EngineState("ready", info=self.info)
-
-    def _open(self, name: str, dtype: str) -> Iterator[ModelInfo | Progress]:
-        """Makes a model the current one: tells what it is, then how much of it is there. Raises `CheckpointError`."""
-        folder = find(name) if name else EMBEDDED
-        shown = name if name and local_folder(name) is None else folder.name
-        loading = Loading.of(folder, self.device, None, dtype, self.options.context, self.options.cache_dtype)
-        self.serial += 1
-        self.folder = folder
-        self.info = info_of(f"{self.serial}:{name}", shown, loading, folder)
-        yield self.info
-        yield from self._read(loading)
-
-    def _read(self, loading: Loading) -> Generator[Progress, None, None]:
-        """Reads weights, and makes an engine of them."""
-        try:
-            model = yield from loading.read()
-            tokenizer, room = Tokenizer(loading.checkpoint.folder, model.config.vocab_size), loading.room
-            form = "fp8" if model.config.quantization else "bf16"
-            self.engines[form] = Engine(
-                model, tokenizer, MAX_ROWS, room.cache_tokens, room.context, cache_dtype=room.cache_dtype
-            )
-        except torch.OutOfMemoryError as error:
-            raise CheckpointError(f"It does not fit on the card after all: {error}; try a smaller --context.") from None
-
-    def _second(self, form: str) -> Iterator[Progress | ModelInfo | None]:
-        """The current model's weights in another form, beside those that are there."""
-        if form not in self.engines:
-            cache = self.info.cache_form
-            try:
-                loading = Loading.of(self.folder, self.device, None, form, self.info.context, cache)
-                yield from self._read(loading)
-            except CheckpointError as error:
-                raise CheckpointError(f"FP8 and BF16 weights can't be loaded side by side: {error}") from None
-            for _ in self._prepared(form):
-                yield None
-        self.info = replace(self.info, forms=tuple(self.engines))
-        self._tell_state(EngineState("ready", info=self.info))
-        yield self.info
-
-    def _switch(self, name: str) -> Iterator[Progress | ModelInfo | None]:
-        """Another model of the list: the old one is released first, so that both need not fit. What can be told without
-        loading (another name, a damaged folder) is told before the old one is touched; after a failure the old one
-        comes back. Raises `CheckpointError`."""
-        names = self.options.models or ("",)
-        if name not in names:
-            raise CheckpointError(f"{name!r} is not one of the models of this page: {', '.join(names)}.")
-        current = self.info.key.partition(":")[2]
-        if name != current:
-            yield from self._checked(name)
-            self._release()
-            try:
-                yield from self._opened(name)
-            except Exception as error:  # whatever stops a load, the old model must come back
-                failure = str(error) or type(error).__name__
-            else:
-                failure = ""
-            if failure:  # outside of `except`, whose traceback would hold on to what was half loaded
-                self._release()
-                yield from self._opened(current)
-                raise CheckpointError(f"{name} could not be loaded, {current} is back: {failure}")
-        yield self.info
-
-    def _checked(self, name: str) -> Iterator[None]:
-        """Whether a model can be loaded, looked up on a thread of its own: it may have to be downloaded first."""
-        with ThreadPoolExecutor(1) as pool:
-            looking = pool.submit(lambda: check(find(name) if name else EMBEDDED, self.options.dtype))
-            while not looking.done():
-                yield None
-            looking.result()
-
-    def _opened(self, name: str) -> Iterator[Progress | None]:
-        for told in self._open(name, self.options.dtype):
-            if isinstance(told, Progress):
-                self._tell_state(EngineState("loading", told.done, told.total, info=self.info))
-                yield told
-        for state in self._prepared():
-            self._tell_state(state)
-            yield None
-        self._begin_early()
-
-    def _release(self) -> None:
-        """Ends what runs on the current model, and lets go of it."""
-        self.idle = None
-        for engine, row in list(self.rows.values()):
-            self._tell(engine.cancel(row, keep=False))
-        for engine in self.engines.values():
-            engine.release()
-        self.engines.clear()
-        _collect()
+def watching(ask: Ask, watch: Watch) -> Ask:
+    """A request that waits for the model, with those of its rows that are to be watched."""
+    if not (isinstance(ask.what, Generate) and set(ask.what.rows) & set(watch.rows)):
+        return ask
+    rows = zip(ask.what.rows, ask.what.requests, strict=True)
+    seen = tuple(replace(r, watch=watch.projection) if n in watch.rows else r for n, r in rows)
+    return replace(ask, what=replace(ask.what, requests=seen))
 
 
-def info_of(key: str, name: str, loading: Loading, folder: Path) -> ModelInfo:
-    config, room, device = loading.model.config, loading.room, loading.device
-    form = "fp8" if config.quantization else "bf16"
-    defaults, suggested = suggested_by(loading.checkpoint.generation)
-    return ModelInfo(
-        key=key,
-        name=name,
-        folder=str(folder),
-        form=form,
-        cache_form="plain" if room.cache_dtype == loading.dtype else "fp8",
-        context=room.context,
-        layers=config.num_hidden_layers,
-        vocab_size=config.vocab_size,
-        cache_tokens=room.cache_tokens,
-        max_rows=MAX_ROWS,
-        device=device.type,
-        device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        torch=torch.__version__,
-        path=path_in_words(device),
-        projection=next(iter(projections(loading.model, 0)), ""),
-        forms=(form,),
-        defaults=defaults,
-        suggested=suggested,
+def never_began(request: Request) -> FinishEvent:
+    """The end of a row that was cancelled before its engine was there."""
+    return FinishEvent(
+        "",
+        Stats(
+            finish_reason="cancelled",
+            prompt_tokens=len(request.prompt),
+            cached_tokens=0,
+            new_tokens=0,
+            seed=request.params.seed,
+            ttft=0.0,
+            prefill_rate=0.0,
+            decode_rate=0.0,
+            cache_used=0,
+            cache_total=0,
+        ),
     )
-
-
-def path_in_words(device: torch.device) -> str:
-    """What computes, which depends on whether the device has FP8 units."""
-    if device.type == "cpu":
-        return "torch twins on the CPU"
-    if kernels.has_fp8_units(device):
-        return "Triton kernels on the GPU's FP8 units"
-    return "Triton kernels that decode FP8 themselves, as this GPU has no FP8 units"
 
 
 def failure_of(error: BaseException) -> Failure:
@@ -388,9 +262,3 @@ def failure_of(error: BaseException) -> Failure:
     if isinstance(error, CheckpointError):
         return Failure(str(error), "checkpoint")
     return Failure(in_a_sentence(error))
-
-
-def _collect() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -3,13 +3,15 @@ a first run needs, whatever its sampler; later batch sizes and variants when the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from typing import NamedTuple
 
 import torch
 
+from kernels import INVARIANT_ROWS
 from kernels.compiling import Compilers, only_asked_for
 from playground.engine.decoder import GraphDecoder, State, Variant, draw_output, run_step
 from playground.engine.events import Progress
@@ -19,8 +21,9 @@ from playground.engine.runner import Runner
 from playground.engine.sampler import Needs, Settings
 from playground.engine.settings import SamplingParams
 
-LOOK = 0.02  # seconds to wait for a compiler
+LOOK = 0.002  # seconds to wait for a compiler
 NEEDS = [Needs(filtered, summed) for filtered, summed in product((False, True), repeat=2)]
+PLAINEST, FULLEST = (Variant(needs, traced=True, inspected=True) for needs in (NEEDS[0], NEEDS[-1]))
 
 
 class Work(NamedTuple):
@@ -31,63 +34,77 @@ class Work(NamedTuple):
     traced: bool  # with activation scales
 
 
-FIRST = (Work((32, 64, 128), (1,), True), Work((32, 64, 128), (4,), False))
-"""A first run by any sampler, with filters or without, and a comparison of three or four: compiled before the page is
-ready, of which the plainest step is recorded. The others are when they are first asked for: it takes 0.2 s."""
+PROMPTS, GROUPS = (32, 64, 128), (1, 4)  # of a first run, alone or compared: compiled before the page is ready
 LATER = (
-    Work((256, DOUBLED), (2, 4, 8, 16, 32), True),
-    Work((256,), (1, 2), False),
+    Work((*PROMPTS, 256, DOUBLED), (1, 2, 4, 8, 16, 32), True),
+    Work((*PROMPTS, 256), (1, 2, 4), False),
 )
 
 
 def prepare_first(runner: Runner, compilers: Compilers) -> Iterator[Progress]:
-    """Compiles what a first run needs, telling how many kernels are there, and records a step."""
-    yield from compiled(runner, compilers, FIRST)
-    with torch.inference_mode():
-        runner.decoder.recorded(1, Variant(NEEDS[0], True, True))
-    yield told(compilers)
+    """What a first run needs, whatever its sampler and filters: its kernels, told how many of them are there, and two
+    recorded steps, the plainest for one row and one that can serve for all others until theirs are recorded."""
+    first = ((1, PLAINEST), (INVARIANT_ROWS, FULLEST))
+    runs = [partial(dry_prompt, runner, size, traced) for size in PROMPTS for traced in (True, False)]
+    runs += [partial(dry_step, runner, rows, variant) for rows, variant in first]
+    runs += [partial(dry_draw, runner, rows, Variant(needs, False, True)) for rows in GROUPS for needs in NEEDS]
+    yield from compiled(runs, compilers)
+    for rows, variant in first:
+        with torch.inference_mode():
+            runner.decoder.recorded(rows, variant)
+        yield told(compilers)
 
 
 def prepare_later(runner: Runner, compilers: Compilers) -> Iterator[Progress]:
     """The same for all batch sizes and variants, piece by piece."""
-    yield from compiled(runner, compilers, LATER)
+    runs = []
+    for work in LATER:
+        runs += [partial(dry_prompt, runner, size, work.traced) for size in work.prompts]
+        variants = [Variant(needs, work.traced, True) for needs in NEEDS]
+        runs += [partial(dry_step, runner, *one) for one in product(work.rows, variants)]
+    yield from compiled(runs, compilers)
     compilers.close()
-    for work in (*FIRST, *LATER):
+    for work in LATER:
         for _ in record(runner, work):
             yield told(compilers)
 
 
-def compiled(runner: Runner, compilers: Compilers, works: tuple[Work, ...]) -> Iterator[Progress]:
-    for work in works:
-        for dry_run in dry_runs(runner, work):
-            with only_asked_for(compilers.ask), torch.inference_mode():
-                dry_run()
-            yield told(compilers)
+def compiled(runs: Sequence[Callable[[], object]], compilers: Compilers) -> Iterator[Progress]:
+    """Makes dry runs, and waits until what they ask for is compiled."""
+    for dry_run in runs:
+        with only_asked_for(compilers.ask), torch.inference_mode():
+            dry_run()
+        yield told(compilers)
     while not compilers.look(LOOK):
         yield told(compilers)
+    for failure in compilers.failed:
+        print(f"A kernel could not be compiled ahead: {failure}", file=sys.stderr, flush=True)
+    compilers.failed.clear()
 
 
 def told(compilers: Compilers) -> Progress:
     return Progress("preparing", compilers.done, len(compilers.asked))
 
 
-def dry_runs(runner: Runner, work: Work) -> Iterator[Callable[[], object]]:
-    """Everything that the work would launch, piece by piece, on the page that is nobody's."""
-    for size in work.prompts:
-        yield Chunk(runner.model, runner.cache, Kind(0, size, work.traced, True)).run
-    for rows, needs in product(work.rows, NEEDS):
-        yield partial(dry_step, runner, rows, Variant(needs, work.traced, True))
+def dry_prompt(runner: Runner, size: int, traced: bool) -> None:
+    """The end of a prompt that begins with its last chunk, on the page that is nobody's."""
+    Chunk(runner.model, runner.cache, Kind(0, size, traced, True)).run()
 
 
 def dry_step(runner: Runner, rows: int, variant: Variant) -> None:
-    """A decode step, and the draw behind a prompt, whose logits its rows share."""
+    """A decode step of rows that are nobody's."""
     model, cache = runner.model, runner.cache
     settings = Settings.of([SamplingParams("greedy")] * rows, model.device)
     resting = State.resting(rows, pages_for(runner.context), cache.scratch)
     run_step(model, cache, State(*(t.to(model.device) for t in resting)), settings, variant)
-    at = torch.ones(rows, dtype=torch.int64, device=model.device)
-    logits = torch.zeros(rows, model.config.vocab_size, device=model.device)
-    draw_output(logits, settings, at, variant, None)
+
+
+def dry_draw(runner: Runner, rows: int, variant: Variant) -> None:
+    """The draw behind a prompt that `rows` share."""
+    device = runner.model.device
+    settings = Settings.of([SamplingParams("greedy")] * rows, device)
+    logits = torch.zeros(rows, runner.model.config.vocab_size, device=device)
+    draw_output(logits, settings, torch.ones(rows, dtype=torch.int64, device=device), variant, None)
 
 
 def record(runner: Runner, work: Work) -> Iterator[None]:

@@ -12,19 +12,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from playground.checkpoint.config import CheckpointError
 from playground.engine import wire
-from playground.engine.client import CLOSED, STATE, Client, EngineError, received
+from playground.engine.client import CLOSED, STATE, Answers, Client, EngineError, received
 from playground.engine.events import EngineState, Failure, ModelInfo, TokenEvent
-from playground.engine.requests import Options
+from playground.engine.requests import Ask, Options
 
 BAD_MODEL = 2  # exit code: what was asked for can't be loaded, and won't be the next time
 MOST_FAILURES = 3  # restarts in a row that never got ready
+MOST_DEATHS, SOON = 5, 60.0  # so many in so many seconds, ready or not
 LOST = "The engine ended unexpectedly, and with it what was running. It is being started again; run again."
 
 
@@ -34,12 +36,61 @@ class ProcessClient(Client):
     def __init__(self, options: Options, tell: Callable[[EngineState], object] = lambda state: None):
         super().__init__(tell)
         self.options, self.failures, self.starts = options, 0, 0
-        self.sending = threading.Lock()
+        self.deaths: deque[float] = deque(maxlen=MOST_DEATHS)
+        self.sending = threading.RLock()  # also held while one engine takes another's place
         self.changed = threading.Condition()  # of the engine's state
         self.bad_model = ""
         self._start()
         self.thread = threading.Thread(target=self._listen, name="engine events", daemon=True)
         self.thread.start()
+
+    def command(self, descriptor: int) -> list[str]:
+        return [sys.executable, "-m", "playground.engine", "--socket", str(descriptor)]
+
+    def send(self, message: Any) -> None:
+        with self.sending, suppress(OSError):  # the listener hears of it, and tells those who wait
+            wire.send(self.socket, message)
+
+    def until_ready(self) -> ModelInfo:
+        """Waits until the engine says so. Raises `CheckpointError` and `EngineError`."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.closed or self.state.phase == "ready")
+        self._check_open()
+        return self.info
+
+    def until_known(self, seconds: float | None = None) -> ModelInfo | None:
+        """Waits, for so long at most, until it is known what model it will be, before its weights are there."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.closed or self.info, seconds)
+        self._check_open()
+        return self.info
+
+    def close(self) -> None:
+        self._close(CLOSED)
+        with self.sending, suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        try:
+            self.process.wait(2)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.thread.join(2)
+
+    def _check_open(self) -> None:
+        if self.bad_model:
+            raise CheckpointError(self.bad_model)
+        if self.closed:
+            raise EngineError(self.closed)
+
+    def _submit(self, ask: Ask, answers: Sequence[Answers]) -> None:
+        with self.sending:  # either the engine that dies has it, and its end is told, or the next one
+            super()._submit(ask, answers)
+
+    def _close(self, why: str) -> None:
+        with self.changed:
+            self.closed = self.closed or why
+            self.changed.notify_all()
+        self._end_all(Failure(self.closed))
 
     def _start(self) -> None:
         self.starts += 1
@@ -54,93 +105,66 @@ class ProcessClient(Client):
                 start_new_session=True,
             )
         self.socket = ours
-        wire.send(ours, self.options)
-
-    def command(self, descriptor: int) -> list[str]:
-        return [sys.executable, "-m", "playground.engine", "--socket", str(descriptor)]
-
-    def send(self, message: Any) -> None:
-        with self.sending, suppress(OSError):  # whoever reads will notice, and tell those who wait
-            wire.send(self.socket, message)
-
-    def until_ready(self, phases: tuple[str, ...] = ("ready",)) -> ModelInfo:
-        """Waits until the engine says so. Raises `CheckpointError` and `EngineError`."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.closed or self.state.phase in phases)
-        if self.bad_model:
-            raise CheckpointError(self.bad_model)
-        if self.closed:
-            raise EngineError(self.closed)
-        return self.info
-
-    def until_known(self) -> ModelInfo:
-        """Waits until it is known what model it will be, before its weights are there."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.closed or self.info)
-        return self.info if self.info and not self.closed else self.until_ready()
-
-    def close(self) -> None:
-        self._close(CLOSED)
-        with suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
-        try:
-            self.process.wait(2)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.thread.join(2)
-
-    def _close(self, why: str) -> None:
-        with self.changed:
-            self.closed = self.closed or why
-            self.changed.notify_all()
-        self._end_all(Failure(self.closed))
+        with suppress(OSError):  # it is gone already, as its end-of-file says
+            wire.send(ours, self.options)
 
     def _listen(self) -> None:
         """Hands out what the engine says, as long as there is one."""
-        while not self.closed:
-            reader = wire.Reader(self.socket)
-            with suppress(EOFError):
-                while True:
-                    self._hear(reader.read())
-            if not self.closed:
-                self._again()
+        try:
+            while not self.closed:
+                reader = wire.Reader(self.socket)
+                with suppress(EOFError):
+                    while True:
+                        self._hear(reader.read())
+                if self.closed:  # while what was running came to its end
+                    self._end_all(Failure(LOST))
+                else:
+                    self._again()
+        except BaseException as error:  # nobody would hear anything any more
+            self._give_up(f"The engine can't be heard any more ({type(error).__name__}: {error}). Start it anew.")
 
     def _hear(self, told: tuple) -> None:
-        state = self.state
         for part in told:
             self._deliver(wire.unpack(part) if isinstance(part, wire.Tokens) else [part])
-        if self.state is not state:
-            if self.state.phase == "ready":
-                self.failures = 0
-            with self.changed:
-                self.changed.notify_all()
+            if not isinstance(part, wire.Tokens) and part[0] == STATE:
+                if self.state.phase == "ready":
+                    self.failures = 0
+                    serial, _, name = self.info.key.partition(":")  # what pages know is what comes back
+                    self.options = replace(self.options, current=name, serial=int(serial) - 1)
+                self._notify()
+
+    def _notify(self) -> None:
+        with self.changed:
+            self.changed.notify_all()
 
     def _again(self) -> None:
         """The engine is gone: everybody who waits is told at once, and the next one is started."""
-        self.socket.close()
+        self._end_all(Failure(LOST))
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(1)
         self.process.kill()
         code, last = self.process.wait(), self.state
-        ready = last.phase == "ready"
+        self.deaths.append(time.monotonic())
         if code == BAD_MODEL and self.starts == 1 and last.message:
             self.bad_model = last.message
             self._give_up(last.message)
             return
-        self.failures += not ready
+        self.failures += last.phase != "ready"
+        why = last.message or f"it ended with exit code {code}"
         if self.failures >= MOST_FAILURES:
-            why = last.message or f"it ended with exit code {code}"
             self._give_up(f"The engine could not be started {MOST_FAILURES} times in a row: {why}. Start it anew.")
             return
+        if len(self.deaths) == MOST_DEATHS and self.deaths[-1] - self.deaths[0] < SOON:
+            self._give_up(f"The engine ended {MOST_DEATHS} times within a minute: {why}. Start it anew.")
+            return
         self._deliver([(STATE, EngineState("restarting", info=self.info))])
-        self._end_all(Failure(LOST))
-        if self.info:  # the model that was current, by the key that pages know
-            serial, _, name = self.info.key.partition(":")
-            self.options = replace(self.options, current=name, serial=int(serial) - 1)
+        self._notify()
         time.sleep(0.2 * self.failures)
         with self.sending:
-            self._start()
+            self.socket.close()
+            self._end_all(Failure(LOST))  # who came meanwhile spoke to nobody
+            if not self.closed:
+                self._start()
 
     def _give_up(self, why: str) -> None:
         self._close(why)
@@ -211,6 +235,9 @@ def _write(link: socket.socket, outbox: queue.SimpleQueue) -> None:
             wire.send(link, tuple(parts_of(told)))
         except OSError:
             os._exit(0)
+        except BaseException as error:  # an engine that can't speak is of no use
+            print(f"engine: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
 
 
 def parts_of(told: list[tuple[int, Any]]) -> Iterator[Any]:

@@ -61,7 +61,6 @@ class Runner:
     def start(self, batch: DecodeBatch) -> Callable[[], Drawn]:
         """Begins a step of these rows; what it returns waits for its end."""
         self.use_threads(1)
-        self.copy(batch.copies)
         self.decoder.load(batch)
         return self.decoder.step()
 
@@ -75,6 +74,11 @@ class Runner:
     def runs_ahead(self) -> bool:
         """Whether a step can begin before the one before it has been read."""
         return self.decoder.runs_ahead
+
+    @property
+    def wants_reload(self) -> bool:
+        """Whether the same rows would run better if they were started anew."""
+        return self.decoder.wants_reload
 
     @torch.inference_mode()
     def one_by_one(self, batch: DecodeBatch) -> list[Drawn | Exception]:

@@ -74,6 +74,7 @@ class Filling:
 
     rows: list[Row]  # the one with the highest limit first: the pages suffice for it
     pages: list[int]
+    forks: dict[Row, list[int]]  # the pages that each of the others will have of its own
     done: int = 0  # tokens that stand in the cache
     seconds: float = 0.0
 
@@ -86,7 +87,6 @@ class Scheduler:
         self.filling: Filling | None = None
         self.running: list[Row] = []
         self.kept = PrefixCache(pool, chunk if share else 0)
-        self.copies: list[tuple[int, int]] = []  # to be made before the next step
         self.decode_next = False
         self.fed_together = 0  # tokens of prompts since the last decode step
 
@@ -129,6 +129,7 @@ class Scheduler:
         self.waiting.remove(row)
         if self.filling and row in self.filling.rows:
             self.filling.rows.remove(row)
+            self.pool.release(self.filling.forks.pop(row, []))
             if not self.filling.rows:
                 self.pool.release(self.filling.pages)
                 self.filling = None
@@ -140,18 +141,20 @@ class Scheduler:
         if row in self.running:
             self.running.remove(row)
 
-    def begin(self) -> list[Row]:
-        """The rows whose turn has come, if the first group in line has places and pages now."""
+    def begin(self) -> tuple[list[Row], Copies]:
+        """The rows whose turn has come, if the first group in line has places and pages now, and what is to be copied
+        before anything else happens."""
         if self.filling or not self.waiting.visitors or not self._make_room(self.waiting.first):
-            return []
+            return [], ()
         group = self.waiting.pop()
         if parent := self._parent(group):
+            copies: list[tuple[int, int]] = []
             for row in group:
                 row.length = row.cached = len(row.request.prompt) - 1
                 row.branched, row.parent = True, None
-                self.copies += self._fork(parent, row, row.length)
+                copies += self._fork(parent, row, row.length, self.pool.take(self._own_pages(row, row.length)))
             self.running += group
-            return group
+            return group, tuple(copies)
         for row in group:
             row.parent = None  # a chain of branches would hold on to all of its rows
         rows = sorted(group, key=lambda row: -row.limit)
@@ -162,8 +165,9 @@ class Scheduler:
         pages = self.pool.share(found) + self.pool.take(pages_for(len(prompt) + rows[0].limit) - len(found))
         for row in rows:
             row.cached = len(found) * PAGE_SIZE
-        self.filling = Filling(rows, pages, rows[0].cached)
-        return group
+        forks = {row: self.pool.take(self._own_pages(row, len(prompt))) for row in rows[1:]}
+        self.filling = Filling(rows, pages, forks, rows[0].cached)
+        return group, ()
 
     def moved(self) -> list[Row]:
         """The rows that wait, and whose place in line is another than they were told."""
@@ -193,13 +197,13 @@ class Scheduler:
         self.decode_next = end < len(prompt) or self.fed_together >= TOGETHER
         if end < len(prompt):
             return PrefillChunk(prompt[start:end], start, tuple(filling.pages))
-        rows = filling.rows
-        rows[0].pages = filling.pages
-        copies = []
+        rows, first = filling.rows, filling.rows[0]
+        self.pool.release(filling.forks.pop(first, []))  # whoever came first has left: this one goes on in its pages
+        first.pages, copies = filling.pages, []
         for row in rows:
             row.length = len(prompt)
-            if row is not rows[0]:
-                copies += self._fork(rows[0], row, row.length)
+            if row is not first:
+                copies += self._fork(first, row, row.length, filling.forks.pop(row))
         self.filling = None
         self.running += rows
         draws = tuple(row.draw for row in rows)
@@ -216,9 +220,7 @@ class Scheduler:
 
     def batch(self, rows: list[Row]) -> DecodeBatch:
         """The rows' next step, from where they stand."""
-        copies, self.copies = self.copies, []
-        each = (DecodeRow(row.newest, row.length, tuple(row.pages), row.draw) for row in rows)
-        return DecodeBatch(tuple(each), tuple(copies))
+        return DecodeBatch(tuple(DecodeRow(row.newest, row.length, tuple(row.pages), row.draw) for row in rows))
 
     def _pages_needed(self, group: list[Row], cached: int = 0, shared: int | None = None) -> int:
         """All pages that the group may ever take. `cached`: full pages at hand; `shared`: those that its rows have in
@@ -248,8 +250,13 @@ class Scheduler:
             row.parent = None
         return True
 
-    def _fork(self, source: Row, row: Row, length: int) -> Copies:
+    @staticmethod
+    def _own_pages(row: Row, length: int) -> int:
+        """How many pages a fork behind `length` tokens shares with nobody."""
+        return pages_for(len(row.request.prompt) + row.limit) - length // PAGE_SIZE
+
+    def _fork(self, source: Row, row: Row, length: int, own: list[int]) -> Copies:
         """Shares the full pages of `length` tokens; what both will go on writing in is to be copied."""
-        shared, whole = length // PAGE_SIZE, pages_for(len(row.request.prompt) + row.limit)
-        row.pages = self.pool.share(source.pages[:shared]) + self.pool.take(whole - shared)
+        shared = length // PAGE_SIZE
+        row.pages = self.pool.share(source.pages[:shared]) + own
         return ((source.pages[shared], row.pages[shared]),) if length % PAGE_SIZE else ()

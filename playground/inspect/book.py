@@ -32,10 +32,13 @@ class RunBook:
         params: Sequence[SamplingParams],
         limit: int,
         forms: Sequence[str] | None = None,
+        ids: Sequence[int] = (),
         **options,
     ) -> list[Run]:
-        """Starts one row per setting on one prompt, each on the weights of its form; none: those that are loaded."""
-        streams = playground.compare(prompt, params, limit, forms, inspect=True, keep=True, **options)
+        """Starts one row per setting on one prompt, each on the weights of its form; none: those that are loaded. `ids`
+        of the prompt, where they are known."""
+        ids = ids or playground.encode(prompt)
+        streams = playground.fork(ids, params, limit, forms, inspect=True, keep=True, **options)
         return [self.keep(Run.of(stream, playground.tokenizer, prompt)) for stream in streams]
 
     def branch(

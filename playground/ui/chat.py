@@ -14,7 +14,7 @@ from playground.inspect.run import Run
 from playground.ui.components import ChatView, StatsBar, TextView
 from playground.ui.generate import WRITING
 from playground.ui.handlers import Handlers
-from playground.ui.session import Session, refuse_during_a_run, run_of
+from playground.ui.session import Session, check_going, refuse_during_a_run, run_of
 from playground.ui.settings import NAMES, QUICK, Asked, Controls, spelled
 
 
@@ -112,6 +112,7 @@ class ChatHandlers:
             before = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
             # the template is rendered in a process of its own, which may take its time
             ids = await asyncio.to_thread(playground.encode_chat, [*before, *turns])
+            check_going(session)
             options = handlers.options(request, session, playground, traced=True) | {"ignore_eos": asked.past_end}
             (stream,) = playground.resume(ids, [asked.params], asked.limit, inspect=True, keep=True, **options)
             run = handlers.book.keep(Run.of(stream, playground.tokenizer, ""))

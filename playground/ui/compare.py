@@ -3,6 +3,7 @@ shared noise all columns meet the same luck, so that what differs between them i
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
@@ -73,7 +74,7 @@ class CompareHandlers:
             await refuse_during_a_run(session)
             if not session.columns:
                 raise RequestError("There is no comparison yet; press Run first.")
-            return self.handlers.book.receipt(self.handlers.playground, *session.columns)
+            return await asyncio.to_thread(self.handlers.book.receipt, self.handlers.playground, *session.columns)
 
     async def compare(
         self, request: gr.Request, session: Session, prompt, max_new_tokens, past_end, count, shared_noise, *values

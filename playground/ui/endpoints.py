@@ -1,6 +1,8 @@
 """The page as an API: named, typed endpoints over the same handlers. gradio reads the annotations themselves, so this
 file does without postponed ones; a generator's annotation is what it yields."""
 
+import asyncio
+
 import gradio as gr
 
 from playground import RequestError
@@ -50,7 +52,7 @@ def add_endpoints(handlers: Handlers) -> None:
 
     async def receipt(run: str) -> str:
         with told():
-            return handlers.book.receipt(handlers.playground, handlers.book.get(run))
+            return await asyncio.to_thread(handlers.book.receipt, handlers.playground, handlers.book.get(run))
 
     async def replay(receipt: str) -> dict:
         with told():

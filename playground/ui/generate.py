@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import NamedTuple
@@ -11,12 +12,12 @@ import gradio as gr
 from playground import RequestError
 from playground.engine.requests import Load
 from playground.engine.settings import whole_number
-from playground.inspect.receipt import Receipt, read_receipts
+from playground.inspect.receipt import Receipt, fingerprint, read_receipts
 from playground.inspect.replay import STOPPED
 from playground.inspect.run import Run
 from playground.ui.components import BranchTree, StatsBar, TextView
 from playground.ui.handlers import Handlers, asked_for
-from playground.ui.painting import answer_of, next_of
+from playground.ui.painting import next_of
 from playground.ui.session import Session, refuse_during_a_run, run_of, stop, told
 from playground.ui.settings import NAMES, QUICK, Asked, Controls
 from playground.ui.words import in_words
@@ -129,7 +130,7 @@ class GenerateHandlers:
             await refuse_during_a_run(session)
             if session.current is None:
                 raise RequestError("There is no run yet; press Run first.")
-            return self.book.receipt(self.handlers.playground, session.current)
+            return await asyncio.to_thread(self.book.receipt, self.handlers.playground, session.current)
 
     async def replay(self, file: bytes | None, session: Session) -> str:
         """Runs an uploaded receipt, or those of a comparison, again; says in words how it went."""
@@ -150,7 +151,8 @@ class GenerateHandlers:
         """One receipt, segment by segment; a stop in between counts as well."""
         playground = self.handlers.playground
         if receipt.weights not in playground.loaded_forms:
-            await answer_of(playground.ask(Load(receipt.weights)))
+            await self.handlers.wait_for(session, playground.ask(Load(receipt.weights)))
+        await asyncio.to_thread(fingerprint, playground.folder)  # which the end of a replay asks for
         replay = self.book.replay(playground, receipt, session.streams.append)
         event = None
         while True:

@@ -3,12 +3,15 @@ Coroutines on the event loop: whoever waits holds no thread, so that as many can
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import gradio as gr
 
-from playground import CheckpointError, Playground
-from playground.engine.events import ModelInfo, Progress, TokenScales, WeightScales
+from playground import CheckpointError, EngineError, Playground, RequestError
+from playground.engine.client import Answers
+from playground.engine.events import Progress, TokenScales, WeightScales
 from playground.engine.requests import Load, Scales, Weights
 from playground.engine.settings import SamplingParams
 from playground.inspect.book import RunBook
@@ -17,7 +20,7 @@ from playground.inspect.scales import ScaleGrid
 from playground.shelf import Shelf
 from playground.ui.components import Heatmap
 from playground.ui.painting import Listener, Pace, Pane, answer_of, answers_of, paints
-from playground.ui.session import Session, stop, told
+from playground.ui.session import Session, check_going, stop, told
 from playground.ui.settings import Asked
 
 ABSORBED = "Absorbed at decode: this projection is folded into the query and the output, no activation meets it."
@@ -50,9 +53,19 @@ class Handlers:
         """Starts one row per setting. Loads another form of the weights first where one is asked for."""
         playground = self.playground
         for form in dict.fromkeys(form for form in forms or () if form and form not in playground.loaded_forms):
-            await answer_of(playground.ask(Load(form)))
+            await self.wait_for(session, playground.ask(Load(form)))
+        ids = await asyncio.to_thread(playground.encode, prompt)  # a long one takes a second
+        check_going(session)
         options = self.options(request, session, playground, traced) | {"ignore_eos": asked.past_end}
-        return self.book.begin(playground, prompt, params, asked.limit, forms, **options)
+        return self.book.begin(playground, prompt, params, asked.limit, forms, ids, **options)
+
+    async def wait_for(self, session: Session, asked: Answers) -> Any:
+        """The last answer of a job on which a run waits: to stop the run stops the job."""
+        session.streams = [asked]
+        try:
+            return await answer_of(asked)
+        finally:
+            session.streams = []
 
     def options(self, request: gr.Request | None, session: Session, playground: Playground, traced: bool) -> dict:
         """Of a `Request` that a page makes: who it is that waits, and what the panel shows."""
@@ -136,9 +149,8 @@ class Handlers:
             async for told_ in answers_of(self.shelf.switch(name), 0.1):
                 if isinstance(told_, Progress):
                     progress((told_.done >> 20, told_.total >> 20), desc=f"Loading {name}", unit="MB")
-                elif isinstance(told_, ModelInfo):
-                    return ""
-        except CheckpointError as error:
+            await asyncio.to_thread(lambda: self.shelf.current)  # its tokenizer is read now
+        except (CheckpointError, EngineError, RequestError) as error:
             return str(error)
         return ""
 

@@ -54,10 +54,10 @@ class Listener:
 
     @property
     def gone(self) -> bool:
-        """True once messages have only piled up for some seconds."""
+        """Asked before every message: true once none of them has been taken for some seconds."""
         messages = self.queues.get(self.session) if self.session else None
         size, now = messages.qsize() if messages is not None else 0, time.monotonic()
-        if size == 0 or size < self.size:
+        if size <= self.size:  # there is one message more since, and so one was taken
             self.read = now
         self.size = size
         return now - self.read > UNREAD_SECONDS
@@ -123,13 +123,15 @@ class Pane:
 
 async def paints(panes: list[Pane], pace: Pace, listener: Listener) -> AsyncIterator[None]:
     """Yields whenever the panes should be shown again, once when all have ended, and now and then without news."""
-    shown = time.monotonic()
+    shown, news, writing = time.monotonic(), False, False
     while not all(pane.ended for pane in panes):
-        writing = any(pane.stats["new_tokens"] for pane in panes)
-        await asyncio.sleep(pace.next() if writing else FIRST_LOOK)
-        news = [pane.take() for pane in panes]
-        if any(news) or time.monotonic() - shown > NEWS_SECONDS:
-            shown = time.monotonic()
+        pause = pace.next()
+        await asyncio.sleep(pause / 3 if writing else FIRST_LOOK)  # the first text and the end are shown at once
+        news |= any([pane.take() for pane in panes])
+        ended, past = all(pane.ended for pane in panes), time.monotonic() - shown
+        first = not writing and any(pane.stats["new_tokens"] for pane in panes)
+        if first or ended or (news and past > pause * 0.9) or past > NEWS_SECONDS:
+            shown, news, writing = time.monotonic(), False, writing or first
             if listener.gone:
                 return
             yield

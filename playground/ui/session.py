@@ -12,7 +12,7 @@ import numpy as np
 
 from playground import CheckpointError, EngineError, RequestError
 from playground.checkpoint.chat import Message
-from playground.engine.client import Stream
+from playground.engine.client import Answers
 from playground.inspect.lab import Distribution
 from playground.inspect.run import Run
 
@@ -26,7 +26,7 @@ class Session:
     def __init__(self):
         self.running = False
         self.stopping = False  # the run under way was told to stop
-        self.streams: list[Stream] = []  # of the run under way
+        self.streams: list[Answers] = []  # of the run under way
         self.model = ""  # key of the model that the page shows
         self.layer, self.projection = 0, ""  # of the panel; "": the layer's first
         self.names: tuple[str, ...] = ()  # the layer's projections
@@ -81,6 +81,12 @@ async def refuse_during_a_run(session: Session, claim: bool = False) -> None:
             raise gr.Error(SECOND_RUN, print_exception=False)
         await asyncio.sleep(0.02)
     session.running = claim
+
+
+def check_going(session: Session) -> None:
+    """Behind whatever a run had to wait for. Raises `RequestError` where somebody pressed Stop meanwhile."""
+    if session.stopping:
+        raise RequestError("Stopped before the first word.")
 
 
 def stop(session: Session) -> None:
