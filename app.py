@@ -37,9 +37,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def open_page(client: ProcessClient, args: argparse.Namespace, models: tuple[str, ...]):
     """Builds the page and puts it on the air, while the engine loads. Raises OSError where it can't listen."""
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # the page works offline and tells nobody
-    sys.modules.setdefault("matplotlib", None)  # gradio looks for it at every paint; nothing here draws with it
-    from playground.ui.page import CSS, THEME, build_page  # gradio takes seconds
+    from playground.ui.page import CSS, THEME, build_page
 
     page = build_page(Shelf(client, models))
     page.queue(default_concurrency_limit=None)  # rows limit what runs; whoever has none waits in the engine's line
@@ -94,6 +92,8 @@ def main() -> int:
         signal.signal(one, lambda *_: ended.set())
     options = engine_options(args)
     client = ProcessClient(options, Console())
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # the page works offline and tells nobody
+    sys.modules.setdefault("matplotlib", None)  # gradio looks for it at every paint; nothing here draws with it
     try:
         importing = threading.Thread(target=importlib.import_module, args=("gradio",), daemon=True)
         importing.start()  # takes seconds, in which the engine looks at its model
