@@ -8,6 +8,7 @@ from pathlib import Path
 from playground.checkpoint.chat import ChatTemplate, Message
 from playground.checkpoint.config import CheckpointError
 from playground.checkpoint.tokenizer import Tokenizer
+from playground.engine.bar import Bar
 from playground.engine.client import Answers, Client, Stream, ThreadClient
 from playground.engine.events import EngineState, ModelInfo, TokenEvent
 from playground.engine.requests import Job, Load, Options, Request, check_prompt
@@ -222,9 +223,11 @@ def load(
 
     names = (str(model),) if model else ()
 
+    shown = progress or Bar()
+
     def tell(state: EngineState) -> None:
-        if progress and state.total:
-            progress(state.done, state.total)
+        if state.total:
+            shown(state.done, state.total)
 
     client = ThreadClient(Host(Options(names, "", device, dtype, context, cache_dtype)), tell)
     return Playground(client, client.until_ready())

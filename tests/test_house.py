@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CONFIG, TOKENIZER = "playground.checkpoint.config", "playground.checkpoint.tokenizer"
-PLAIN = tuple(f"playground.engine.{name}" for name in ("client", "events", "insight", "requests", "settings"))
+PLAIN = tuple(f"playground.engine.{name}" for name in ("bar", "client", "events", "insight", "requests", "settings"))
 """What crosses between the engine and those who ask it: numbers, texts, arrays."""
 ALLOWED = {  # room -> what it may import of ours, itself apart
     "kernels": set(),

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import kernels
 from playground.checkpoint.chat import ChatTemplate
@@ -16,6 +15,7 @@ from playground.checkpoint.config import CheckpointError, ModelConfig, Quantizat
 from playground.checkpoint.files import Checkpoint
 from playground.checkpoint.memory import Plan, free_bytes, plan
 from playground.checkpoint.tokenizer import Tokenizer
+from playground.engine.bar import Bar
 from playground.engine.events import Progress
 from playground.model.loading import check_headers
 from playground.model.transformer import Transformer
@@ -92,26 +92,17 @@ class Loading:
                 done += tensor.nbytes
                 yield name, tensor
 
-        with tqdm(total=total, unit="B", unit_scale=True, desc="loading", delay=1, leave=False) as bar:
-            for _ in self.model.loading(counted(), self.device, self.dtype):
-                bar.update(done - bar.n)
-                yield Progress("loading", done, total)
+        for _ in self.model.loading(counted(), self.device, self.dtype):
+            yield Progress("loading", done, total)
         return self.model
 
 
 def load_model(folder: Path | Checkpoint, device: torch.device, *choices, **more) -> tuple[Transformer, Plan]:
     """Reads a whole checkpoint, having made sure first that it is one and that it fits; arguments of `Loading.of`."""
-    loading = Loading.of(folder, device, *choices, **more)
-    return finished(loading.read()), loading.room
-
-
-def finished(work: Generator) -> object:
-    """What a generator returns, once all that it yields has been passed over."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return end.value
+    loading, bar = Loading.of(folder, device, *choices, **more), Bar()
+    for progress in loading.read():
+        bar(progress.done, progress.total)
+    return loading.model, loading.room
 
 
 def check(folder: Path, dtype: str = "auto") -> None:
