@@ -1,16 +1,17 @@
 """Compiling kernels on all cores, before anybody waits for them: a dry run asks for every kernel that a piece of work
-needs, and processes compile them into Triton's cache on disk. Threads would not do: most of compiling is Python.
+needs, and processes (`compiler.py`) compile them into Triton's cache on disk. Threads would not do: most of the work of
+compiling is Python.
 """
 
 from __future__ import annotations
 
-import importlib
 import io
 import os
 import pickle
 import select
 import socket
 import struct
+import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,30 +19,21 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch.overrides import TorchFunctionMode
-from triton.compiler import ASTSource
-from triton.experimental.gluon._runtime import GluonASTSource
-from triton.runtime.jit import JITFunction
 
-_SIZE = struct.Struct("<I")
-_LONGEST = 1000  # bytes of an error
+SIZE = struct.Struct("<I")  # of a task, in bytes
+LONGEST = 1000  # bytes of an error
 
 
 class Wanted(NamedTuple):
     """One kernel to compile: what Triton makes a launch's arguments into."""
 
-    function: JITFunction
+    function: Any  # JITFunction
     signature: dict
     constants: dict
     attributes: dict
     options: dict
     target: Any
-
-    def compile(self) -> None:
-        source = GluonASTSource if self.function.is_gluon() else ASTSource
-        made = source(self.function, self.signature, self.constants, self.attributes)
-        triton.compile(made, target=self.target, options=self.options)
 
 
 class _Pickler(pickle.Pickler):
@@ -49,34 +41,24 @@ class _Pickler(pickle.Pickler):
     which kernel a process has looked at first."""
 
     def persistent_id(self, value: Any) -> tuple[str, str, str] | None:
+        from triton.runtime.jit import JITFunction
+
         return (value.fn.__module__, value.fn.__name__, value.cache_key) if isinstance(value, JITFunction) else None
 
 
-class _Unpickler(pickle.Unpickler):
-    def persistent_load(self, known: tuple[str, str, str]) -> JITFunction:
-        module, name, key = known
-        function = getattr(importlib.import_module(module), name)
-        function.hash = key
-        return function
-
-
 class Compilers:
-    """`count` processes, forked from this one before it touches a card: they share what it has imported, and know the
-    card by name alone. They end when this process does, or with `close`."""
+    """`count` processes, which take a few seconds to import what they need; what is asked for meanwhile waits. They end
+    when this process does, or with `close`."""
 
-    def __init__(self, count: int, strangers: tuple[socket.socket, ...] = ()):
-        """`strangers`: sockets of this process whose other side waits for their end."""
-        self.lines: list[socket.socket] = []
-        self.processes: list[int] = []
-        for _ in range(count):
-            ours, theirs = socket.socketpair()
-            if (process := os.fork()) == 0:
-                for line in (ours, *self.lines, *strangers):
-                    os.close(line.fileno())
-                _work(theirs)
-            theirs.close()
-            self.lines.append(ours)
-            self.processes.append(process)
+    def __init__(self, count: int):
+        pairs = [socket.socketpair() for _ in range(count)]
+        theirs = [pair[1].fileno() for pair in pairs]
+        command = [sys.executable, "-m", "kernels.compiler", *map(str, theirs)]
+        quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+        self.process = subprocess.Popen(command, pass_fds=theirs, **quiet)
+        for _, their in pairs:
+            their.close()
+        self.lines = [ours for ours, _ in pairs]
         self.idle, self.busy = deque(self.lines), set()
         self.waiting: deque[bytes] = deque()
         self.asked, self.done = set(), 0
@@ -96,14 +78,14 @@ class Compilers:
             self.busy.discard(line)
             self.done, said = self.done + 1, b""
             with suppress(ConnectionError):
-                said = line.recv(_LONGEST)
+                said = line.recv(LONGEST)
             if said:
                 self.idle.append(line)
                 self.failed += [said.decode(errors="replace")] if said != b"." else []
         while self.waiting and self.idle:
             line, task = self.idle.popleft(), self.waiting.popleft()
             try:
-                line.sendall(_SIZE.pack(len(task)) + task)
+                line.sendall(SIZE.pack(len(task)) + task)
                 self.busy.add(line)
             except OSError:  # it is gone; the others do its work
                 self.waiting.appendleft(task)
@@ -112,25 +94,8 @@ class Compilers:
     def close(self) -> None:
         for line in self.lines:
             line.close()
-        for process in self.processes:
-            with suppress(ChildProcessError):
-                os.waitpid(process, 0)
-        self.lines, self.processes, self.idle, self.busy = [], [], deque(), set()
-
-
-def _work(line: socket.socket) -> None:
-    """A compiler's life."""
-    stream, null = line.makefile("rb"), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    while len(head := stream.read(_SIZE.size)) == _SIZE.size:
-        said, task = b".", stream.read(*_SIZE.unpack(head))
-        try:
-            Wanted(*_Unpickler(io.BytesIO(task)).load()).compile()
-        except Exception as error:
-            said = f"{type(error).__name__}: {error}".encode()[:_LONGEST]
-        with suppress(OSError):
-            line.sendall(said)
-    os._exit(0)
+        self.process.wait()
+        self.lines, self.idle, self.busy = [], deque(), set()
 
 
 class _Zeros(TorchFunctionMode):
@@ -149,6 +114,8 @@ def _new_zeros(tensor: torch.Tensor, *size, **more) -> torch.Tensor:
 def only_asked_for(ask: Callable[[Any, Wanted], object]) -> Iterator[None]:
     """Within it, launches do not run: what they would have to compile first is asked for. Whatever torch itself does is
     done, on zeros in place of the kernels' results. Nothing else may launch meanwhile."""
+    from triton.runtime.jit import JITFunction
+
     run, compile_ = JITFunction.run, JITFunction._do_compile
     placeholders: list[tuple[dict, Any]] = []
 
@@ -171,8 +138,8 @@ def only_asked_for(ask: Callable[[Any, Wanted], object]) -> Iterator[None]:
             kernels.pop(key, None)
 
 
-def compilers_of(strangers: tuple[socket.socket, ...]) -> Compilers | None:
+def compilers() -> Compilers | None:
     """As many as there are cores, up to 16; None where nothing can be forked, or there is no card to compile for."""
     if not hasattr(os, "fork") or sys.platform == "darwin" or not torch.cuda.is_available():
         return None
-    return Compilers(min(os.cpu_count() or 1, 16), strangers)
+    return Compilers(min(os.cpu_count() or 1, 16))

@@ -11,6 +11,7 @@ import torch
 
 from playground.bench.timing import RUNS, steady_rate, write
 from playground.checkpoint.config import CheckpointError
+from playground.engine.decoder import PATIENCE
 from playground.engine.engine import Engine, driven
 from playground.engine.gate import faults
 from playground.engine.loading import MAX_ROWS, choose_cache, choose_device, load_model
@@ -18,7 +19,8 @@ from playground.engine.loading import MAX_ROWS, choose_cache, choose_device, loa
 
 def rate(engine: Engine, rows: int, prompt: int, tokens: int) -> float | None:
     """Tokens per second of all rows, the median of some runs behind a warm-up; None where they never write together."""
-    write(engine, rows, prompt, 4, inspect=True)
+    for _ in range(1 + (PATIENCE // tokens + 1 if engine.model.device.type == "cuda" else 0)):
+        write(engine, rows, prompt, tokens, inspect=True)
     try:
         return round(statistics.median(steady_rate(engine, rows, prompt, tokens, True) for _ in range(RUNS)), 1)
     except CheckpointError:

@@ -12,6 +12,7 @@ import kernels
 from kernels.bench import Case, microseconds
 from playground.bench.floors import family_of, prompts_alone, step_bytes
 from playground.checkpoint.config import CheckpointError
+from playground.engine.decoder import PATIENCE
 from playground.engine.engine import Engine
 from playground.engine.requests import Request
 from playground.engine.settings import SamplingParams
@@ -95,8 +96,9 @@ def first_token_times(engine: Engine, prompt: int, tokens: int, inspect: bool) -
 def measure(engine: Engine, rows: int, prompt: int, tokens: int, rate: float, inspect: bool) -> dict:
     """One case, warmed up: medians of some runs. First tokens of requests that write all their tokens, and of those
     that end with the first, which leave the card no rest between prompts."""
-    write(engine, rows, prompt, 4, inspect)
     on_card = engine.model.device.type == "cuda"
+    for _ in range(1 + (PATIENCE // tokens + 1 if on_card else 0)):  # until the steps are on recordings of their own
+        write(engine, rows, prompt, tokens if on_card else 4, inspect)
     if on_card:
         torch.cuda.reset_peak_memory_stats(engine.model.device)
     rates = [steady_rate(engine, rows, prompt, tokens, inspect) for _ in range(RUNS)]

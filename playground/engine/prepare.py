@@ -42,21 +42,23 @@ LATER = (
 
 
 def prepare_first(runner: Runner, compilers: Compilers) -> Iterator[Progress]:
-    """What a first run needs, whatever its sampler and filters: its kernels, told how many of them are there, and two
-    recorded steps, the plainest for one row and one that can serve for all others until theirs are recorded."""
+    """What a first run needs, whatever its sampler and filters: its kernels, told how many of them are there, and the
+    plainest step recorded."""
     first = ((1, PLAINEST), (INVARIANT_ROWS, FULLEST))
     runs = [partial(dry_prompt, runner, size, traced) for size in PROMPTS for traced in (True, False)]
     runs += [partial(dry_step, runner, rows, variant) for rows, variant in first]
     runs += [partial(dry_draw, runner, rows, Variant(needs, False, True)) for rows in GROUPS for needs in NEEDS]
     yield from compiled(runs, compilers)
-    for rows, variant in first:
-        with torch.inference_mode():
-            runner.decoder.recorded(rows, variant)
-        yield told(compilers)
+    with torch.inference_mode():
+        runner.decoder.recorded(1, PLAINEST)
+    yield told(compilers)
 
 
 def prepare_later(runner: Runner, compilers: Compilers) -> Iterator[Progress]:
-    """The same for all batch sizes and variants, piece by piece."""
+    """First the step that can serve for all others until theirs are recorded; then all batch sizes and variants."""
+    with torch.inference_mode():
+        runner.decoder.recorded(INVARIANT_ROWS, FULLEST)
+    yield told(compilers)
     runs = []
     for work in LATER:
         runs += [partial(dry_prompt, runner, size, work.traced) for size in work.prompts]

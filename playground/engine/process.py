@@ -178,14 +178,14 @@ def serve(descriptor: int) -> int:
     link = socket.socket(fileno=descriptor)
     reader, inbox, outbox = wire.Reader(link), queue.SimpleQueue(), queue.SimpleQueue()
     options = reader.read()
-    compilers = _compilers(options, link)  # forked, and so before there are threads
     threading.Thread(target=_receive, args=(reader, inbox), name="requests", daemon=True).start()
     writer = threading.Thread(target=_write, args=(link, outbox), name="events", daemon=True)
     writer.start()
+    from kernels.compiling import compilers
     from playground.engine.host import Host  # imports torch: what comes meanwhile waits in the inbox
 
     try:
-        host = Host(options, compilers)
+        host = Host(options, None if options.device == "cpu" else compilers())
         while True:
             for message in received(inbox, wait=not host.busy):
                 host.receive(message)
@@ -201,16 +201,6 @@ def serve(descriptor: int) -> int:
     outbox.put(None)
     writer.join(2)
     return code
-
-
-def _compilers(options: Options, link: socket.socket):
-    if options.device == "cpu":
-        return None
-    try:
-        from kernels.compiling import compilers_of
-    except ImportError:  # no Triton: no card either
-        return None
-    return compilers_of((link,))
 
 
 def _receive(reader: wire.Reader, inbox: queue.SimpleQueue) -> None:
