@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import gradio as gr
 
+from playground import Playground
 from playground.engine.events import ModelInfo
 from playground.shelf import Shelf
 from playground.ui import components
@@ -103,11 +104,13 @@ class Arrivals:
         self.handlers = handlers
         self.parts = [prompt, *controls.inputs, controls.note, head.heading, head.model, head.failure]
         self.parts += [chat.tab, chat.talk, panel.layer, *panel[1:]]
+        self.built = setting_updates(handlers.playground, {})
 
     async def arrive(self, request: gr.Request, session: Session) -> AsyncIterator[list]:
         """The model that is loaded now, and the prompt and settings that the page's address carries. The panel follows
-        when its weights are there."""
-        yield self._described(session, linked(dict(request.query_params)))
+        when its weights are there. Settings that the page shows already are left alone: somebody may have changed them
+        before this comes."""
+        yield self._described(session, linked(dict(request.query_params)), known=self.built)
         yield await self._panel(session)
 
     async def switch(self, name: str, session: Session, progress=gr.Progress()) -> AsyncIterator[list]:  # noqa: B008
@@ -121,18 +124,16 @@ class Arrivals:
         shown = await self.handlers.choose(0, None, session)
         return [*[gr.skip()] * (len(self.parts) - len(shown)), *shown]
 
-    def _described(self, session: Session, given: dict, failure: str = "") -> list:
-        """In the order of `parts`; the prompt stays unless one is given."""
+    def _described(self, session: Session, given: dict, failure: str = "", known: dict | None = None) -> list:
+        """In the order of `parts`; the prompt stays unless one is given, and so do settings that are `known`."""
         with told():
             playground, name = self.handlers.playground, self.handlers.shelf.name
         self.handlers.know(session, playground)
         info = playground.info
-        values = info.defaults | {"max_new_tokens": playground.default_tokens, "past_end": False} | given
-        values["sampler"] = str(values["sampler"])
-        values["max_new_tokens"] = gr.update(maximum=info.context, value=values["max_new_tokens"])
+        settings, known = setting_updates(playground, given), known or {}
         return [
             given.get("prompt", gr.skip()),
-            *(values[name] for name in NAMES),
+            *(gr.skip() if settings[name] == known.get(name) else settings[name] for name in NAMES),
             defaults_note(info),
             title(info),
             gr.update(value=name),
@@ -142,6 +143,16 @@ class Arrivals:
             gr.update(choices=layer_choices(info), value=0),
             *[gr.skip()] * 3,
         ]
+
+
+def setting_updates(playground: Playground, given: dict) -> dict[str, dict]:
+    """What makes each control show the model's own value, or the one given."""
+    info = playground.info
+    values = info.defaults | {"max_new_tokens": playground.default_tokens, "past_end": False} | given
+    values["sampler"] = str(values["sampler"])
+    updates = {name: gr.update(value=values[name]) for name in NAMES}
+    updates["max_new_tokens"]["maximum"] = info.context
+    return updates
 
 
 def layer_choices(info: ModelInfo) -> list[tuple[str, int]]:

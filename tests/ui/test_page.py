@@ -129,6 +129,24 @@ def test_greedy_disables_what_it_does_not_use_and_says_why(page):
     wait_until(lambda: page.locator("#seed input").is_enabled(), 5, "the seed to be enabled")
 
 
+def test_what_is_set_before_the_page_has_heard_of_the_model_is_kept(browser, server):
+    held, pattern = [], "**/queue/join*"
+    browser.route(pattern, lambda route: held.append(route))
+    try:
+        with open_page(browser, server) as page:
+            wait_until(lambda: page.locator("#title").is_visible() and held, 10, "the page to ask")
+            set_number(page, "#max-new-tokens", 7)
+            while held:
+                held.pop().continue_()
+            browser.unroute(pattern)
+            wait_until(lambda: page.locator("#weight-scales canvas").count(), 15, "the answer")
+            run(page)
+            wait_until(lambda: finished(page), 20, "the end")
+            assert figures(page)["State"] == "token limit" and page.locator("#output .tk").count() == 7
+    finally:
+        browser.unroute(pattern)
+
+
 def test_an_empty_prompt_is_one_sentence_on_the_page(page):
     page.fill("#prompt textarea", "   ")
     run(page)
