@@ -11,7 +11,7 @@ import time
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
-from serving import command_of, serve_page
+from serving import ROOT, command_of, serve_page
 
 from playground import CheckpointError, EngineError, SamplingParams
 from playground.api import Playground
@@ -77,10 +77,10 @@ def test_told_to_end_the_page_lets_runs_come_to_their_end_and_refuses_others(way
         assert page.process.wait(10) == 0 and command_of(engine) == b""
 
 
-def test_a_bad_model_ends_with_a_sentence_and_exit_code_2(tmp_path):
+def test_a_bad_model_ends_with_a_sentence_and_exit_code_2_wherever_one_is(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    command = [sys.executable, "app.py", "--device", "cpu", "--model", str(tmp_path), "--port", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, str(ROOT / "app.py"), "--device", "cpu", "--model", ".", "--port", "0"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "'gpt2' is not supported" in said

@@ -97,10 +97,12 @@ class ProcessClient(Client):
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):  # a burst of events must not make the engine wait for the page
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+        path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # we may have been started from any folder
         with theirs:
             self.process = subprocess.Popen(
                 self.command(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
+                env=os.environ | path,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )

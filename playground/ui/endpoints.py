@@ -48,7 +48,7 @@ def add_endpoints(handlers: Handlers) -> None:
             known = handlers.book.get(run)
             token = whole_number("Token", token)
             wanted = range(len(known.tokens)) if token == -1 else [token]
-            return [handlers.book.token(run, index) for index in wanted]
+            return await asyncio.to_thread(lambda: [handlers.book.token(run, index) for index in wanted])
 
     async def receipt(run: str) -> str:
         with told():
