@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import gradio as gr
@@ -16,6 +17,12 @@ from playground.ui.generate import GenerateHandlers
 from playground.ui.handlers import Handlers
 from playground.ui.session import Session, run_of, stop
 from playground.ui.settings import DEFAULTS, NAMES
+
+
+def waited_for(coroutine):
+    """In a thread: where browser tests went before, a loop is running in this one."""
+    with ThreadPoolExecutor(1) as aside:
+        return aside.submit(asyncio.run, coroutine).result()
 
 
 def writer_for(playground) -> GenerateHandlers:
@@ -36,7 +43,7 @@ def generate(writer, session, prompt="Once upon a time", **changes) -> list:
     async def collect():
         return [shown async for shown in writer.generate(None, session, prompt, *settings(**changes))]
 
-    return asyncio.run(collect())
+    return waited_for(collect())
 
 
 def test_of_many_clicks_at_once_one_runs():
@@ -54,7 +61,7 @@ def test_of_many_clicks_at_once_one_runs():
     async def clicks():
         await asyncio.gather(*(click() for _ in range(8)))
 
-    asyncio.run(clicks())
+    waited_for(clicks())
     assert sorted(ran) == [False] * 7 + [True] and not session.running
 
 
@@ -72,10 +79,10 @@ def test_stop_ends_a_replay_and_the_next_one_runs(writer, storyteller):
         stop(session)
         return await replaying
 
-    assert asyncio.run(replay_and_stop()) == "The replay was stopped; run it again." and not session.running
+    assert waited_for(replay_and_stop()) == "The replay was stopped; run it again." and not session.running
     run.tokens = run.tokens[:20]
     short = book.receipt(storyteller, run).encode()
-    assert asyncio.run(writer.replay(short, session)) == "Identical: all 20 tokens."
+    assert waited_for(writer.replay(short, session)) == "Identical: all 20 tokens."
 
 
 def test_a_stop_between_two_segments_of_a_replay_ends_it(writer, storyteller, monkeypatch):
@@ -95,7 +102,7 @@ def test_a_stop_between_two_segments_of_a_replay_ends_it(writer, storyteller, mo
 
     monkeypatch.setattr(type(storyteller), "resume", stopped_before_the_second)
     receipt = book.receipt(storyteller, branch).encode()
-    assert asyncio.run(writer.replay(receipt, session)) == "The replay was stopped; run it again."
+    assert waited_for(writer.replay(receipt, session)) == "The replay was stopped; run it again."
 
 
 def test_a_replay_that_is_refused_leaves_the_run_under_way_alone(writer):
@@ -107,7 +114,7 @@ def test_a_replay_that_is_refused_leaves_the_run_under_way_alone(writer):
             if not found:
                 found.append(await writer.replay(b"{}", session))
 
-    asyncio.run(write_and_replay())
+    waited_for(write_and_replay())
     assert "already writing" in found[0]
     assert last[-1][1]["finish_reason"] == "length" and last[-1][1]["new_tokens"] == 60
 
@@ -125,8 +132,8 @@ def test_continue_does_not_write_on_behind_an_end_of_text(writer):
         return [shown async for shown in writer.go_on(None, session, *given)]
 
     with pytest.raises(gr.Error, match="come to its end"):
-        asyncio.run(go_on(False))
-    *_, more = asyncio.run(go_on(True))
+        waited_for(go_on(False))
+    *_, more = waited_for(go_on(True))
     assert more[1]["new_tokens"] == 5
 
 
@@ -141,7 +148,7 @@ def test_a_comparison_says_that_it_loads_the_other_form_of_the_weights_and_does_
             return [fork and fork.get("note", "") async for _, fork, *_ in shown]
 
         for first in (True, False):
-            said = asyncio.run(notes())
+            said = waited_for(notes())
             assert (said[0] == "Loading the BF16 weights; they stay at hand.") == first
             assert not any("Loading" in (note or "") for note in said[1:])
 
@@ -161,6 +168,6 @@ def test_a_choice_in_the_panel_takes_effect_in_a_run_under_way_and_behind_its_en
         _, _, after = await writer.handlers.choose(1, "self_attn.o_proj", session)
         return notes, strips[-1], after
 
-    (weights,), strip, after = asyncio.run(write_and_choose())
+    (weights,), strip, after = waited_for(write_and_choose())
     assert "512 x 256 weight" in weights and "256 values enter" in strip["note"]
     assert "values enter" in after["note"] and "Recomputed" not in after["note"]
