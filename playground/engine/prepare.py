@@ -13,7 +13,7 @@ import torch
 
 from kernels import INVARIANT_ROWS
 from kernels.compiling import Compilers, only_asked_for
-from playground.engine.decoder import GraphDecoder, State, Variant, draw_output, run_step
+from playground.engine.decoder import Graph, GraphDecoder, Variant, draw_output
 from playground.engine.events import Progress
 from playground.engine.pages import pages_for
 from playground.engine.prefill import DOUBLED, Chunk, Kind
@@ -94,11 +94,8 @@ def dry_prompt(runner: Runner, size: int, traced: bool) -> None:
 
 
 def dry_step(runner: Runner, rows: int, variant: Variant) -> None:
-    """A decode step of rows that are nobody's."""
-    model, cache = runner.model, runner.cache
-    settings = Settings.of([SamplingParams("greedy")] * rows, model.device)
-    resting = State.resting(rows, pages_for(runner.context), cache.scratch)
-    run_step(model, cache, State(*(t.to(model.device) for t in resting)), settings, variant)
+    """A decode step of rows that are nobody's, as it is recorded, but for the recording."""
+    Graph(runner.model, runner.cache, rows, pages_for(runner.context), variant, lambda run: (None, run()))
 
 
 def dry_draw(runner: Runner, rows: int, variant: Variant) -> None:
