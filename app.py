@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import signal
@@ -102,6 +103,7 @@ def main() -> int:
                 return 0
         importing.join()
         page = open_page(client, args, options.models)
+        gc.freeze()  # what is imported stays: to look through it stops all streams for a tenth of a second
         while not ended.wait(0.2) and not client.bad_model:
             pass  # an engine that can't be started any more is told of on the page
         if client.bad_model:

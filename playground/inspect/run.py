@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, overload
+
+import numpy as np
 
 from playground.checkpoint.tokenizer import TextStream, Tokenizer
 from playground.engine.client import Stream
@@ -28,6 +31,41 @@ class Written(NamedTuple):
         return [i for i, _ in self.insight.raw].index(self.id) if self.forced else self.insight.rank
 
 
+class Tokens(Sequence[Written]):
+    """The tokens of a run, in columns. A page keeps hundreds of thousands of them; Python's garbage collector, which
+    stops the program while it looks through all objects, has nothing to look for in numbers, texts and bytes."""
+
+    def __init__(self):
+        self.ids: list[int] = []
+        self.texts: list[str] = []
+        self.logprobs: list[float] = []
+        self.insights: list[bytes | None] = []
+        self.forced: set[int] = set()  # places
+
+    def append(self, token: Written) -> None:
+        if token.forced:
+            self.forced.add(len(self.ids))
+        self.texts.append(token.text)
+        self.logprobs.append(token.logprob)
+        self.insights.append(token.insight and np.asarray(token.insight.numbers, np.float64).tobytes())
+        self.ids.append(token.id)  # last: whoever reads meanwhile finds whole tokens
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, place: int) -> Written: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Written]: ...
+    def __getitem__(self, place):
+        if isinstance(place, slice):
+            return [self[index] for index in range(len(self))[place]]
+        index = range(len(self))[place]
+        numbers = self.insights[index]
+        insight = None if numbers is None else Insight(memoryview(numbers).cast("d"))
+        return Written(self.ids[index], self.texts[index], self.logprobs[index], insight, index in self.forced)
+
+
 @dataclass(eq=False)
 class Run:
     """`tokens` and `text` follow the prompt; of a branch they begin with what it took over from its parent."""
@@ -41,14 +79,14 @@ class Run:
     ignore_eos: bool = False
     parent: Run | None = None
     at: int = 0  # how many of its parent's tokens it took over
-    tokens: list[Written] = field(default_factory=list)
+    tokens: Sequence[Written] = ()
     id: str = field(default_factory=lambda: secrets.token_urlsafe(12))
     text: str = ""
     marks: str = ""  # per token `length,logprob,entropy,rank,flag;` with the length in UTF-16 units, as scripts count
     stats: dict | None = None  # the figures that it ended with
 
     def __post_init__(self):
-        given, self.tokens = self.tokens, []
+        given, self.tokens = self.tokens, Tokens()
         self.taken = len(given)  # from its parent, a forced token included
         self.depth = self.parent.depth + 1 if self.parent else 0
         for token in given:
@@ -96,14 +134,15 @@ class Run:
 
     @property
     def ids(self) -> tuple[int, ...]:
-        return tuple(token.id for token in self.tokens)
+        return tuple(self.tokens.ids)
 
     def piece(self, start: int, end: int | None = None) -> tuple[str, str]:
         """Text and marks of the tokens from `start` to `end`; what came after the last belongs to the end."""
         marks = self.marks.split(";")
-        before, text = sum(len(t.text) for t in self.tokens[:start]), self.text
+        texts, text = self.tokens.texts, self.text
+        before = sum(map(len, texts[:start]))
         if end is not None:
-            text = text[: before + sum(len(t.text) for t in self.tokens[start:end])]
+            text = text[: before + sum(map(len, texts[start:end]))]
             marks = [*marks[:end], ""]
         return text[before:], ";".join(marks[start:])
 
