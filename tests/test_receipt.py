@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 import pytest
@@ -76,6 +77,12 @@ def test_a_branch_that_starts_in_what_it_took_over_belongs_to_the_ancestor(book,
     taken, given = ([(*t[:3], t.insight.raw) for t in run.tokens[:4]] for run in (sibling, root))
     assert sibling.parent is root and taken == given
     assert rerun(book, storyteller, book.receipt(storyteller, sibling))["identical"]
+
+
+def test_a_run_keeps_nothing_for_a_token_that_the_garbage_collector_would_look_through(tree):
+    tokens = tree[0].tokens
+    columns = (tokens.ids, tokens.texts, tokens.logprobs, tokens.insights)
+    assert all(len(column) == 20 and not any(map(gc.is_tracked, column)) for column in columns)
 
 
 def test_a_changed_token_is_named_with_both_distributions(book, storyteller, tree):

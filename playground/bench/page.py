@@ -81,7 +81,8 @@ def start_times(folder: Path, options: Mapping, caches: tuple[str, ...], data: l
     """Seconds since starting Python, of a page for each state of Triton's `caches`: until it answers, says that it is
     ready (None where it does not say so), has the first text of the one visitor who then comes, and the last."""
     read_once(folder)
-    with tempfile.TemporaryDirectory() as cache:
+    # idle compilers may still be writing when a page has ended
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         for state in caches:
             with serve(options, TRITON_CACHE_DIR=cache) as page:
                 visit = send(page.port, [data], 0.0)[0][0]
