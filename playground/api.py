@@ -112,7 +112,8 @@ class Playground:
     ) -> Stream:
         """Starts the assistant's next turn. `messages`: `{"role": "system" | "user" | "assistant", "content": text}`
         in order. Raises `RequestError`, also where the checkpoint has no chat template."""
-        return self.resume(self.encode_chat(messages), [params or self.params()], max_new_tokens, **options)[0]
+        ids = self.encode_chat(messages)
+        return self.resume(ids, [params or self.params()], max_new_tokens, begun=0, **options)[0]
 
     def resume(
         self,
@@ -121,11 +122,14 @@ class Playground:
         max_new_tokens: int | None = None,
         parent: Stream | None = None,
         visitor: str = "",
+        begun: int | None = None,
         **options,
     ) -> list[Stream]:
-        """Starts one row per setting on token ids. Where the cache of `parent`, which was asked to `keep` it, still
-        holds all but the last of them, the rows go on from there with the parent's own bits."""
+        """Starts one row per setting on token ids, whose text goes on that of the last `begun` of them, by default of
+        all. Where the cache of `parent`, which was asked to `keep` it, still holds all but the last of them, the rows
+        go on from there with the parent's own bits."""
         limit = self.default_tokens if max_new_tokens is None else max_new_tokens
+        options["begun"] = len(ids) if begun is None else begun
         requests = [Request(tuple(map(int, ids)), p.with_drawn_seed(), limit, **options) for p in params]
         for request in requests:
             request.check_lengths(self.context, self.info.vocab_size)

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import tokenizers
+from test_tokenizer import byte_fallback_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from playground import RequestError
@@ -164,3 +165,53 @@ def test_a_message_that_is_no_message_is_refused_by_the_library_too(
     monkeypatch.setattr(storyteller, "template", ChatTemplate.read(folder, tokenizer))
     with pytest.raises(RequestError, match="message"):
         storyteller.chat(messages)
+
+
+SAID = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+MAP = {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>", "lstrip": False}}
+
+
+@pytest.mark.parametrize(
+    ("config", "files"),
+    [
+        ({"chat_template": SAID}, {"special_tokens_map.json": MAP}),
+        ({"chat_template": SAID, "eos_token": "<|endoftext|>"}, {"special_tokens_map.json": MAP}),
+        ({"chat_template": SAID, "eos_token": "<|endoftext|>", "added_tokens_decoder": {}},
+         {"special_tokens_map.json": MAP}),
+        ({"chat_template": "{% if bos_token is defined %}{{ bos_token }}!{% else %}none{% endif %}"}, {}),
+        ({"chat_template": "{{ sep_token }}{{ image_token }}", "sep_token": "<|im_end|>",
+          "image_token": "<|im_start|>"}, {}),
+        ({}, {"additional_chat_templates/default.jinja": "A{{ messages[0].content }}"}),
+        ({}, {"additional_chat_templates/default.jinja": "A", "chat_template.jinja": "F{{ messages[0].content }}"}),
+    ],
+)  # fmt: skip
+def test_templates_and_special_tokens_are_found_where_transformers_finds_them(folder, tmp_path, config, files):
+    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    for name, content in ({"tokenizer_config.json": config} | files).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    expected = theirs.apply_chat_template(TALK[:2], add_generation_prompt=True, tokenize=True, return_dict=False)
+    ours = Tokenizer(tmp_path, 5000)
+    assert list(ChatTemplate.read(tmp_path, ours).encode(TALK[:2])) == expected
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+def test_a_special_token_that_is_typed_in_one_turn_leaves_the_ids_of_the_others_alone(tmp_path, first_only):
+    byte_fallback_tokenizer(tmp_path, first_only)
+    source = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}<s>assistant\n"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": source}))
+    tokenizer = Tokenizer(tmp_path, 1000)
+    chat, mark = ChatTemplate.read(tmp_path, tokenizer), tokenizer.added_tokens["</s>"]
+
+    def turns(typed: str) -> list[list[int]]:
+        talk = [TALK[0], {"role": "user", "content": typed}, TALK[2], TALK[3]]
+        parts: list[list[int]] = [[]]
+        for token in chat.encode(talk):
+            parts[-1].append(token)
+            if token == mark:
+                parts.append([])
+        return parts
+
+    plain, odd = turns("the fox"), turns("the</s> fox <s>")
+    assert len(plain) == len(odd) == 5 and [plain[i] == odd[i] for i in range(5)] == [True, False, True, True, True]

@@ -13,6 +13,7 @@ from running import engine_of, replayed
 from playground import RequestError, SamplingParams
 from playground.inspect.book import RunBook
 from playground.inspect.receipt import FORMAT, MOST_SEGMENTS, read_receipts
+from playground.ui.words import in_words
 
 PARAMS = SamplingParams("gumbel", 0.9, top_k=50, seed=5)
 
@@ -83,6 +84,17 @@ def test_a_run_keeps_nothing_for_a_token_that_the_garbage_collector_would_look_t
     tokens = tree[0].tokens
     columns = (tokens.ids, tokens.texts, tokens.logprobs, tokens.insights)
     assert all(len(column) == 20 and not any(map(gc.is_tracked, column)) for column in columns)
+
+
+def test_other_log_probabilities_or_another_text_of_the_same_tokens_are_not_called_identical(book, storyteller, tree):
+    receipt = json.loads(book.receipt(storyteller, tree[0]))
+    receipt["tokens"][3]["logprob"] -= 1e-6
+    found = rerun(book, storyteller, json.dumps(receipt))
+    assert not found["identical"] and found["but"]["what"] == "log-probability" and found["but"]["at"] == 3
+    assert "same 20 tokens, but another log-probability of token 4" in in_words(found)
+    receipt = json.loads(book.receipt(storyteller, tree[0])) | {"text": "Something else."}
+    found = rerun(book, storyteller, json.dumps(receipt))
+    assert not found["identical"] and found["but"]["what"] == "text" and "Something else." in in_words(found)
 
 
 def test_a_changed_token_is_named_with_both_distributions(book, storyteller, tree):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Library
-from tokenizers import decoders, models, normalizers, trainers
+from transformers import PreTrainedTokenizerFast
 
+from playground import SamplingParams
+from playground.checkpoint.config import CheckpointError
 from playground.checkpoint.hub import EMBEDDED
 from playground.checkpoint.tokenizer import TextStream, Tokenizer
 
@@ -21,10 +25,14 @@ SCRIPTS = [
 ]  # fmt: skip
 
 
-def byte_fallback_tokenizer(path) -> None:
-    """As Llama 2 and Mistral: no byte-level alphabet; what the vocabulary lacks becomes tokens `<0xNN>`."""
+def byte_fallback_tokenizer(path, first_only: bool = False) -> None:
+    """As Llama 2 and Mistral: no byte-level alphabet; what the vocabulary lacks becomes tokens `<0xNN>`. A space is put
+    before every stretch of text, or, as newer ones do, before the first alone."""
     inner = Library(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    if first_only:
+        inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    else:
+        inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     inner.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
@@ -82,3 +90,80 @@ def test_text_goes_on_inside_of_a_character_that_was_begun_before():
     for at in range(len(ids)):
         later = TextStream(storyteller, begun=ids[:at])
         assert [later.push(i) for i in ids[at:]] + [later.flush()] == pieces[at:]
+
+
+def storyteller_with(folder, change) -> Tokenizer:
+    """The storyteller's tokenizer, changed."""
+    inner = Library.from_file(str(EMBEDDED / "tokenizer.json"))
+    change(inner)
+    inner.save(str(folder / "tokenizer.json"))
+    return Tokenizer(folder, 5000)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda t: t.enable_truncation(8), lambda t: t.enable_padding(length=64, pad_id=0, pad_token="x")]
+)
+def test_a_prompt_is_taken_whole_and_unpadded_whatever_the_file_says(tmp_path, change):
+    text = "once upon a time there was a little girl, and the quick brown fox jumped over a lazy dog"
+    tokenizer, sound = storyteller_with(tmp_path, change), Tokenizer(EMBEDDED, 4096)
+    for way in ("encode", "encode_plain", "encode_template"):
+        assert getattr(tokenizer, way)(text) == getattr(sound, way)(text)
+
+
+def test_added_tokens_that_are_ordinary_text_are_matched_as_transformers_does(tmp_path):
+    added = [AddedToken(c, normalized=True) for c in [*"øöúÿü", "  ", "    ", "<think>", "<table>"]]
+    tokenizer = storyteller_with(tmp_path, lambda t: t.add_tokens(added))
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    for text in ("schön", "Tür über", "größer", "def f():\n    return 1\n        x", "a <think> b</think><table>"):
+        assert tokenizer.encode(text) == theirs(text)["input_ids"], text
+
+
+@pytest.mark.parametrize("mark", ["<|User|>", "<｜Assistant｜>", "<|endoftext|>"])
+def test_control_tokens_can_not_be_typed_whether_or_not_the_file_calls_them_special(tmp_path, mark):
+    tokenizer = storyteller_with(tmp_path, lambda t: t.add_tokens(["<|User|>", "<｜Assistant｜>"]))
+    number = tokenizer.added_tokens[mark]
+    assert number not in tokenizer.encode(f"a{mark}b")[1:] and number in tokenizer.encode_template(f"a{mark}b")
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+def test_text_that_goes_on_a_prompt_keeps_the_space_that_begins_it(tmp_path, first_only):
+    byte_fallback_tokenizer(tmp_path, first_only)
+    tokenizer = Tokenizer(tmp_path, 1000)
+    whole = tokenizer.encode("the quick brown fox jumps")
+    for at in range(1, len(whole)):
+        stream = TextStream(tokenizer, begun=whole[:at])
+        text = "".join(map(stream.push, whole[at:])) + stream.flush()
+        assert tokenizer.decode(whole[:at]) + text == "the quick brown fox jumps"
+    fresh = TextStream(tokenizer)
+    assert "".join(map(fresh.push, whole)) == "the quick brown fox jumps"
+
+
+def test_tokens_that_differ_by_a_space_are_spelled_differently(tmp_path):
+    byte_fallback_tokenizer(tmp_path)
+    tokenizer = Tokenizer(tmp_path, 1000)
+    vocab = tokenizer.inner.get_vocab()
+    pairs = [(number, vocab["▁" + text], text) for text, number in vocab.items() if "▁" + text in vocab]
+    assert pairs
+    for alone, spaced, text in pairs:
+        assert (tokenizer.spelled(alone), tokenizer.spelled(spaced)) == (plain := text.replace("▁", " "), " " + plain)
+
+
+def test_a_tokenizer_may_have_an_added_token_more_than_the_model_but_no_word(tmp_path):
+    tokenizer = storyteller_with(tmp_path, lambda t: t.add_special_tokens(["<pad>"]))
+    assert Tokenizer(tmp_path, 4096).encode("Once") == tokenizer.encode("Once")
+    with pytest.raises(CheckpointError, match="tokens up to number 4096, the model only 4000"):
+        Tokenizer(tmp_path, 4000)
+
+
+def test_a_stop_string_alone_is_one_stop_string(storyteller):
+    texts = []
+    for stop in ("the", ("the",), ["the"]):
+        events = storyteller.stream("Once upon a time", SamplingParams("greedy"), 40, stop=stop, ignore_eos=True)
+        texts.append("".join(event.text for event in events))
+    assert texts[0] == texts[1] == texts[2] and "the" not in texts[0] and texts[0]
+
+
+def test_what_the_tokenizer_s_own_files_call_the_end_is_known(tmp_path):
+    storyteller_with(tmp_path, lambda t: t.add_special_tokens(["<|im_end|>"]))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|im_end|>"}}))
+    assert Tokenizer(tmp_path, 5000).eos == (4096,)

@@ -13,7 +13,7 @@ from typing import Any
 
 from playground.checkpoint import render
 from playground.checkpoint.config import CheckpointError
-from playground.checkpoint.tokenizer import Tokenizer, read_tokenizer_config
+from playground.checkpoint.tokenizer import Tokenizer, read_json
 from playground.engine.settings import RequestError
 
 MARK = "\ue000"  # private use: stands inside a special token's text that a user typed, so that it stays text
@@ -31,15 +31,16 @@ class ChatTemplate:
 
     def __init__(self, source: str, tokens: dict[str, str], tokenizer: Tokenizer):
         self.source, self.tokens, self.tokenizer = source, tokens, tokenizer
-        texts = sorted(tokenizer.added_tokens, key=len, reverse=True)
+        texts = sorted(tokenizer.control_tokens, key=len, reverse=True)
         self.added = re.compile("(" + "|".join(map(re.escape, texts)) + ")") if texts else None
 
     @classmethod
     def read(cls, folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
-        """From `chat_template.jinja` or `tokenizer_config.json`; None where the checkpoint has none."""
-        config = read_tokenizer_config(folder)
-        file, source = folder / "chat_template.jinja", config.get("chat_template")
-        if file.is_file():
+        """From `additional_chat_templates/default.jinja`, `chat_template.jinja` or `tokenizer_config.json`; None where
+        the checkpoint has none."""
+        source = read_json(folder, "tokenizer_config.json").get("chat_template")
+        files = [folder / "additional_chat_templates" / "default.jinja", folder / "chat_template.jinja"]
+        if file := next((file for file in files if file.is_file()), None):
             try:
                 with file.open(encoding="utf-8", errors="replace") as stream:
                     source = stream.read(LONGEST_TEMPLATE + 1)
@@ -52,12 +53,7 @@ class ChatTemplate:
             return None
         if len(source) > LONGEST_TEMPLATE:
             raise CheckpointError(f"The chat template of {folder} has more than {LONGEST_TEMPLATE} characters.")
-        tokens = {}
-        for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
-            value = config.get(name)
-            value = value.get("content") if isinstance(value, dict) else value
-            tokens[name] = value if isinstance(value, str) else ""
-        return cls(source, tokens, tokenizer)
+        return cls(source, tokenizer.named, tokenizer)
 
     def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids of the conversation up to where the assistant speaks next. The special tokens are the template's alone:
@@ -66,13 +62,19 @@ class ChatTemplate:
         text = self._render(
             {"messages": messages, "add_generation_prompt": True, "tools": None, "documents": None, **self.tokens}
         )
-        if not typed or self.added is None:
+        if not typed:
             return tuple(self.tokenizer.encode_template(text))
+        # Only the stretches in which something was typed are encoded on their own, so that all others keep their ids.
         ids: list[int] = []
+        written = ""
         for number, piece in enumerate(self.added.split(text)):
-            piece = piece.replace(MARK, "")
-            ids += [self.tokenizer.added_tokens[piece]] if number % 2 else self.tokenizer.encode_plain(piece)
-        return tuple(ids)
+            if number % 2 or MARK not in piece:
+                written += piece
+                continue
+            ids += self.tokenizer.encode_template(written)
+            ids += self.tokenizer.encode_plain(piece.replace(MARK, ""), within=bool(ids))
+            written = ""
+        return tuple(ids + self.tokenizer.encode_template(written))
 
     def _checked(self, messages: Sequence[Message]) -> tuple[list[Message], bool]:
         """A copy in which special tokens that were typed are marked, and whether there were any."""

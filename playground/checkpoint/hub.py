@@ -9,7 +9,8 @@ from playground.checkpoint.config import CheckpointError
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "storyteller"
 FILES = ["*.json", "*.safetensors", "*.jinja"]  # never code, never pickles
-ELSEWHERE = ["*/*", "consolidated*"]  # other exports of the same weights
+# other exports of the same weights; the only folder that is wanted is additional_chat_templates
+ELSEWHERE = ["[!a]*/*", "a[!d]*/*", "consolidated*"]
 _ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 

@@ -181,6 +181,10 @@ class Models:
         try:
             model = yield from loading.read()
             tokenizer, room = Tokenizer(loading.checkpoint.folder, model.config.vocab_size), loading.room
+            ends = dict.fromkeys(
+                model.config.eos_token_ids + tokenizer.eos
+            )  # some files name an end of turn only there
+            model.config = replace(model.config, eos_token_ids=tuple(ends))
             form = "fp8" if model.config.quantization else "bf16"
             self.engines[form] = Engine(
                 model, tokenizer, MAX_ROWS, room.cache_tokens, room.context, cache_dtype=room.cache_dtype

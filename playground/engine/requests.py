@@ -23,10 +23,12 @@ class Request:
     trace_scales: bool = False  # activation scales are recorded, for `Scales` and for those who watch
     inspect: bool = False  # events bring what was behind each draw
     keep: bool = False  # the cache of what was written stays, as long as there is room, for rows that branch off
-    begun: int = 0  # so many of the prompt's last tokens are text under way: the new ones may end a character of theirs
+    begun: int = 0  # so many of the prompt's last tokens are text that the new ones go on: see `TextStream`
     watch: str = ""  # the projection whose activation scales come with each token; "": none
 
     def __post_init__(self):
+        if isinstance(self.stop, str):  # as OpenAI's API takes it
+            object.__setattr__(self, "stop", (self.stop,))
         if len(self.stop) > MAX_STOPS or not all(
             isinstance(s, str) and 0 < len(s) <= MAX_STOP_LENGTH for s in self.stop
         ):

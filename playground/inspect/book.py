@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from playground.api import Playground
+from playground.checkpoint.tokenizer import TextStream
 from playground.engine.client import Stream
 from playground.engine.events import Event
 from playground.engine.settings import RequestError, SamplingParams
@@ -66,7 +67,8 @@ class RunBook:
         if token is not None:
             given = [*given, self._forced(source, at, token)]
         ids = (*source.prompt_ids, *(t.id for t in given))
-        options |= {"inspect": True, "keep": True, "begun": len(given), "ignore_eos": ignore_eos}
+        begun = len(given) + source.root.stream.request.begun
+        options |= {"inspect": True, "keep": True, "begun": begun, "ignore_eos": ignore_eos}
         # without a token of its own the prompt's logits come from its prefill, as in the first run
         parent = source.stream if given else None
         stream = writer.resume(ids, [params], limit, parent, **options)[0]
@@ -129,6 +131,10 @@ class RunBook:
             started(stream)
             return stream
 
-        found = yield from replay(receipt, start, writer.tokenizer.spelled)
+        def text_of(ids: Sequence[int]) -> str:
+            stream = TextStream(writer.tokenizer, begun=receipt.prompt if receipt.goes_on else ())
+            return "".join(map(stream.push, ids))
+
+        found = yield from replay(receipt, start, writer.tokenizer.spelled, text_of)
         same = receipt.checkpoint == fingerprint(Path(writer.info.folder))
         return found | {"same_checkpoint": same, "model": writer.name, "recorded_model": receipt.model}

@@ -38,7 +38,10 @@ class Receipt:
     checkpoint: str  # `fingerprint` of its files
     prompt: tuple[int, ...]
     segments: tuple[Segment, ...]
+    goes_on: bool  # whether its text goes on the prompt's, as a chat's answer does not
+    text: str | None  # compared where the receipt has it, as are log-probabilities
     ids: tuple[int, ...]
+    logprobs: tuple[float | None, ...]
     top: tuple[tuple[tuple[int, float], ...], ...]  # per token the likeliest raw ids and log-probabilities
     weights: str  # the form that they ran in, fp8 or bf16
     cache: str  # that of the KV cache, plain or fp8
@@ -83,6 +86,7 @@ def make_receipt(run: Run, info: ModelInfo) -> dict:
         "cache": info.cache_form,
         "segments": segments,
         "finish_reason": run.stats and run.stats["finish_reason"],
+        "goes_on": run.root.stream.request.begun > 0,
         "text": "".join(token.text for token in tokens),
         "tokens": [
             {
@@ -119,7 +123,10 @@ def _receipt(raw: object) -> Receipt:
             checkpoint=_text(raw, "checkpoint"),
             prompt=tuple(_whole(i) for i in _list(raw, "prompt_ids")),
             segments=tuple(_segment(part) for part in _list(raw, "segments")),
+            goes_on=raw.get("goes_on", False) is True,  # before receipts said so, no text did
+            text=_text(raw, "text", LONGEST) if "text" in raw else None,
             ids=tuple(_whole(token["id"]) for token in tokens),
+            logprobs=tuple(_number(token["logprob"]) if "logprob" in token else None for token in tokens),
             top=tuple(tuple((_whole(i), _number(p)) for i, p in token["top"][:SHOWN]) for token in tokens),
             weights=_text(raw, "weights"),
             cache=_text({"cache": "plain"} | raw, "cache"),  # what there was before receipts said so
@@ -163,9 +170,9 @@ def _list(raw: dict, name: str) -> list:
     return raw[name]
 
 
-def _text(raw: dict, name: str) -> str:
-    if not isinstance(raw[name], str) or len(raw[name]) > 1000:
-        raise TypeError(f"{name} is no short text")
+def _text(raw: dict, name: str, longest: int = 1000) -> str:
+    if not isinstance(raw[name], str) or len(raw[name]) > longest:
+        raise TypeError(f"{name} is no text of up to {longest} characters")
     return raw[name]
 
 

@@ -127,7 +127,8 @@ class Run:
 
     def text_of(self, token: int, at: int) -> str:
         """What `token` would add to the text behind its first `at` tokens, which may have begun a character."""
-        return TextStream(self.tokenizer, begun=self.ids[:at]).push(token)
+        begun = self.prompt_ids[len(self.prompt_ids) - self.root.stream.request.begun :]
+        return TextStream(self.tokenizer, begun=(*begun, *self.ids[:at])).push(token)
 
     def spelled(self, token: int) -> str:
         return self.tokenizer.spelled(token)
@@ -145,6 +146,10 @@ class Run:
             text = text[: before + sum(map(len, texts[start:end]))]
             marks = [*marks[:end], ""]
         return text[before:], ";".join(marks[start:])
+
+    @property
+    def root(self) -> Run:
+        return self.lineage()[0]
 
     def lineage(self) -> list[Run]:
         """The root first, this run last."""

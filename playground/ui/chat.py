@@ -114,7 +114,8 @@ class ChatHandlers:
             ids = await asyncio.to_thread(playground.encode_chat, [*before, *turns])
             check_going(session)
             options = handlers.options(request, session, playground, traced=True) | {"ignore_eos": asked.past_end}
-            (stream,) = playground.resume(ids, [asked.params], asked.limit, inspect=True, keep=True, **options)
+            options |= {"inspect": True, "keep": True, "begun": 0}  # an answer is a text of its own
+            (stream,) = playground.resume(ids, [asked.params], asked.limit, **options)
             run = handlers.book.keep(Run.of(stream, playground.tokenizer, ""))
             session.chat, session.current = list(turns), run
             try:

@@ -11,6 +11,10 @@ def in_words(found: dict) -> str:
     note = "" if found["same_checkpoint"] else f" The receipt is of another checkpoint, {found['recorded_model']}."
     if found["identical"]:
         return f"Identical: all {found['checked']} tokens.{note}"
+    if but := found["but"]:
+        place = "" if but["at"] is None else f" of token {but['at'] + 1}"
+        recorded, now = (repr(but[side])[:200] for side in ("recorded", "now"))
+        return f"The same {found['checked']} tokens, but another {but['what']}{place}: {recorded}, now {now}.{note}"
     lines = [f"First differs at token {found['at'] + 1}, after {found['checked']} equal ones.{note}"]
     for name, side in (("Recorded", found["recorded"]), ("Now", found["now"])):
         if side:
