@@ -152,7 +152,7 @@ def route(partials: torch.Tensor, bias: torch.Tensor | None, rule: Routing) -> t
         choice = (groups + dropped[..., None]).view_as(scores)
     chosen = choice.topk(rule.top_k, dim=-1).indices
     weights = scores.gather(-1, chosen)  # the bias chooses, the plain score weighs
-    if rule.normalised and rule.top_k > 1:
+    if rule.normalised:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
     shared = logits.shape[-1] + torch.arange(rule.shared, device=logits.device).expand(len(chosen), -1)
     weights = F.pad(weights * rule.scaling, (0, rule.shared), value=1.0)
@@ -252,9 +252,9 @@ def gather_kv(kv: KV, slots: torch.Tensor, *, dtype: torch.dtype) -> torch.Tenso
 
 
 def rope_heads(
-    partials, starts, norms, rope, slots, kv: KV, *, heads: int, eps: float, dtype: torch.dtype
+    partials, starts, norms, rope, slots, kv: KV, *, heads: int, eps: float, dtype: torch.dtype, bias=None
 ) -> torch.Tensor:
-    whole = add_up(partials, dtype=dtype)
+    whole = add_up(partials if bias is None else [bias, *partials], dtype=dtype)
     dim, keys = rope.shape[-1] * 2, kv.width // 2
     ends = (heads * dim, starts[1] + keys, starts[2] + keys)
     q, k, v = (whole[:, a:b].unflatten(-1, (-1, dim)) for a, b in zip(starts, ends, strict=True))

@@ -60,7 +60,14 @@ FAMILIES = {  # class of transformers, changes to the common sizes
     "qwen3-moe": ("Qwen3Moe", GQA | {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 128,
                                      "norm_topk_prob": True, "mlp_only_layers": [1]}),
     "llama-3": ("Llama", GQA | {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
+    "llama-biases": ("Llama", GQA | {"attention_bias": True, "mlp_bias": True}),
     "mistral": ("Mistral", GQA | {"sliding_window": None}),
+    "mistral-in-window": ("Mistral", GQA | {"sliding_window": 640}),
+    "qwen2": ("Qwen2", {"num_key_value_heads": 2, "rope_parameters": QWEN_YARN}),
+    "qwen3-biases": ("Qwen3", GQA | {"attention_bias": True}),
+    "qwen3-moe-one-expert": ("Qwen3Moe", GQA | {"num_experts": 8, "num_experts_per_tok": 1,
+                                                "moe_intermediate_size": 128, "norm_topk_prob": True}),
+    "smollm3": ("SmolLM3", GQA | {"no_rope_layer_interval": 2, "attention_bias": True}),
 }  # fmt: skip
 
 

@@ -17,7 +17,8 @@ PLAIN = tuple(f"playground.engine.{name}" for name in ("bar", "client", "events"
 ALLOWED = {  # room -> what it may import of ours, itself apart
     "kernels": set(),
     CONFIG: set(),
-    "playground.checkpoint.families": {CONFIG},
+    "playground.checkpoint.fields": {CONFIG},
+    "playground.checkpoint.families": {CONFIG, "playground.checkpoint.fields"},
     "playground.model": {"kernels", CONFIG},
     "playground.engine": {"kernels", "playground.checkpoint", "playground.model"},
     "playground.api": {"playground.checkpoint", "playground.engine"},

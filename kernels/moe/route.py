@@ -82,7 +82,7 @@ def route(partials: torch.Tensor, bias: torch.Tensor | None, rule: Routing) -> t
         route_kernel[(rows,)](
             partials, partials if bias is None else bias, chosen, weights, rule.scaling, partials.stride(0), experts,
             PARTIALS=count, SIGMOID=rule.sigmoid, CORRECTED=bias is not None,
-            NORMALISED=rule.normalised and rule.top_k > 1, GROUPS=rule.groups, KEPT_GROUPS=rule.kept_groups,
+            NORMALISED=rule.normalised, GROUPS=rule.groups, KEPT_GROUPS=rule.kept_groups,
             GROUP=experts // rule.groups, TOP_K=rule.top_k, SHARED=rule.shared, BLOCK=triton.next_power_of_2(experts),
             BLOCK_K=triton.next_power_of_2(count_each), num_warps=1 if experts <= 128 else 4, **overlap(partials),
         )  # fmt: skip

@@ -30,14 +30,15 @@ def rope_heads(
     heads: int,
     eps: float,
     dtype: torch.dtype,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """From partial sums `[P, T, W]` in which all queries, keys and values begin at columns `starts`: RMSNorm on every
-    query and key head where `norms` gives the two weights `[D]`, then rotary embedding of halves by `rope [T, 2, D/2]`,
-    each rounded to `dtype`. Returns the queries `[T, heads, D]` and writes all keys, then all values of a token to
-    `slots [T]` of `kv`, as they are, or in E4M3 with values across (see `KV`)."""
+    """From partial sums `[P, T, W]`, and a `bias [W]`, in which all queries, keys and values begin at columns `starts`:
+    RMSNorm on every query and key head where `norms` gives the two weights `[D]`, then rotary embedding of halves by
+    `rope [T, 2, D/2]`, each rounded to `dtype`. Returns the queries `[T, heads, D]` and writes all keys, then all
+    values of a token to `slots [T]` of `kv`, as they are, or in E4M3 with values across (see `KV`)."""
     kv.check_values_across()
     return implementation("rope_heads", partials)(
-        partials, starts, norms, rope, slots, kv, heads=heads, eps=eps, dtype=dtype
+        partials, starts, norms, rope, slots, kv, heads=heads, eps=eps, dtype=dtype, bias=bias
     )
 
 

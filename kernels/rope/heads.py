@@ -23,10 +23,10 @@ def load_halves(ptr, i, DIM: tl.constexpr, NORM: tl.constexpr):
 
 @triton.jit
 def rope_heads_kernel(
-    partials_ptr, q_norm_ptr, k_norm_ptr, rope_ptr, slots_ptr, q_ptr, kv_ptr, scales_ptr, rows, partials_stride,
-    partials_row, keys_at, values_at, heads, kv_heads, eps,
-    PARTIALS: tl.constexpr, NORM: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
-    SCALED: tl.constexpr, PAGE: tl.constexpr, HEADS: tl.constexpr, PDL: tl.constexpr,
+    partials_ptr, bias_ptr, q_norm_ptr, k_norm_ptr, rope_ptr, slots_ptr, q_ptr, kv_ptr, scales_ptr, rows,
+    partials_stride, partials_row, keys_at, values_at, heads, kv_heads, eps,
+    PARTIALS: tl.constexpr, BIAS: tl.constexpr, NORM: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
+    TOKENS: tl.constexpr, SCALED: tl.constexpr, PAGE: tl.constexpr, HEADS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """HEADS heads of TOKENS tokens, one after another with the same angles."""
     row = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)[:, None]
@@ -41,16 +41,17 @@ def rope_heads_kernel(
     for h in tl.static_range(HEADS):
         rope_head(
             tl.program_id(1) * HEADS + h, row, i, inside & (tl.program_id(1) * HEADS + h < heads + 2 * kv_heads), cos,
-            sin, slot, q_norm, k_norm, partials_ptr, q_ptr, kv_ptr, scales_ptr, rows, partials_stride, partials_row,
-            keys_at, values_at, heads, kv_heads, eps, PARTIALS, NORM, DIM, SCALED, PAGE,
+            sin, slot, q_norm, k_norm, partials_ptr, bias_ptr, q_ptr, kv_ptr, scales_ptr, rows, partials_stride,
+            partials_row, keys_at, values_at, heads, kv_heads, eps, PARTIALS, BIAS, NORM, DIM, SCALED, PAGE,
         )  # fmt: skip
 
 
 @triton.jit
 def rope_head(
-    head, row, i, inside, cos, sin, slot, q_norm, k_norm, partials_ptr, q_ptr, kv_ptr, scales_ptr, rows,
+    head, row, i, inside, cos, sin, slot, q_norm, k_norm, partials_ptr, bias_ptr, q_ptr, kv_ptr, scales_ptr, rows,
     partials_stride, partials_row, keys_at, values_at, heads, kv_heads, eps,
-    PARTIALS: tl.constexpr, NORM: tl.constexpr, DIM: tl.constexpr, SCALED: tl.constexpr, PAGE: tl.constexpr,
+    PARTIALS: tl.constexpr, BIAS: tl.constexpr, NORM: tl.constexpr, DIM: tl.constexpr, SCALED: tl.constexpr,
+    PAGE: tl.constexpr,
 ):  # fmt: skip
     """A query, a key or a value; a value is neither normed nor rotated."""
     half: tl.constexpr = DIM // 2
@@ -61,10 +62,14 @@ def rope_head(
     elif head >= heads:
         column = keys_at + (head - heads) * DIM
     at = row * partials_row + column + i
-    zero = tl.zeros(inside.shape, dtype=tl.float32)
+    a = tl.zeros(inside.shape, dtype=tl.float32)
+    b = a
     dtype = q_ptr.dtype.element_ty
-    a = add_partials(zero, partials_ptr, at, partials_stride, inside, PARTIALS).to(dtype).to(tl.float32)
-    b = add_partials(zero, partials_ptr, at + half, partials_stride, inside, PARTIALS).to(dtype).to(tl.float32)
+    if BIAS:
+        a += tl.load(bias_ptr + column + i, mask=i < half, other=0.0).to(tl.float32)
+        b += tl.load(bias_ptr + column + half + i, mask=i < half, other=0.0).to(tl.float32)
+    a = add_partials(a, partials_ptr, at, partials_stride, inside, PARTIALS).to(dtype).to(tl.float32)
+    b = add_partials(b, partials_ptr, at + half, partials_stride, inside, PARTIALS).to(dtype).to(tl.float32)
     if NORM:
         scale = tl.rsqrt(tl.sum(a * a + b * b, axis=1) / DIM + eps)[:, None]
         weight_a, weight_b = tl.where(is_query, q_norm[0], k_norm[0]), tl.where(is_query, q_norm[1], k_norm[1])
@@ -115,6 +120,7 @@ def rope_heads(
     heads: int,
     eps: float,
     dtype: torch.dtype,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     (count, rows, _), dim = partials.shape, rope.shape[-1] * 2
     kv_heads = kv.width // 2 // dim
@@ -124,9 +130,10 @@ def rope_heads(
     tokens, group = at_once(rows)
     if rows:
         rope_heads_kernel[(triton.cdiv(rows, tokens), triton.cdiv(heads + 2 * kv_heads, group))](
-            partials, q_norm, k_norm, rope, slots, q, *cache, rows, *partials.stride()[:2], starts[1], starts[2], heads,
-            kv_heads, eps,
-            PARTIALS=count, NORM=norms is not None, DIM=dim, BLOCK=triton.next_power_of_2(dim // 2), TOKENS=tokens,
-            HEADS=group, **flags, num_warps=1 if tokens == 1 else 4, **overlap(partials),
+            partials, q if bias is None else bias, q_norm, k_norm, rope, slots, q, *cache, rows,
+            *partials.stride()[:2], starts[1], starts[2], heads, kv_heads, eps,
+            PARTIALS=count, BIAS=bias is not None, NORM=norms is not None, DIM=dim,
+            BLOCK=triton.next_power_of_2(dim // 2), TOKENS=tokens, HEADS=group, **flags,
+            num_warps=1 if tokens == 1 else 4, **overlap(partials),
         )  # fmt: skip
     return q

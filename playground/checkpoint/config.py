@@ -5,6 +5,8 @@ field; everything behind that boundary may trust them.
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 BLOCK_SIZE = 128
@@ -13,6 +15,10 @@ BLOCK_SIZE = 128
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 10.0
 """Of sampling; below the first, 0 says the same better."""
+
+
+_EXPRESSION = re.compile(r"[*+?\[\](){}|\\^$]|^re:")
+_ENDLESS, _REPEATED = re.compile(r"\)\s*[*+{]"), re.compile(r"[*+{]")  # repeated groups can take exponential time
 
 
 class CheckpointError(ValueError):
@@ -35,6 +41,7 @@ class YarnScaling:
     mscale: float = 0.0
     mscale_all_dim: float = 0.0
     attention_factor: float | None = None  # of cosines and sines, where the checkpoint states it
+    truncate: bool = True  # the range between fast and slow is rounded outwards to whole pairs
 
     def attention_scale(self, mscale: float) -> float:
         """YaRN's magnitude correction `0.1 * mscale * ln(factor) + 1`; 1 where nothing is extended."""
@@ -61,13 +68,44 @@ class Llama3Scaling:
 
 
 @dataclass(frozen=True)
+class LinearScaling:
+    """All frequencies divided by `factor`."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class LongScaling:
+    """LongRoPE (Ding et al., 2024, arXiv:2402.13753): each frequency divided by a number of its own, of one of two
+    lists: contexts longer than the original one take `long`."""
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original_max_position_embeddings: int
+    factor: float
+    attention_factor: float | None = None
+
+    @property
+    def magnitude(self) -> float:
+        """What cosines and sines are multiplied by."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.factor <= 1:
+            return 1.0
+        return math.sqrt(1 + math.log(self.factor) / math.log(self.original_max_position_embeddings))
+
+
+Scaling = YarnScaling | Llama3Scaling | LinearScaling | LongScaling
+
+
+@dataclass(frozen=True)
 class RopeConfig:
     """Rotary embedding of `dim` values. `interleaved`: pairs are `(x[2i], x[2i+1])`, otherwise `(x[i], x[i+dim/2])`."""
 
     theta: float
     dim: int
     interleaved: bool
-    scaling: YarnScaling | Llama3Scaling | None = None
+    scaling: Scaling | None = None
 
 
 @dataclass(frozen=True)
@@ -133,12 +171,14 @@ class MlaConfig:
 
 @dataclass(frozen=True)
 class GqaConfig:
-    """Grouped-query attention (Ainslie et al., 2023, arXiv:2305.13245); `qk_norm`: RMSNorm on each Q and K head."""
+    """Grouped-query attention (Ainslie et al., 2023, arXiv:2305.13245)."""
 
     heads: int
     kv_heads: int
     head_dim: int
-    qk_norm: bool
+    qk_norm: bool  # RMSNorm on each Q and K head
+    bias: bool = False  # of queries, keys and values
+    output_bias: bool = False
 
     @property
     def softmax_scale(self) -> float:
@@ -205,22 +245,44 @@ class MoeConfig:
 
 
 @dataclass(frozen=True)
+class Unconverted:
+    """Modules that a checkpoint leaves unquantised, by the three ways of naming them that transformers knows: from the
+    start of a name to the end of a part, a name's end, or a regular expression for its start."""
+
+    starts: frozenset[str] = frozenset()
+    ends: tuple[str, ...] = ()
+    patterns: tuple[re.Pattern, ...] = ()
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> Unconverted:
+        """Raises `CheckpointError` for what is no expression, or one that might take forever."""
+        plain = [name for name in names if not _EXPRESSION.search(name)]
+        patterns = []
+        for name in set(names) - set(plain):
+            text = name.removeprefix("re:")
+            if len(text) > 200 or _ENDLESS.search(text) or len(_REPEATED.findall(text)) > 4:
+                raise CheckpointError(
+                    f"config.json: modules_to_not_convert has {name[:80]!r}, too intricate a pattern."
+                )
+            try:
+                patterns.append(re.compile(rf"(?:{text})(?:(?<=\.)|(?=\.|$))"))
+            except re.error as error:
+                raise CheckpointError(f"config.json: modules_to_not_convert has {name[:80]!r}: {error}.") from None
+        return cls(frozenset(plain), tuple(plain), tuple(patterns))
+
+    def __contains__(self, module: str) -> bool:
+        parts = module.split(".")
+        if not self.starts.isdisjoint(".".join(parts[:n]) for n in range(1, len(parts) + 1)):
+            return True
+        return module.endswith(self.ends) or any(pattern.match(module) for pattern in self.patterns)
+
+
+@dataclass(frozen=True)
 class QuantizationConfig:
     """Block-scaled FP8: E4M3 weights in 128x128 tiles, activations quantised on the fly in 1x128 blocks."""
 
     scale_fmt: str | None = None  # None: float32 scales (V3). "ue8m0": powers of two (V3.1)
-    not_converted: frozenset[str] = frozenset()  # modules that stay as they are, with everything below them
-
-
-@dataclass(frozen=True)
-class SamplingDefaults:
-    """What a run uses where nothing is asked for. `source`: who says so, in words for the page."""
-
-    temperature: float = 0.8
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    source: str | None = None
+    not_converted: Unconverted = Unconverted()
 
 
 @dataclass(frozen=True)
@@ -242,13 +304,12 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     skipped_layers: int  # multi-token prediction layers that stand in the files after the model's own
     quantization: QuantizationConfig | None
+    mlp_bias: bool = False
+    unrotated: frozenset[int] = frozenset()  # layers without rotary embedding
 
     def is_moe(self, layer: int) -> bool:
         return self.moe is not None and layer in self.moe.layers
 
     def quantises(self, module: str) -> bool:
         """Whether the projection of this name is stored and multiplied in FP8."""
-        if self.quantization is None:
-            return False
-        parts = module.split(".")
-        return self.quantization.not_converted.isdisjoint(".".join(parts[:n]) for n in range(1, len(parts) + 1))
+        return self.quantization is not None and module not in self.quantization.not_converted

@@ -10,95 +10,48 @@ from typing import Any
 
 from playground.checkpoint.config import (
     BLOCK_SIZE,
-    MAX_TEMPERATURE,
-    MIN_TEMPERATURE,
     CheckpointError,
     GqaConfig,
+    LinearScaling,
     Llama3Scaling,
+    LongScaling,
     MlaConfig,
     ModelConfig,
     MoeConfig,
     QuantizationConfig,
     RopeConfig,
-    SamplingDefaults,
+    Scaling,
+    Unconverted,
     YarnScaling,
     whole_blocks,
 )
-
-_LIMITS = {  # the largest known model stays under a quarter of each; more is a damaged file, not a model
-    "vocab_size": 1 << 20,
-    "hidden_size": 1 << 16,
-    "intermediate_size": 1 << 18,
-    "moe_intermediate_size": 1 << 16,
-    "num_hidden_layers": 512,
-    "num_attention_heads": 1024,
-    "num_key_value_heads": 1024,
-    "n_routed_experts": 4096,
-    "num_experts": 4096,
-    "num_local_experts": 4096,
-    "head_dim": 1024,
-    "max_position_embeddings": 1 << 24,
-    "original_max_position_embeddings": 1 << 24,
-}
-_MAX_INT = 1 << 16
+from playground.checkpoint.fields import Fields
 
 
-class Fields:
-    """Typed access to a JSON object; every complaint names the field."""
-
-    def __init__(self, raw: Any, where: str):
-        if not isinstance(raw, dict):
-            raise CheckpointError(f"{where} must be a JSON object, not {type(raw).__name__}.")
-        self.raw, self.where = raw, where
-
-    def _fail(self, name: str, wanted: str) -> CheckpointError:
-        return CheckpointError(f"{self.where}: {name} must be {wanted}, not {self.raw.get(name)!r}.")
-
-    def integer(self, name: str, default: int | None = None, least: int = 1) -> int:
-        value, most = self.raw.get(name), _LIMITS.get(name, _MAX_INT)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise self._fail(name, f"an integer from {least} to {most}")
-        return value
-
-    def number(self, name: str, default: float | None = None, least: float = 0.0) -> float:
-        value = self.raw.get(name)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < 1e30:
-            raise self._fail(name, f"a number of at least {least}")
-        return float(value)
-
-    def choice(self, name: str, options: tuple, default: Any) -> Any:
-        value = self.raw.get(name, default)
-        if not isinstance(value, (str, bool, type(None))) or value not in options:
-            raise self._fail(name, "one of " + ", ".join(map(repr, options)))
-        return value
-
-    def list_of(self, name: str, kind: type) -> tuple:
-        value = self.raw.get(name)
-        value = [] if value is None else value
-        if not isinstance(value, list) or not all(type(item) is kind for item in value):
-            raise self._fail(name, f"a list of {kind.__name__}")
-        return tuple(value)
-
-    def token_ids(self, name: str, vocab_size: int) -> tuple[int, ...]:
-        value = self.raw.get(name)
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(type(i) is int and 0 <= i < vocab_size for i in ids):
-            raise self._fail(name, "token ids below vocab_size")
-        return tuple(ids)
-
-
-def _scaling(raw: Any, context: int) -> YarnScaling | Llama3Scaling | None:
+def _scaling(raw: Any, top: Fields) -> Scaling | None:
     if raw is None:
         return None
-    fields = Fields(raw, "config.json rope_scaling")
-    kind = raw.get("rope_type", raw.get("type"))
-    if kind in (None, "default"):
+    fields, context = Fields(raw, "config.json rope_scaling"), top.integer("max_position_embeddings")
+    kind, original = raw.get("rope_type", raw.get("type")), "original_max_position_embeddings"
+    if kind in (None, "default", "dynamic"):  # the last stretches a text beyond the context, which no row can be
         return None
-    if kind not in ("yarn", "llama3"):
-        raise CheckpointError(f"config.json: rope_scaling of type {kind!r} is not supported; 'yarn' and 'llama3' are.")
-    factor, original = fields.number("factor", least=1.0), "original_max_position_embeddings"
+    if kind not in ("yarn", "llama3", "linear", "longrope", "su"):
+        raise CheckpointError(
+            f"config.json: rope_scaling of type {kind!r} is not supported; yarn, llama3, linear, dynamic, longrope are."
+        )
+    stated = fields if raw.get(original) is not None else top
+    before = stated.integer(original, context)
+    if kind == "linear":
+        return LinearScaling(fields.number("factor", least=1.0))
+    if kind in ("longrope", "su"):
+        return LongScaling(
+            short=fields.numbers("short_factor"),
+            long=fields.numbers("long_factor"),
+            original_max_position_embeddings=before,
+            factor=fields.number("factor", context / before) if original not in top.raw else context / before,
+            attention_factor=fields.maybe("attention_factor"),
+        )
+    factor = fields.number("factor", context / before, least=1.0)
     if kind == "llama3":
         scaling = Llama3Scaling(
             factor, fields.integer(original), fields.number("low_freq_factor"), fields.number("high_freq_factor")
@@ -108,23 +61,40 @@ def _scaling(raw: Any, context: int) -> YarnScaling | Llama3Scaling | None:
         return scaling
     return YarnScaling(
         factor=factor,
-        original_max_position_embeddings=fields.integer(original, context),
-        beta_fast=fields.number("beta_fast", 32.0, least=1e-3),
-        beta_slow=fields.number("beta_slow", 1.0, least=1e-3),
+        original_max_position_embeddings=before,
+        beta_fast=fields.number("beta_fast", 32.0) or 32.0,
+        beta_slow=fields.number("beta_slow", 1.0) or 1.0,
         mscale=fields.number("mscale", 0.0),
         mscale_all_dim=fields.number("mscale_all_dim", 0.0),
-        attention_factor=None if raw.get("attention_factor") is None else fields.number("attention_factor"),
+        attention_factor=fields.maybe("attention_factor"),
+        truncate=fields.choice("truncate", (True, False), True),
     )
 
 
 def _rope(fields: Fields, dim: int, interleaved: bool) -> RopeConfig:
-    # transformers 5 writes one rope_parameters where the Hub's files have rope_theta and rope_scaling
-    raw = fields.raw.get("rope_parameters") or fields.raw.get("rope_scaling")
+    # transformers 5 writes one rope_parameters where the Hub's files have rope_theta and rope_scaling; of both, the
+    # older name counts
+    raw = fields.raw.get("rope_scaling") or fields.raw.get("rope_parameters")
     inner = isinstance(raw, dict) and "rope_theta" in raw
     theta = (Fields(raw, "config.json rope_parameters") if inner else fields).number("rope_theta", 10000.0, least=2.0)
     if dim % 2:
         raise CheckpointError(f"config.json: the rotary dimension must be even, not {dim}.")
-    return RopeConfig(theta, dim, interleaved, _scaling(raw, fields.integer("max_position_embeddings")))
+    scaling = _scaling(raw, fields)
+    if isinstance(scaling, LongScaling) and not len(scaling.short) == len(scaling.long) == dim // 2:
+        raise CheckpointError(f"config.json: short_factor and long_factor must have {dim // 2} numbers each.")
+    return RopeConfig(theta, dim, interleaved, scaling)
+
+
+def _context(fields: Fields, rope: RopeConfig) -> int:
+    """Tokens that a row may have."""
+    stated, scaling, raw = fields.integer("max_position_embeddings"), rope.scaling, fields.raw
+    before = (raw.get("rope_scaling") or raw.get("rope_parameters") or {}).get("original_max_position_embeddings")
+    if isinstance(scaling, YarnScaling) and before is not None:  # files state the context before or after stretching
+        stated = max(stated, int(scaling.factor * scaling.original_max_position_embeddings))
+    slides = raw.get("use_sliding_window", raw["model_type"] == "mistral") and raw.get("sliding_window") is not None
+    if slides and fields.integer("max_window_layers", 0, least=0) < fields.integer("num_hidden_layers"):
+        return min(stated, fields.integer("sliding_window"))  # within the window, attention is plain
+    return stated
 
 
 def _quantization(raw: Any) -> QuantizationConfig | None:
@@ -140,7 +110,7 @@ def _quantization(raw: Any) -> QuantizationConfig | None:
     fields.choice("fmt", ("e4m3",), "e4m3")
     # the head is never FP8 in this format, whether or not the list names it
     left = fields.list_of("modules_to_not_convert", str)
-    return QuantizationConfig(fields.choice("scale_fmt", (None, "ue8m0"), None), frozenset(left))
+    return QuantizationConfig(fields.choice("scale_fmt", (None, "ue8m0"), None), Unconverted.of(left))
 
 
 def _mla(fields: Fields) -> tuple[MlaConfig, RopeConfig]:
@@ -162,7 +132,9 @@ def _mla(fields: Fields) -> tuple[MlaConfig, RopeConfig]:
     return mla, rope
 
 
-def _gqa(fields: Fields, qk_norm: bool) -> tuple[GqaConfig, RopeConfig]:
+def _gqa(fields: Fields, qk_norm: bool = False, bias: bool = False) -> tuple[GqaConfig, RopeConfig]:
+    """`bias`: the family's queries, keys and values have one; `attention_bias` in a file gives the output one too."""
+    every = not bias and fields.choice("attention_bias", (True, False), False)
     heads = fields.integer("num_attention_heads")
     kv_heads = fields.integer("num_key_value_heads", heads)
     head_dim = fields.integer("head_dim", fields.integer("hidden_size") // heads)
@@ -170,7 +142,18 @@ def _gqa(fields: Fields, qk_norm: bool) -> tuple[GqaConfig, RopeConfig]:
         raise CheckpointError(f"config.json: {heads} heads can't share {kv_heads} key-value heads evenly.")
     if head_dim % 16 or head_dim > 256:
         raise CheckpointError(f"config.json: head_dim must be a multiple of 16 up to 256, not {head_dim}.")
-    return GqaConfig(heads, kv_heads, head_dim, qk_norm), _rope(fields, head_dim, interleaved=False)
+    gqa = GqaConfig(heads, kv_heads, head_dim, qk_norm, bias or every, every)
+    return gqa, _rope(fields, head_dim, interleaved=False)
+
+
+def _unrotated(fields: Fields) -> frozenset[int]:
+    """SmolLM3 leaves every fourth layer, or those that its list marks with 0, without rotary embedding."""
+    layers, listed = fields.integer("num_hidden_layers"), fields.list_of("no_rope_layers", int)
+    every = fields.integer("no_rope_layer_interval", 4)
+    marks = listed or tuple(int((i + 1) % every != 0) for i in range(layers))
+    if len(marks) != layers:
+        raise CheckpointError(f"config.json: no_rope_layers has {len(marks)} entries for {layers} layers.")
+    return frozenset(i for i, rotated in enumerate(marks) if not rotated)
 
 
 def _deepseek_moe(fields: Fields, v3: bool) -> MoeConfig | None:
@@ -178,10 +161,8 @@ def _deepseek_moe(fields: Fields, v3: bool) -> MoeConfig | None:
     first, freq = fields.integer("first_k_dense_replace", 0, least=0), fields.integer("moe_layer_freq", 1)
     if not experts:
         return None
-    if v3:
-        method = fields.choice("topk_method", ("noaux_tc", "group_limited_greedy"), "noaux_tc")
-    else:
-        method = fields.choice("topk_method", ("greedy", "group_limited_greedy"), "greedy")
+    methods = ("noaux_tc", "group_limited_greedy", "greedy")
+    method = fields.choice("topk_method", methods if v3 else methods[1:], "noaux_tc" if v3 else "greedy")
     flat = method == "greedy"  # V2-Lite states groups, and does not use them
     return MoeConfig(
         layers=tuple(i for i in range(layers) if i >= first and i % freq == 0),
@@ -193,7 +174,7 @@ def _deepseek_moe(fields: Fields, v3: bool) -> MoeConfig | None:
         topk_group=1 if flat else fields.integer("topk_group", 1),
         routed_scaling_factor=fields.number("routed_scaling_factor", 1.0),
         scoring_func=fields.choice("scoring_func", ("sigmoid", "softmax"), "sigmoid" if v3 else "softmax"),
-        norm_topk_prob=fields.choice("norm_topk_prob", (True, False), v3),
+        norm_topk_prob=v3 and fields.choice("norm_topk_prob", (True, False), True),  # V2 states it and does without
         corrected=method == "noaux_tc",
     )
 
@@ -216,14 +197,44 @@ def _qwen3_moe(fields: Fields) -> MoeConfig:
     )
 
 
+_PLAIN = {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6}
+DEFAULTS = {  # what a field means that a file leaves out, as transformers has it
+    "deepseek_v3": {
+        "max_position_embeddings": 4096, "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_rope_head_dim": 64,
+        "qk_nope_head_dim": 128, "v_head_dim": 128, "n_routed_experts": 256, "n_shared_experts": 1, "n_group": 8,
+        "topk_group": 4, "num_experts_per_tok": 8, "moe_intermediate_size": 2048, "first_k_dense_replace": 3,
+        "routed_scaling_factor": 2.5, "bos_token_id": 0, "eos_token_id": 1,
+    },
+    "deepseek_v2": {
+        "max_position_embeddings": 2048, "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_rope_head_dim": 64,
+        "qk_nope_head_dim": 128, "v_head_dim": 128, "n_routed_experts": 64, "n_shared_experts": 2,
+        "moe_intermediate_size": 1407, "bos_token_id": 1, "eos_token_id": 2,
+    },
+    "qwen3": _PLAIN | {"num_key_value_heads": 32, "head_dim": 128, "max_window_layers": 28},
+    "qwen3_moe": _PLAIN | {"num_key_value_heads": 4, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
+    "qwen2": _PLAIN | {"num_key_value_heads": 32, "max_window_layers": 28},
+    "llama": {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
+    "smollm3": _PLAIN | {
+        "num_key_value_heads": 4, "rope_theta": 2e6, "tie_word_embeddings": True, "bos_token_id": 128000,
+        "eos_token_id": 128001,
+    },
+    "mistral": {
+        "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096, "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+}  # fmt: skip
+DEFAULTS["kimi_k2"] = DEFAULTS["deepseek_v3"]
+
 FAMILIES = {  # model_type -> attention with its rotary embedding, experts
     "deepseek_v3": (_mla, lambda fields: _deepseek_moe(fields, v3=True)),
     "kimi_k2": (_mla, lambda fields: _deepseek_moe(fields, v3=True)),
     "deepseek_v2": (_mla, lambda fields: _deepseek_moe(fields, v3=False)),
     "qwen3": (lambda fields: _gqa(fields, qk_norm=True), lambda fields: None),
     "qwen3_moe": (lambda fields: _gqa(fields, qk_norm=True), _qwen3_moe),
-    "llama": (lambda fields: _gqa(fields, qk_norm=False), lambda fields: None),
-    "mistral": (lambda fields: _gqa(fields, qk_norm=False), lambda fields: None),
+    "qwen2": (lambda fields: _gqa(fields, bias=True), lambda fields: None),
+    "llama": (_gqa, lambda fields: None),
+    "mistral": (_gqa, lambda fields: None),
+    "smollm3": (_gqa, lambda fields: None),
 }
 
 
@@ -238,6 +249,7 @@ def parse_config(raw: Any, generation: Any = None) -> ModelConfig:
     if not isinstance(family, str) or family not in FAMILIES:
         raise CheckpointError(f"config.json: model_type {family!r} is not supported; {', '.join(FAMILIES)} are.")
     _refuse_unknown_forms(raw, family)
+    fields = Fields(DEFAULTS.get(family, {}) | raw, "config.json")
     attention_of, moe_of = FAMILIES[family]
     attention, rope = attention_of(fields)
     moe, vocab_size = moe_of(fields), fields.integer("vocab_size")
@@ -251,13 +263,15 @@ def parse_config(raw: Any, generation: Any = None) -> ModelConfig:
         attention=attention,
         moe=moe,
         rope=rope,
-        max_position_embeddings=fields.integer("max_position_embeddings"),
+        max_position_embeddings=_context(fields, rope),
         rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
         tie_word_embeddings=fields.choice("tie_word_embeddings", (True, False), False),
         bos_token_id=bos[0] if bos else None,
         eos_token_ids=fields.token_ids("eos_token_id", vocab_size),
         skipped_layers=fields.integer("num_nextn_predict_layers", 0, least=0),
         quantization=_quantization(raw.get("quantization_config")),
+        mlp_bias=family in ("llama", "smollm3") and fields.choice("mlp_bias", (True, False), False),
+        unrotated=_unrotated(fields) if family == "smollm3" else frozenset(),
     )
     _check_sizes(config)
     if generation is not None:
@@ -266,31 +280,13 @@ def parse_config(raw: Any, generation: Any = None) -> ModelConfig:
     return config
 
 
-def parse_defaults(generation: Any) -> SamplingDefaults:
-    """The sampling settings of a `generation_config.json`; a value that we would refuse is left out."""
-    if not isinstance(generation, dict):
-        return SamplingDefaults()
-    fields, found = Fields(generation, "generation_config.json"), {}
-    ranges = {"temperature": (MIN_TEMPERATURE, MAX_TEMPERATURE), "top_p": (1e-6, 1.0), "min_p": (0.0, 1.0)}
-    for name, (low, high) in ranges.items():
-        value = generation.get(name)
-        if type(value) in (int, float) and low <= value <= high:
-            found[name] = fields.number(name)
-    if type(generation.get("top_k")) is int and 0 <= generation["top_k"] <= _LIMITS["vocab_size"]:
-        found["top_k"] = generation["top_k"]
-    return SamplingDefaults(**found, source="generation_config.json" if found else None)
-
-
 def _refuse_unknown_forms(raw: dict, family: str) -> None:
     if raw.get("hidden_act", "silu") != "silu":
         raise CheckpointError(f"config.json: hidden_act {raw['hidden_act']!r} is not supported; 'silu' is.")
-    for name in ("attention_bias", "mlp_bias"):
-        if raw.get(name):
-            raise CheckpointError(f"config.json: {name} is not supported; it must be false.")
+    if family.startswith("deepseek") and raw.get("attention_bias"):
+        raise CheckpointError("config.json: attention_bias is not supported for latent attention; it must be false.")
     if raw.get("rope_interleave") is False:
         raise CheckpointError("config.json: rope_interleave false is not supported; only true is.")
-    if raw.get("sliding_window") is not None and raw.get("use_sliding_window", family == "mistral"):
-        raise CheckpointError(f"config.json: sliding_window {raw['sliding_window']!r} is not supported; only null is.")
 
 
 def _check_sizes(c: ModelConfig) -> None:

@@ -161,6 +161,8 @@ class Checkpoint:
         self.headers: dict[str, Header] = {}
         for file, expected in _shards(folder).items():
             self._read_headers(file, expected)
+        if "lm_head.weight" in self.headers:  # a head of its own counts, whatever the config says
+            self.config = replace(self.config, tie_word_embeddings=False)
         stored = sum(math.prod(h.shape) for h in self.headers.values())
         if weight_count(replace(self.config, intermediate_size=1)) > 1.01 * stored:
             raise CheckpointError(f"config.json describes a larger model than the {stored} numbers in {folder}.")

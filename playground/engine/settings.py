@@ -198,4 +198,6 @@ def suggested_by(generation: Any) -> tuple[dict[str, Any], bool]:
             continue
         if setting.low <= value <= setting.high and (setting.kind is float or value == value // 1):
             found[name] = setting.kind(value)
+    if isinstance(generation, dict) and (generation.get("do_sample") is False or generation.get("temperature") == 0):
+        found["sampler"] = str(Sampler.GREEDY)
     return SUGGESTED | found, bool(found)

@@ -1,4 +1,5 @@
-"""Grouped-query attention for inference: Qwen3 (with RMSNorm on every query and key head), Llama, Mistral."""
+"""Grouped-query attention for inference: Qwen3 (with RMSNorm on every query and key head), Qwen2 (with biases), Llama,
+Mistral, SmolLM3."""
 
 from __future__ import annotations
 
@@ -17,10 +18,10 @@ class GroupedQueryAttention(nn.Module):
         super().__init__()
         c, a = config, config.attention
         self.config, self.eps = a, c.rms_norm_eps
-        self.q_proj = Linear(c.hidden_size, a.heads * a.head_dim, c, f"{name}.q_proj")
-        self.k_proj = Linear(c.hidden_size, a.kv_heads * a.head_dim, c, f"{name}.k_proj")
-        self.v_proj = Linear(c.hidden_size, a.kv_heads * a.head_dim, c, f"{name}.v_proj")
-        self.o_proj = Linear(a.heads * a.head_dim, c.hidden_size, c, f"{name}.o_proj")
+        self.q_proj = Linear(c.hidden_size, a.heads * a.head_dim, c, f"{name}.q_proj", bias=a.bias)
+        self.k_proj = Linear(c.hidden_size, a.kv_heads * a.head_dim, c, f"{name}.k_proj", bias=a.bias)
+        self.v_proj = Linear(c.hidden_size, a.kv_heads * a.head_dim, c, f"{name}.v_proj", bias=a.bias)
+        self.o_proj = Linear(a.heads * a.head_dim, c.hidden_size, c, f"{name}.o_proj", bias=a.output_bias)
         if a.qk_norm:
             self.q_norm = RMSNorm(a.head_dim, c.rms_norm_eps)
             self.k_norm = RMSNorm(a.head_dim, c.rms_norm_eps)
@@ -33,10 +34,11 @@ class GroupedQueryAttention(nn.Module):
         `[P, T, D]`, at the tokens whose hidden states the step returns."""
         a, dtype = self.config, self.output.dtype
         kv, slots = places(cache, step, a.cache_widths, dtype)
-        partials = self.inputs(self.feed(x, step))
+        partials, bias = self.inputs(self.feed(x, step), biased=False), self.inputs.bias
         norms = (self.q_norm.weight, self.k_norm.weight) if a.qk_norm else None
         starts = self.inputs.starts
-        q = kernels.rope_heads(partials, starts, norms, rope, slots, kv, heads=a.heads, eps=self.eps, dtype=dtype)
+        about = {"heads": a.heads, "eps": self.eps, "dtype": dtype, "bias": bias}
+        q = kernels.rope_heads(partials, starts, norms, rope, slots, kv, **about)
         scale, form = a.softmax_scale, self.feed_output.form
         if step.is_decode:
             out = kernels.gqa_decode(q, cache, step.pages, step.lengths, form, scale=scale, kv_heads=a.kv_heads)

@@ -60,10 +60,17 @@ class Linear(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, config: ModelConfig, name: str, stored: tuple[int, int] | None = None
+        self,
+        inputs: int,
+        outputs: int,
+        config: ModelConfig,
+        name: str,
+        stored: tuple[int, int] | None = None,
+        bias: bool = False,
     ):
         super().__init__()
         self.stored = stored or (outputs, inputs)
+        self.bias = _parameter(self.stored[0]) if bias else None
         self.tile_errors: torch.Tensor | None = None  # of each tile, where the weight was quantised here at load
         self.is_fp8 = config.quantises(f"model.{name}")
         self.scale_fmt = config.quantization.scale_fmt if self.is_fp8 else None
@@ -99,7 +106,7 @@ class Product(nn.Module):
         sizes = [whole_blocks(part.weight.shape[0]) for part in first]
         self.starts = [sum(sizes[:i]) for i in range(len(first))]
         self.outputs = self.starts[-1] + first[-1].weight.shape[0]
-        self.weight = self.scale = self.decoded = self.dtype = None
+        self.weight = self.scale = self.decoded = self.dtype = self.bias = None
 
     def allocate(self, device: torch.device, dtype: torch.dtype) -> None:
         """Makes the storage, all zeros, and the projections' parameters views of it."""
@@ -121,7 +128,12 @@ class Product(nn.Module):
 
     def prepare(self, dtype: torch.dtype) -> None:
         """Called once the weights are loaded. On a CPU they are restored here, once, not at every product."""
-        self.dtype = dtype
+        self.dtype, first = dtype, self.stacks[0]
+        if any(part.bias is not None for part in first):
+            self.bias = torch.zeros(self.outputs, dtype=dtype, device=first[0].weight.device)
+            for start, part in zip(self.starts, first, strict=True):
+                if part.bias is not None:
+                    self.bias[start : start + len(part.bias)] = part.bias
         if self.pieces:
             return self._each("prepare", dtype)
         if self.fp8 and self.multiplied and not self.weight.is_cuda:
@@ -139,18 +151,21 @@ class Product(nn.Module):
             return x.restored, self.decoded, (None, None)
         return x.formed.q, self.weight, (x.formed.s, self.scale)
 
-    def forward(self, x: Activation) -> torch.Tensor:
-        """Partial sums `[P, T, outputs]`."""
+    def forward(self, x: Activation, biased: bool = True) -> torch.Tensor:
+        """Partial sums `[P, T, outputs]`; with `biased`, a bias that there is is one of them."""
         if self.pieces:
-            each = [kernels.add_up(piece(x), dtype=self.dtype) for piece in self.pieces]
+            each = [kernels.add_up(piece(x, biased), dtype=self.dtype) for piece in self.pieces]
             sizes = [b - a for a, b in pairwise([*self.starts, self.outputs])]
             return torch.cat([F.pad(p, (0, n - p.shape[1])) for p, n in zip(each, sizes, strict=True)], dim=-1)[None]
         a, b, (a_s, b_s) = self._operands(x)
-        return kernels.gemm_partials(a, b[0], a_s, None if b_s is None else b_s[0], out_dtype=self.dtype)
+        partials = kernels.gemm_partials(a, b[0], a_s, None if b_s is None else b_s[0], out_dtype=self.dtype)
+        if self.bias is None or not biased:
+            return partials
+        return torch.cat([partials, self.bias.to(partials.dtype).expand(1, partials.shape[1], -1)])
 
     def swiglu(self, x: Activation, form: kernels.Form, dtype: torch.dtype) -> kernels.Formed:
         """`silu(gate) * up` of two projections, `[T, outputs / 2]` in `form`."""
-        if self.pieces:
+        if self.pieces or self.bias is not None:
             return kernels.swiglu(self(x), form, dtype=dtype)
         a, b, (a_s, b_s) = self._operands(x)
         return kernels.gemm_swiglu(a, b[0], a_s, None if b_s is None else b_s[0], form=form, dtype=dtype)
@@ -191,10 +206,10 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig, inner: int, name: str, products: bool = True):
         """`products=False`: only the weights; the experts of a layer are multiplied together."""
         super().__init__()
-        c, padded = config, whole_blocks(inner)
-        self.gate_proj = Linear(c.hidden_size, padded, c, f"{name}.gate_proj", (inner, c.hidden_size))
-        self.up_proj = Linear(c.hidden_size, padded, c, f"{name}.up_proj", (inner, c.hidden_size))
-        self.down_proj = Linear(padded, c.hidden_size, c, f"{name}.down_proj", (c.hidden_size, inner))
+        c, padded, wide = config, whole_blocks(inner), (inner, config.hidden_size)
+        self.gate_proj = Linear(c.hidden_size, padded, c, f"{name}.gate_proj", wide, c.mlp_bias)
+        self.up_proj = Linear(c.hidden_size, padded, c, f"{name}.up_proj", wide, c.mlp_bias)
+        self.down_proj = Linear(padded, c.hidden_size, c, f"{name}.down_proj", wide[::-1], c.mlp_bias)
         if products:
             self.gate_up = Product((self.gate_proj, self.up_proj))
             self.down = Product((self.down_proj,))

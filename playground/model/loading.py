@@ -38,6 +38,9 @@ _FLOATS = (torch.bfloat16, torch.float32, torch.float16)
 _SCALES = (torch.float32, torch.bfloat16, torch.float8_e8m0fnu)
 
 
+_UNUSED = re.compile(r"rotary_emb\.inv_freq$|\.self_attn\.(attn\.|[kv]_proj\.)?([kv]|output)_scale$")
+
+
 def expected_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that a checkpoint must hold, by name; scales belong to their weight and are not listed."""
     slots = {name: p for name, p in model.named_parameters() if not name.endswith(SCALE_SUFFIX)}
@@ -47,12 +50,12 @@ def expected_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def is_skipped(config: ModelConfig, name: str) -> bool:
-    """Tensors that a checkpoint may hold and we leave there: multi-token prediction layers, a tied head's copy, and
-    frequencies that some old exports stored."""
+    """Tensors that a checkpoint may hold and we leave there: multi-token prediction layers, frequencies that some old
+    exports stored, and scales for an E4M3 cache, whose scales we measure."""
     layer = re.match(r"model\.layers\.(\d+)\.", name)
     if layer and int(layer[1]) - config.num_hidden_layers in range(config.skipped_layers):
         return True
-    return name.endswith("rotary_emb.inv_freq") or (config.tie_word_embeddings and name == "lm_head.weight")
+    return _UNUSED.search(name) is not None
 
 
 def check_headers(model: nn.Module, headers: Mapping[str, Header]) -> None:
@@ -60,6 +63,8 @@ def check_headers(model: nn.Module, headers: Mapping[str, Header]) -> None:
     the first tensor that is unknown, missing, misshapen or of the wrong type, and its file."""
     slots = expected_parameters(model)
     for name, header in headers.items():
+        if not math.prod(header.shape):  # transformers writes shared experts that a model doesn't have
+            continue
         weight = name.removesuffix(SCALE_SUFFIX)
         if not is_skipped(model.config, weight) and (weight not in slots or (weight != name and weight not in headers)):
             raise CheckpointError(f"{header.file}: tensor {name} is not part of this architecture.")
@@ -92,8 +97,9 @@ def check_form(name: str, shape: tuple[int, ...], dtype: torch.dtype, scale: tup
 
 def stored_shape(model: nn.Module, name: str, slot: nn.Parameter) -> tuple[int, ...]:
     """The shape that a checkpoint gives this parameter: without the padding that we add."""
-    owner = model.get_submodule(name.rpartition(".")[0])
-    return owner.stored if isinstance(owner, Linear) else tuple(slot.shape)
+    owner, _, leaf = name.rpartition(".")
+    part = model.get_submodule(owner)
+    return part.stored if isinstance(part, Linear) and leaf == "weight" else tuple(slot.shape)
 
 
 def with_scales(
@@ -122,7 +128,7 @@ def fill(
     missing, unknown or does not fit."""
     slots = expected_parameters(model)
     for name, tensor, scale in with_scales(tensors):
-        if is_skipped(model.config, name):
+        if is_skipped(model.config, name) or not tensor.numel():
             continue
         slot = slots.pop(name, None)
         if slot is None:
@@ -133,9 +139,9 @@ def fill(
             raise CheckpointError(wrong)
         owner, _, leaf = name.rpartition(".")
         part = model.get_submodule(owner)
-        tensor = tensor.to(device)
-        if isinstance(part, Linear):
-            scale = None if scale is None else _checked(scale.to(device).float(), name)
+        tensor = _finite(tensor.to(device), name)
+        if isinstance(part, Linear) and leaf == "weight":
+            scale = None if scale is None else _checked(scale.to(device).float(), tensor, name)
             _fill_projection(part, tensor, scale, dtype)
         else:
             kept = torch.float32 if leaf == "e_score_correction_bias" else dtype
@@ -145,9 +151,24 @@ def fill(
         raise CheckpointError(f"tensor {next(iter(slots))} is missing, and {len(slots) - 1} more.")
 
 
-def _checked(scale: torch.Tensor, name: str) -> torch.Tensor:
-    if not bool((scale.isfinite() & (scale > 0)).all()):
+def _finite(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    if tensor.dtype == torch.float8_e4m3fn:
+        whole = (tensor.view(torch.uint8) & 0x7F) != 0x7F  # E4M3 has no infinity, and one NaN of either sign
+    else:
+        whole = tensor.isfinite()
+    if not bool(whole.all()):
+        raise CheckpointError(f"tensor {name} holds a NaN or an infinity: it is damaged; download it again.")
+    return tensor
+
+
+def _checked(scale: torch.Tensor, weight: torch.Tensor, name: str) -> torch.Tensor:
+    """Scales that can be multiplied by: positive, or 0 where a whole tile is zero."""
+    if not bool((scale.isfinite() & (scale >= 0)).all()):
         raise CheckpointError(f"tensor {name}{SCALE_SUFFIX} holds a scale that is not a positive finite number.")
+    for row, column in (scale == 0).nonzero().tolist():
+        tile = weight[row * 128 : (row + 1) * 128, column * 128 : (column + 1) * 128]
+        if bool(tile.float().any()):
+            raise CheckpointError(f"tensor {name}{SCALE_SUFFIX} holds a scale of 0 for a tile that is not.")
     return scale
 
 

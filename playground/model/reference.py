@@ -106,7 +106,7 @@ class Gate(nn.Module):
         choice = groups.masked_fill(kept[..., None] == 0, float("-inf")).flatten(-2)
         chosen = choice.topk(c.num_experts_per_tok, dim=-1).indices
         weights = scores.gather(-1, chosen)
-        if c.norm_topk_prob and c.num_experts_per_tok > 1:
+        if c.norm_topk_prob:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return torch.zeros_like(scores).scatter(-1, chosen, weights * c.routed_scaling_factor)
 

@@ -1,4 +1,4 @@
-"""Rotary position embeddings: the table of angles (plain, YaRN, Llama 3)."""
+"""Rotary position embeddings: the table of angles (plain, linear, YaRN, Llama 3, LongRoPE)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from playground.checkpoint.config import Llama3Scaling, RopeConfig, YarnScaling
+from playground.checkpoint.config import LinearScaling, Llama3Scaling, LongScaling, RopeConfig, YarnScaling
 
 
 def _yarn(freqs: torch.Tensor, rope: RopeConfig, yarn: YarnScaling) -> torch.Tensor:
@@ -17,8 +17,10 @@ def _yarn(freqs: torch.Tensor, rope: RopeConfig, yarn: YarnScaling) -> torch.Ten
         turns = yarn.original_max_position_embeddings / (rotations * 2 * math.pi)
         return rope.dim * math.log(turns) / (2 * math.log(rope.theta))
 
-    low = max(math.floor(pair_that_turns(yarn.beta_fast)), 0)
-    high = min(math.ceil(pair_that_turns(yarn.beta_slow)), rope.dim - 1)
+    low, high = pair_that_turns(yarn.beta_fast), pair_that_turns(yarn.beta_slow)
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.dim - 1)
     keep = 1.0 - ((torch.arange(rope.dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)).clamp(0, 1)
     return freqs / yarn.factor * (1 - keep) + freqs * keep
 
@@ -41,5 +43,11 @@ def rope_table(rope: RopeConfig, positions: int, device: torch.device | str = "c
         freqs, magnitude = _yarn(freqs, rope, rope.scaling), rope.scaling.magnitude
     elif isinstance(rope.scaling, Llama3Scaling):
         freqs = _llama3(freqs, rope.scaling)
+    elif isinstance(rope.scaling, LinearScaling):
+        freqs = freqs / rope.scaling.factor
+    elif isinstance(rope.scaling, LongScaling):
+        longer = positions > rope.scaling.original_max_position_embeddings
+        freqs = freqs / torch.tensor(rope.scaling.long if longer else rope.scaling.short)
+        magnitude = rope.scaling.magnitude
     angles = torch.outer(torch.arange(positions, dtype=torch.float32), freqs)
     return (torch.stack([angles.cos(), angles.sin()], dim=1) * magnitude).to(device)

@@ -119,10 +119,12 @@ class Transformer(nn.Module):
         """As `forward`, layer by layer: yields None behind each, then the hidden states."""
         x, rope = kernels.look_up(tokens, step.positions, self.model.embed_tokens.weight, self.rope)
         partials: list[torch.Tensor] = []
-        whole, last = replace(step, wanted=None), len(self.model.layers) - 1
+        whole, last, unrotated = replace(step, wanted=None), len(self.model.layers) - 1, self.config.unrotated
+        still = torch.stack([torch.ones_like(rope[:, 0]), torch.zeros_like(rope[:, 1])], dim=1) if unrotated else None
         for index, layer in enumerate(self.model.layers):
             wants = step if index == last else whole  # nobody reads the others' way through the last layer
-            x, partials = layer(x, partials, rope, None if cache is None else cache.layer(index), wants)
+            angles = still if index in unrotated else rope
+            x, partials = layer(x, partials, angles, None if cache is None else cache.layer(index), wants)
             yield None
         yield self.model.norm(x, partials, kernels.Form(plain=True, fp8=False))[1].plain
 

@@ -38,6 +38,8 @@ def defaults_note(info: ModelInfo) -> str:
     if not info.suggested:
         return ""
     shown = ["temperature", *(name for name in FILTERS if info.defaults[name] != SETTINGS[name].off)]
+    if info.defaults["sampler"] == "greedy":
+        return "From the checkpoint's `generation_config.json`: greedy."
     values = ", ".join(f"{SETTINGS[name].label.lower()} {info.defaults[name]:g}" for name in shown)
     return f"From the checkpoint's `generation_config.json`: {values}."
 

@@ -107,7 +107,8 @@ def cached(rows: int, dtype: torch.dtype) -> None:
     kv, shorter = (KV.zeros(8, page, widths=(128,) * 16, dtype=dtype, device="cpu", across=1024) for page in (64, 32))
     angles, q = torch.zeros(rows, 2, 64), torch.zeros(rows, 32, 128, dtype=bf16)
     wide, starts = torch.zeros(4, rows, 6144), (0, 4096, 5120)
-    e["rope_heads"](wide, starts, norms, angles, slots, kv, heads=32, eps=1e-6, dtype=bf16)
+    for norm, bias in ((norms, None), (None, torch.zeros(6144, dtype=bf16))):
+        e["rope_heads"](wide, starts, norm, angles, slots, kv, heads=32, eps=1e-6, dtype=bf16, bias=bias)
     e["gather_kv"](kv, slots, dtype=bf16)
     e["gather_kv"](KV.zeros(8, 64, widths=(576,), dtype=bf16, device="cpu"), slots, dtype=bf16)
     for cache in (kv, shorter):  # pages of 32 tokens go by pointer on Hopper, too

@@ -129,9 +129,9 @@ def assert_kept(ours: KV, theirs: KV) -> None:
 
 
 @pytest.mark.parametrize("held", CACHES.values(), ids=CACHES)
-@pytest.mark.parametrize("normed", [True, False], ids=["qk-norm", "no-norm"])
+@pytest.mark.parametrize(("normed", "biased"), [(True, False), (False, True)], ids=["qk-norm", "bias"])
 @pytest.mark.parametrize(("dim", "rows"), [(32, 4), (48, 4), (32, 67)])
-def test_rope_heads_kernel_equals_its_twin(normed, dim, rows, held):
+def test_rope_heads_kernel_equals_its_twin(normed, biased, dim, rows, held):
     torch.manual_seed(dim)
     heads, kv_heads = 3, 2
     starts, width = (0, 256, 384), 384 + kv_heads * dim
@@ -139,9 +139,11 @@ def test_rope_heads_kernel_equals_its_twin(normed, dim, rows, held):
     norms = (torch.rand(dim), torch.rand(dim)) if normed else None
     slots, last = torch.randperm(70)[:rows], {"heads": heads, "eps": 1e-6, "dtype": torch.float32}
     ours, theirs = two_caches(70, *[dim] * 2 * kv_heads, dtype=held, across=kv_heads * dim)
-    ref = reference.rope_heads(partials, starts, norms, angles, slots, theirs, **last)
-    got_norms = norms and to(DEVICE, *norms)
-    got = rope_heads(*to(DEVICE, partials), starts, got_norms, *to(DEVICE, angles, slots), ours, **last)
+    bias = torch.randn(width) if biased else None
+    ref = reference.rope_heads(partials, starts, norms, angles, slots, theirs, bias=bias, **last)
+    got_norms, got_bias = norms and to(DEVICE, *norms), None if bias is None else bias.to(DEVICE)
+    given = (*to(DEVICE, partials), starts, got_norms, *to(DEVICE, angles, slots), ours)
+    got = rope_heads(*given, bias=got_bias, **last)
     assert_close(got, ref, "float32")
     assert_kept(ours, theirs)
 
