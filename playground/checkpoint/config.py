@@ -145,12 +145,8 @@ class MlaConfig:
         return self.heads * (self.qk_head_dim + self.v_head_dim + self.qk_nope_head_dim)
 
     def block_sizes(self) -> dict[str, int]:
-        """Sizes by their name in `config.json` that must be whole blocks: the K of FP8 products."""
-        return {
-            "q_lora_rank": self.q_lora_rank or 0,
-            "kv_lora_rank": self.kv_lora_rank,
-            "num_attention_heads * v_head_dim": self.heads * self.v_head_dim,
-        }
+        """Sizes by their name in `config.json` that must be whole blocks."""
+        return {"q_lora_rank": self.q_lora_rank or 0, "kv_lora_rank": self.kv_lora_rank}
 
     def weight_count(self, hidden: int) -> int:
         """Of a layer's projections."""
@@ -209,8 +205,8 @@ class GqaConfig:
         return self.heads * 2 * self.head_dim
 
     def block_sizes(self) -> dict[str, int]:
-        """Sizes by their name in `config.json` that must be whole blocks: the K of FP8 products."""
-        return {"num_attention_heads * head_dim": self.heads * self.head_dim}
+        """Sizes by their name in `config.json` that must be whole blocks."""
+        return {}
 
     def weight_count(self, hidden: int) -> int:
         """Of a layer's projections."""
@@ -306,6 +302,11 @@ class ModelConfig:
     quantization: QuantizationConfig | None
     mlp_bias: bool = False
     unrotated: frozenset[int] = frozenset()  # layers without rotary embedding
+
+    @property
+    def width(self) -> int:
+        """Of the residual stream: the hidden size in whole blocks, zeros behind it."""
+        return whole_blocks(self.hidden_size)
 
     def is_moe(self, layer: int) -> bool:
         return self.moe is not None and layer in self.moe.layers

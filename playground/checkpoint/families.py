@@ -23,7 +23,6 @@ from playground.checkpoint.config import (
     Scaling,
     Unconverted,
     YarnScaling,
-    whole_blocks,
 )
 from playground.checkpoint.fields import Fields
 
@@ -292,10 +291,8 @@ def _refuse_unknown_forms(raw: dict, family: str) -> None:
 def _check_sizes(c: ModelConfig) -> None:
     """Relations between fields that the kernels and the router rely on."""
     a, moe = c.attention, c.moe
-    inner = {
-        "hidden_size": c.hidden_size
-    } | a.block_sizes()  # every K of an FP8 product; a dense layer's own inner size is padded
-    if moe:
+    inner = a.block_sizes()
+    if moe and moe.n_shared_experts > 1:  # they are stored as one wide MLP, whose tiles must end where an expert does
         inner["moe_intermediate_size"] = moe.moe_intermediate_size
     for name, size in inner.items():
         if size % BLOCK_SIZE:
@@ -313,10 +310,10 @@ def _check_sizes(c: ModelConfig) -> None:
 
 
 def weight_count(c: ModelConfig) -> int:
-    """Weights of all matrices, in whole 128-wide blocks, without building anything."""
+    """Weights of all matrices, without building anything."""
     d, attention = c.hidden_size, c.attention.weight_count(c.hidden_size)
     sparse = len(c.moe.layers) if c.moe else 0
-    total = c.num_hidden_layers * attention + (c.num_hidden_layers - sparse) * 3 * d * whole_blocks(c.intermediate_size)
+    total = c.num_hidden_layers * attention + (c.num_hidden_layers - sparse) * 3 * d * c.intermediate_size
     if c.moe:
         each = 3 * d * c.moe.moe_intermediate_size * (c.moe.n_routed_experts + c.moe.n_shared_experts)
         total += sparse * (each + d * c.moe.n_routed_experts)

@@ -54,7 +54,7 @@ def weight_bytes(model: nn.Module, device: torch.device, dtype: torch.dtype) -> 
 
 def _chunk_bytes(c: ModelConfig, tokens: int, context: int) -> int:
     """The widest moment of a prefill chunk, in float32."""
-    width = 4 * c.hidden_size + 2 * c.attention.prefill_width
+    width = 4 * c.width + 2 * c.attention.prefill_width
     width += 3 * max(c.intermediate_size, c.moe.moe_intermediate_size if c.moe else 0)
     return tokens * (width * 4 + context)
 

@@ -8,10 +8,11 @@ runs on the cached latents themselves.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import kernels
-from playground.checkpoint.config import ModelConfig
+from playground.checkpoint.config import BLOCK_SIZE, ModelConfig
 from playground.model.layers import Feed, Linear, Product, RMSNorm
 from playground.model.step import Step
 
@@ -43,6 +44,18 @@ def attend_prompt(q, k, v, step: Step, form: kernels.Form, *, scale: float) -> k
     return kernels.formed(step.of_wanted(out.plain), form)
 
 
+def attention_form(width: int, form: kernels.Form) -> kernels.Form:
+    """The form in which attention leaves its result for a product that wants `form`: a row that is no whole number of
+    blocks is padded first, and quantised then."""
+    return kernels.Form(plain=True, fp8=False) if width % BLOCK_SIZE else form
+
+
+def in_whole_blocks(out: kernels.Formed, form: kernels.Form) -> kernels.Formed:
+    if out.plain is None or not (rest := -out.plain.shape[1] % BLOCK_SIZE):
+        return out
+    return kernels.formed(F.pad(out.plain, (0, rest)), form)
+
+
 class LatentAttention(nn.Module):
     def __init__(self, config: ModelConfig, name: str):
         super().__init__()
@@ -63,7 +76,7 @@ class LatentAttention(nn.Module):
         self.kv_a_layernorm = RMSNorm(a.kv_lora_rank, LATENT_EPS)
         expanded = a.heads * (a.qk_nope_head_dim + a.v_head_dim)
         self.kv_b_proj = Linear(a.kv_lora_rank, expanded, c, f"{name}.kv_b_proj")
-        self.o_proj = Linear(a.heads * a.v_head_dim, c.hidden_size, c, f"{name}.o_proj")
+        self.o_proj = Linear(a.heads * a.v_head_dim, c.hidden_size, c, f"{name}.o_proj", whole=True)
         self.inputs = Product((first, self.kv_a_proj_with_mqa))
         self.expand_latent, self.output = Product((self.kv_b_proj,)), Product((self.o_proj,))
         self.feed = Feed(c, f"{name}.{query}", f"{name}.kv_a_proj_with_mqa")
@@ -87,7 +100,7 @@ class LatentAttention(nn.Module):
             norm, query_form = self.q_a_layernorm.weight, self.feed_query.form
             query = kernels.split_latents(partials, norm, rope, keep, query_form, dtype=dtype)
             partials, keep = self.expand_query(self.feed_query(query, step)), None
-        form = self.feed_output.form
+        form = attention_form(self.config.heads * self.config.v_head_dim, self.feed_output.form)
         if step.is_decode:
             q = kernels.absorb_queries(partials, self.absorb_keys, rope, keep, dtype=dtype)
             scale = self.config.softmax_scale
@@ -95,10 +108,12 @@ class LatentAttention(nn.Module):
         else:
             if keep:
                 kernels.split_latents(partials, None, rope, keep, None, dtype=dtype)
-            out = self._prefill(partials, rope, seen_by_prefill(kv, slots, step, dtype), step)
-        return self.output(self.feed_output(out, step))
+            out = self._prefill(partials, rope, seen_by_prefill(kv, slots, step, dtype), step, form)
+        return self.output(self.feed_output(in_whole_blocks(out, self.feed_output.form), step))
 
-    def _prefill(self, partials: torch.Tensor, rope: torch.Tensor, seen: torch.Tensor, step: Step) -> kernels.Formed:
+    def _prefill(
+        self, partials: torch.Tensor, rope: torch.Tensor, seen: torch.Tensor, step: Step, form: kernels.Form
+    ) -> kernels.Formed:
         a = self.config
         q = kernels.add_up(partials, dtype=seen.dtype)[:, : a.heads * a.qk_head_dim].unflatten(-1, (a.heads, -1))
         q_nope, q_rope = q.split([a.qk_nope_head_dim, a.qk_rope_head_dim], dim=-1)
@@ -108,4 +123,4 @@ class LatentAttention(nn.Module):
         kv = kernels.add_up(self.expand_latent(act), dtype=seen.dtype).unflatten(-1, (a.heads, -1))
         k_nope, v = kv.split([a.qk_nope_head_dim, a.v_head_dim], dim=-1)
         k = torch.cat([k_nope, k_rope[:, None].expand(-1, a.heads, -1)], dim=-1)
-        return attend_prompt(q, k, v, step, self.feed_output.form, scale=a.softmax_scale)
+        return attend_prompt(q, k, v, step, form, scale=a.softmax_scale)

@@ -8,7 +8,7 @@ from torch import nn
 
 import kernels
 from playground.checkpoint.config import ModelConfig
-from playground.model.attention import attend_prompt, places, seen_by_prefill
+from playground.model.attention import attend_prompt, attention_form, in_whole_blocks, places, seen_by_prefill
 from playground.model.layers import Feed, Linear, Product, RMSNorm
 from playground.model.step import Step
 
@@ -21,7 +21,7 @@ class GroupedQueryAttention(nn.Module):
         self.q_proj = Linear(c.hidden_size, a.heads * a.head_dim, c, f"{name}.q_proj", bias=a.bias)
         self.k_proj = Linear(c.hidden_size, a.kv_heads * a.head_dim, c, f"{name}.k_proj", bias=a.bias)
         self.v_proj = Linear(c.hidden_size, a.kv_heads * a.head_dim, c, f"{name}.v_proj", bias=a.bias)
-        self.o_proj = Linear(a.heads * a.head_dim, c.hidden_size, c, f"{name}.o_proj", bias=a.output_bias)
+        self.o_proj = Linear(a.heads * a.head_dim, c.hidden_size, c, f"{name}.o_proj", whole=True, bias=a.output_bias)
         if a.qk_norm:
             self.q_norm = RMSNorm(a.head_dim, c.rms_norm_eps)
             self.k_norm = RMSNorm(a.head_dim, c.rms_norm_eps)
@@ -39,10 +39,10 @@ class GroupedQueryAttention(nn.Module):
         starts = self.inputs.starts
         about = {"heads": a.heads, "eps": self.eps, "dtype": dtype, "bias": bias}
         q = kernels.rope_heads(partials, starts, norms, rope, slots, kv, **about)
-        scale, form = a.softmax_scale, self.feed_output.form
+        scale, form = a.softmax_scale, attention_form(a.heads * a.head_dim, self.feed_output.form)
         if step.is_decode:
             out = kernels.gqa_decode(q, cache, step.pages, step.lengths, form, scale=scale, kv_heads=a.kv_heads)
         else:
             k, v = seen_by_prefill(kv, slots, step, dtype).unflatten(-1, (2, a.kv_heads, a.head_dim)).unbind(1)
             out = attend_prompt(q, k, v, step, form, scale=scale)
-        return self.output(self.feed_output(out, step))
+        return self.output(self.feed_output(in_whole_blocks(out, self.feed_output.form), step))

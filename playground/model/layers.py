@@ -55,22 +55,17 @@ class Linear(nn.Module):
     """A projection's place: its weight, FP8 with `weight_scale_inv` as checkpoints store it, or plain. A `Product`
     multiplies it.
 
-    `name` is its place in the model, such as `layers.0.mlp.up_proj`. `stored` is the shape `[N, K]` in the files where
-    it is smaller than the one here: the rest is zeros.
+    `name` is its place in the model, such as `layers.0.mlp.up_proj`. Inputs are padded to whole blocks with zeros, and
+    outputs as well where they are the input of what comes next: `whole`.
     """
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        config: ModelConfig,
-        name: str,
-        stored: tuple[int, int] | None = None,
-        bias: bool = False,
+        self, inputs: int, outputs: int, config: ModelConfig, name: str, whole: bool = False, bias: bool = False
     ):
         super().__init__()
-        self.stored = stored or (outputs, inputs)
-        self.bias = _parameter(self.stored[0]) if bias else None
+        self.stored = (outputs, inputs)  # the shape in the files
+        self.bias = _parameter(outputs) if bias else None
+        inputs, outputs = whole_blocks(inputs), whole_blocks(outputs) if whole else outputs
         self.tile_errors: torch.Tensor | None = None  # of each tile, where the weight was quantised here at load
         self.is_fp8 = config.quantises(f"model.{name}")
         self.scale_fmt = config.quantization.scale_fmt if self.is_fp8 else None
@@ -181,19 +176,27 @@ class PlainLinear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
-        self.weight = _parameter(outputs, inputs)
+        self.stored = (outputs, inputs)  # the shape in the files
+        self.weight = _parameter(outputs, whole_blocks(inputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[T, inputs]` to float32 `[T, outputs]`."""
+        """`[T, inputs]`, in whole blocks, to float32 `[T, outputs]`."""
         return kernels.plain_gemm(x.to(self.weight.dtype), self.weight, out_dtype=torch.float32)
 
 
 class RMSNorm(nn.Module):
-    """A norm's weight; the ops that use it do more at once."""
+    """A norm's weight; the ops that use it do more at once. They take the mean over all of a row: where zeros pad it to
+    `width`, what that makes too small of the mean goes into the weight, kept in float32, and into eps."""
 
-    def __init__(self, dim: int, eps: float):
+    def __init__(self, dim: int, eps: float, width: int | None = None):
         super().__init__()
-        self.weight, self.eps = _parameter(dim), eps
+        self.stored, width = (dim,), width or dim
+        self.share = dim / width
+        self.weight, self.eps = _parameter(width), eps * self.share
+
+    def prepare(self, dtype: torch.dtype) -> None:
+        if self.share != 1:
+            self.weight = _frozen(self.weight.float() * self.share**0.5)
 
     def forward(self, x: torch.Tensor, partials: list[torch.Tensor], form: kernels.Form):
         """`x [T, D]` plus what the products before it left, and the norm of that sum in `form`."""
@@ -206,10 +209,10 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig, inner: int, name: str, products: bool = True):
         """`products=False`: only the weights; the experts of a layer are multiplied together."""
         super().__init__()
-        c, padded, wide = config, whole_blocks(inner), (inner, config.hidden_size)
-        self.gate_proj = Linear(c.hidden_size, padded, c, f"{name}.gate_proj", wide, c.mlp_bias)
-        self.up_proj = Linear(c.hidden_size, padded, c, f"{name}.up_proj", wide, c.mlp_bias)
-        self.down_proj = Linear(padded, c.hidden_size, c, f"{name}.down_proj", wide[::-1], c.mlp_bias)
+        c, wide = config, (config.hidden_size, inner)
+        self.gate_proj = Linear(*wide, c, f"{name}.gate_proj", whole=True, bias=c.mlp_bias)
+        self.up_proj = Linear(*wide, c, f"{name}.up_proj", whole=True, bias=c.mlp_bias)
+        self.down_proj = Linear(*wide[::-1], c, f"{name}.down_proj", whole=True, bias=c.mlp_bias)
         if products:
             self.gate_up = Product((self.gate_proj, self.up_proj))
             self.down = Product((self.down_proj,))

@@ -99,7 +99,7 @@ def stored_shape(model: nn.Module, name: str, slot: nn.Parameter) -> tuple[int, 
     """The shape that a checkpoint gives this parameter: without the padding that we add."""
     owner, _, leaf = name.rpartition(".")
     part = model.get_submodule(owner)
-    return part.stored if isinstance(part, Linear) and leaf == "weight" else tuple(slot.shape)
+    return getattr(part, "stored", tuple(slot.shape)) if leaf == "weight" else tuple(slot.shape)
 
 
 def with_scales(
@@ -145,7 +145,8 @@ def fill(
             _fill_projection(part, tensor, scale, dtype)
         else:
             kept = torch.float32 if leaf == "e_score_correction_bias" else dtype
-            setattr(part, leaf, nn.Parameter(tensor.to(kept), requires_grad=False))
+            padding = [n for size, end in zip(tensor.shape, slot.shape, strict=True) for n in (end - size, 0)][::-1]
+            setattr(part, leaf, nn.Parameter(F.pad(tensor.to(kept), padding), requires_grad=False))
         yield
     if slots:
         raise CheckpointError(f"tensor {next(iter(slots))} is missing, and {len(slots) - 1} more.")

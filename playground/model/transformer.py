@@ -13,7 +13,7 @@ import kernels
 from playground.checkpoint.config import GqaConfig, MlaConfig, ModelConfig
 from playground.model.attention import LatentAttention
 from playground.model.gqa import GroupedQueryAttention
-from playground.model.layers import MLP, Feed, PlainLinear, Product, RMSNorm, _parameter
+from playground.model.layers import MLP, Feed, PlainLinear, Product, RMSNorm
 from playground.model.loading import fill
 from playground.model.moe import MoE
 from playground.model.rope import rope_table
@@ -26,9 +26,9 @@ class Layer(nn.Module):
     def __init__(self, config: ModelConfig, index: int):
         super().__init__()
         c, name = config, f"layers.{index}"
-        self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps, c.width)
         self.self_attn = ATTENTION[type(c.attention)](c, f"{name}.self_attn")
-        self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps, c.width)
         if c.is_moe(index):
             self.mlp = MoE(c, f"{name}.mlp")
         else:
@@ -61,10 +61,9 @@ class Body(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.embed_tokens = nn.Module()
-        self.embed_tokens.weight = _parameter(config.vocab_size, config.hidden_size)
+        self.embed_tokens = PlainLinear(config.hidden_size, config.vocab_size)  # looked up, not multiplied
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.width)
 
 
 class Transformer(nn.Module):
