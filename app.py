@@ -16,6 +16,7 @@ from playground.arguments import add_model_arguments, engine_options
 from playground.engine.events import EngineState
 from playground.engine.process import BAD_MODEL, ProcessClient
 from playground.shelf import Shelf
+from playground.terminal import ended
 from playground.ui.words import state_in_words
 
 DRAIN_SECONDS = 5.0  # for what is being written when the program is told to end
@@ -32,8 +33,21 @@ def parse_arguments() -> argparse.Namespace:
     host = os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0" if in_space else "127.0.0.1")
     port = os.environ.get("GRADIO_SERVER_PORT", "7860")
     parser.add_argument("--host", default=host, help=f"address to listen on (default {host})")
-    parser.add_argument("--port", type=int, default=port, help=f"port to listen on (default {port})")
+    parser.add_argument("--port", type=port_number, default=port, help=f"port to listen on (default {port})")
     return parser.parse_args()
+
+
+def port_number(text: str) -> int:
+    if not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; use a number from 0 to 65535")
+    return int(text)
+
+
+def reach_directly(host: str) -> None:
+    """gradio asks the page whether it is up; a proxy that the environment names knows nothing of it."""
+    for name in ("no_proxy", "NO_PROXY"):
+        known = [one for one in os.environ.get(name, "").split(",") if one]
+        os.environ[name] = ",".join(dict.fromkeys([*known, "localhost", "127.0.0.1", "::1", host]))
 
 
 def open_page(client: ProcessClient, args: argparse.Namespace, models: tuple[str, ...]):
@@ -43,7 +57,7 @@ def open_page(client: ProcessClient, args: argparse.Namespace, models: tuple[str
     page = build_page(Shelf(client, models))
     page.queue(default_concurrency_limit=None)  # rows limit what runs; whoever has none waits in the engine's line
     page.launch(
-        server_name=args.host,
+        server_name=f"[{args.host}]" if ":" in args.host else args.host,  # IPv6, as an address has it
         server_port=args.port,
         prevent_thread_lock=True,
         max_threads=200,  # places in gradio's queue: as many requests can be open at the same time
@@ -92,6 +106,7 @@ def main() -> int:
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, lambda *_: ended.set())
     options = engine_options(args)
+    reach_directly(args.host)
     client = ProcessClient(options, Console())
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # the page works offline and tells nobody
     sys.modules.setdefault("matplotlib", None)  # gradio looks for it at every paint; nothing here draws with it
@@ -114,11 +129,14 @@ def main() -> int:
     except (CheckpointError, EngineError):  # the console has it
         return BAD_MODEL
     except OSError as error:
-        print(f"error: {args.host}:{args.port} can't be listened on ({error}); choose another --port.", file=sys.stderr)
+        words = f"{args.host}:{args.port} can't be listened on ({error}); choose another --host or --port."
+        if error.filename is not None:  # gradio keeps uploads in a folder
+            words = f"{error.filename} can't be used ({error.strerror}); name another folder in GRADIO_TEMP_DIR."
+        print(f"error: {words}", file=sys.stderr)
         return BAD_MODEL
     finally:
         client.close()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

@@ -13,6 +13,7 @@ from playground.engine.settings import SETTINGS
 from playground.inspect.columns import labels, read_columns
 from playground.inspect.fork import Alignment
 from playground.inspect.run import Run
+from playground.terminal import ended
 
 EPILOG = """examples:
   python -m playground "Once upon a time"
@@ -164,4 +165,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

@@ -47,7 +47,10 @@ def add_model_arguments(parser: argparse.ArgumentParser, several: bool = False) 
 
 
 def _models_of_environment() -> list[str]:
-    return [name.strip() for name in os.environ.get("PLAYGROUND_MODEL", "").split(",") if name.strip()]
+    whole = os.environ.get("PLAYGROUND_MODEL", "")
+    if os.path.isdir(whole):  # whose name may hold a comma
+        return [whole]
+    return [name.strip() for name in whole.split(",") if name.strip()]
 
 
 def engine_options(args: argparse.Namespace) -> Options:

@@ -26,6 +26,7 @@ from playground.engine.cache import PagedCache
 from playground.engine.loading import choose_device, load_model
 from playground.model.step import Step
 from playground.model.transformer import Transformer
+from playground.terminal import ended
 from playground.train.corpus import read_documents
 
 
@@ -81,4 +82,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

@@ -38,17 +38,19 @@ def command_of(pid: int) -> bytes:
 
 
 @contextmanager
-def serve_page(*arguments: str, root: Path = ROOT, **options):
+def serve_page(
+    *arguments: str, root: Path = ROOT, environment: dict | None = None, reached_at: str = "127.0.0.1", **options
+):
     """`python app.py` of the tree at `root` with these arguments, on a free port; `options` of `Popen`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "app.py", "--device", "cpu", "--port", str(port), *arguments]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"} | (environment or {})
     environment.pop("TRITON_INTERPRET", None)
     began = time.monotonic()
     process = subprocess.Popen(command, cwd=root, env=environment, **options)
-    url = f"http://127.0.0.1:{port}"
+    url = f"http://{reached_at}:{port}"
     try:
         while True:
             assert process.poll() is None, "app.py ended"

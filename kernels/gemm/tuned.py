@@ -31,7 +31,7 @@ class Tuned(NamedTuple):
 
 
 def read_table(path: Path = TABLE) -> dict[tuple[str, int, int], Tuned]:
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         lines = [
             Tuned(
                 *(kind(line[name]) for name, kind in zip(Tuned._fields, (str, *[int] * 5, float, float), strict=True))
@@ -42,7 +42,7 @@ def read_table(path: Path = TABLE) -> dict[tuple[str, int, int], Tuned]:
 
 
 def write_table(lines: Iterable[Tuned], path: Path = TABLE) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Tuned._fields)
         writer.writerows(sorted(lines))

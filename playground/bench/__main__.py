@@ -43,6 +43,7 @@ from playground.engine.engine import Engine, driven
 from playground.engine.gate import faults
 from playground.engine.loading import choose_cache, choose_device, load_model, plain_dtype
 from playground.model.transformer import Transformer
+from playground.terminal import ended
 
 
 def print_cases(cases: list[dict]) -> None:
@@ -234,4 +235,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

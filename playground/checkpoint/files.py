@@ -72,7 +72,7 @@ def save_shards(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], shard
         (folder / f"shard-{number - 1}").replace(folder / file)
         where.update(dict.fromkeys(names, file))
     index = {"metadata": {"total_size": total}, "weight_map": where}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def save_checkpoint(folder: Path, config: dict[str, Any], state: dict[str, torch.Tensor], tokenizer, fp8: bool) -> None:
@@ -97,12 +97,14 @@ def save_checkpoint(folder: Path, config: dict[str, Any], state: dict[str, torch
         },
     }
     for name, content in files.items():
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def _read_json(folder: Path, name: str) -> Any:
     try:
+        if not (folder / name).is_file() and (folder / name).exists():
+            raise CheckpointError(f"{folder / name} is no ordinary file.")
         if (folder / name).stat().st_size > _MAX_JSON:
             raise CheckpointError(f"{folder / name} is larger than {_MAX_JSON >> 20} MB; that is no {name}.")
         return json.loads((folder / name).read_text(encoding="utf-8"))
@@ -117,7 +119,7 @@ def _read_json(folder: Path, name: str) -> Any:
 def _shards(folder: Path) -> dict[str, set[str] | None]:
     """Each safetensors file and the tensors that the index expects in it (None: whatever it holds)."""
     if not (folder / INDEX).exists():
-        if not (folder / "model.safetensors").exists():
+        if not (folder / "model.safetensors").is_file():
             raise CheckpointError(f"{folder} has neither {INDEX} nor model.safetensors.")
         return {"model.safetensors": None}
     index = _read_json(folder, INDEX)

@@ -15,6 +15,7 @@ from playground.engine.pages import PAGE_SIZE, PREFILL_CHUNK
 from playground.model.layers import Linear, Product
 from playground.model.loading import SCALE_SUFFIX
 
+UNLIMITED = 1 << 62
 RESERVE = 256 << 20  # the CUDA context's own growth, fragmentation, compiled kernels
 
 
@@ -69,13 +70,74 @@ def workspace_bytes(c: ModelConfig, context: int, recorded: bool) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
+    """What can be had now: of a card, or of this machine as far as its container and its shell let us."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:  # what can be had without swapping, page cache included
-        lines = Path("/proc/meminfo").read_text().splitlines()
+    return max(min(_free_in_machine(), _free_in_container(), _free_in_address_space()), 0)
+
+
+def _free_in_machine() -> int:
+    """Without swapping, page cache included."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024
     except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 40
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else UNLIMITED
+
+
+def _free_in_container(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Under the memory limits of the control groups that this process is in, of either version; cached file pages
+    (`inactive_file`) are given up when they are needed."""
+    free = UNLIMITED
+    try:
+        lines = [line.split(":", 2) for line in own.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return free
+    for _, controllers, path in lines:
+        if controllers not in ("", "memory") and "memory" not in controllers.split(","):
+            continue
+        base = root / "memory" if controllers else root
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        inner = base / path.lstrip("/")
+        for group in [inner, *inner.parents]:  # in a container of its own, what is seen of the path may be the root
+            if not group.is_relative_to(base):
+                break
+            limit, used = (_number_in(group / name) for name in names)
+            if limit is not None and used is not None:
+                free = min(free, limit - used + _inactive_file(group))
+    return free
+
+
+def _number_in(file: Path) -> int | None:
+    """None where there is no such file, or no limit."""
+    try:
+        text = file.read_text(encoding="utf-8").strip()
+        return int(text) if text.isdigit() else None
+    except OSError:
+        return None
+
+
+def _inactive_file(group: Path) -> int:
+    try:
+        lines = (group / "memory.stat").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    found = [int(line.split()[1]) for line in lines if line.startswith(("inactive_file ", "total_inactive_file "))]
+    return max(found, default=0)
+
+
+def _free_in_address_space() -> int:
+    """Under `ulimit -v`, which counts what is mapped, used or not."""
+    try:
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit == resource.RLIM_INFINITY:
+            return UNLIMITED
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
+        return limit - pages * resource.getpagesize()
+    except (ImportError, OSError):
+        return UNLIMITED
 
 
 def plan(

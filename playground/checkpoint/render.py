@@ -62,7 +62,6 @@ def render(template: str, variables: dict) -> str:
 
 def main() -> None:
     sys.path[:0] = sys.argv[1:]
-    import jinja2.ext  # loaded before memory is limited
     import jinja2.sandbox  # noqa: F401
 
     request = json.load(sys.stdin)

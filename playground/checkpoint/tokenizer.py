@@ -13,6 +13,7 @@ from tokenizers.decoders import DecodeStream
 
 from playground.checkpoint.config import CheckpointError
 
+_LARGEST = 128 << 20  # of a tokenizer: Gemma 3's has 33 MB
 _MAX_JSON = 16 << 20
 _MARK = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)  # DeepSeek's roles are written so, and not called special
 BEHIND = 32  # tokens that say how the ones behind them read: a space before them, bytes of a character
@@ -27,6 +28,8 @@ class Tokenizer:
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise CheckpointError(f"{folder} has no tokenizer.json, the only kind of tokenizer that is read.")
+        if path.stat().st_size > _LARGEST:
+            raise CheckpointError(f"{path} is larger than {_LARGEST >> 20} MB; that is no tokenizer.")
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             self.inner = _library(raw)
@@ -35,7 +38,9 @@ class Tokenizer:
             ):  # in these copies control tokens can be switched off, all of them
                 token["special"] = bool(token["special"] or _MARK.fullmatch(token["content"]))
             self.plain, self.within = _library(raw), _library(_never_first(raw))
-        except Exception as error:  # the library raises bare Exception for a damaged file
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises bare Exception for a damaged file, and panics
             raise CheckpointError(f"{path} can't be read: {str(error)[:300]}") from None
         self.plain.encode_special_tokens = self.within.encode_special_tokens = True
         self.added_tokens = {token.content: number for number, token in self.inner.get_added_tokens_decoder().items()}

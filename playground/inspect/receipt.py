@@ -53,6 +53,7 @@ def fingerprint(folder: Path) -> str:
     pieces of 1 MB from the header to the end, so that a checkpoint of 700 GB is told from its siblings in seconds."""
     digest = hashlib.sha256()
     files = [folder / "config.json", folder / "tokenizer.json", *sorted(folder.glob("*.safetensors"))]
+    files = [file for file in files if file.is_file()]  # a link may lead nowhere, and nothing was read from there
     for file in files:
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}:".encode())

@@ -243,7 +243,7 @@ def main() -> None:
     print(f"a pass is {data.pass_tokens / 1e6:.1f} M tokens", flush=True)
     model, log = train(recipe, data, args.device, args.log_every)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "log.json").write_text(json.dumps({"recipe": asdict(recipe), "log": log}, indent=1))
+    (args.out / "log.json").write_text(json.dumps({"recipe": asdict(recipe), "log": log}, indent=1), encoding="utf-8")
     config = CONFIG | {"vocab_size": recipe.vocab_size}
     for form in ("bf16", "fp8"):
         save_checkpoint(args.out / form, config, model.state_dict(), data.tokenizer, fp8=form == "fp8")
