@@ -24,6 +24,7 @@ from playground.model.loading import SCALE_SUFFIX, Header
 
 INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"
+MODELOPT = "hf_quant_config.json"
 _MAX_JSON = 64 << 20  # the index of the largest known checkpoint has 9 MB
 COPYING, AHEAD = 4, 256 << 20  # threads that copy tensors, and bytes that they may be ahead of who takes them
 SHARD_BYTES = 9_000_000  # a plain push to a Space refuses files over 10 MB
@@ -159,7 +160,12 @@ class Checkpoint:
             raise CheckpointError(f"{folder} is not a folder; name one that holds config.json and safetensors files.")
         self.folder = folder
         self.generation = _read_json(folder, GENERATION) if (folder / GENERATION).exists() else None
-        self.config = parse_config(_read_json(folder, "config.json"), self.generation)
+        config = _read_json(folder, "config.json")
+        if isinstance(config, dict) and "quantization_config" not in config and (folder / MODELOPT).exists():
+            told = _read_json(folder, MODELOPT)  # what its config.json did not say in earlier versions
+            about = told.get("quantization") if isinstance(told, dict) else None
+            config["quantization_config"] = {"quant_method": "modelopt"} | (about if isinstance(about, dict) else {})
+        self.config = parse_config(config, self.generation)
         self.headers: dict[str, Header] = {}
         for file, expected in _shards(folder).items():
             self._read_headers(file, expected)

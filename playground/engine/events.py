@@ -154,7 +154,8 @@ class CurvePoint:
 @dataclass(frozen=True)
 class WeightScales:
     """The 128x128 tile scales of one projection, the shape `[N, K]` of its weight, and, where it was quantised as it
-    was loaded, each tile's relative error: median and largest. `names` of the layer's projections; `grid` None where
+    was loaded, each tile's relative error: median and largest; `twice`, where its file had another FP8 format, whose
+    numbers the error is against. `names` of the layer's projections; `grid` None where
     the layer has none."""
 
     layer: int
@@ -163,6 +164,7 @@ class WeightScales:
     grid: np.ndarray | None = None  # [tiles of N, tiles of K] float32
     shape: tuple[int, ...] = ()
     error: tuple[float, ...] | None = None
+    twice: bool = False
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,7 @@ def weight_scales(engine: Engine, layer: int, projection: str) -> WeightScales:
         linear.weight_scale_inv.float().cpu().numpy(),
         tuple(linear.stored),
         None if error is None else (error.median().item(), error.max().item()),
+        linear.twice,
     )
 
 

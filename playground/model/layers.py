@@ -67,6 +67,7 @@ class Linear(nn.Module):
         self.bias = _parameter(outputs) if bias else None
         inputs, outputs = whole_blocks(inputs), whole_blocks(outputs) if whole else outputs
         self.tile_errors: torch.Tensor | None = None  # of each tile, where the weight was quantised here at load
+        self.twice = False  # it had been quantised before, in another format
         self.is_fp8 = config.quantises(f"model.{name}")
         self.scale_fmt = config.quantization.scale_fmt if self.is_fp8 else None
         self.weight = _parameter(outputs, inputs, dtype=torch.float8_e4m3fn if self.is_fp8 else None)

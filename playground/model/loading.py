@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from playground.checkpoint.config import CheckpointError, ModelConfig
 from playground.model.layers import Linear
 
 SCALE_SUFFIX = "_scale_inv"
+OTHER_SUFFIX = "_scale"  # of formats that scale a whole tensor, or each of its rows
 
 
 class Header(NamedTuple):
@@ -38,7 +39,15 @@ _FLOATS = (torch.bfloat16, torch.float32, torch.float16)
 _SCALES = (torch.float32, torch.bfloat16, torch.float8_e8m0fnu)
 
 
-_UNUSED = re.compile(r"rotary_emb\.inv_freq$|\.self_attn\.(attn\.|[kv]_proj\.)?([kv]|output)_scale$")
+_UNUSED = re.compile(
+    r"rotary_emb\.inv_freq$|\.self_attn\.(attn\.|[kv]_proj\.)?([kv]|output)_scale$|_proj\.input_scale(_ub)?$"
+)
+
+
+def weight_of(name: str) -> str:
+    """The weight that a tensor of scales belongs to; of any other tensor its own name."""
+    suffix = next((one for one in (SCALE_SUFFIX, OTHER_SUFFIX) if name.endswith("weight" + one)), "")
+    return name.removesuffix(suffix)
 
 
 def expected_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -51,7 +60,7 @@ def expected_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def is_skipped(config: ModelConfig, name: str) -> bool:
     """Tensors that a checkpoint may hold and we leave there: multi-token prediction layers, frequencies that some old
-    exports stored, and scales for an E4M3 cache, whose scales we measure."""
+    exports stored, and scales for an E4M3 cache or for activations, which we measure."""
     layer = re.match(r"model\.layers\.(\d+)\.", name)
     if layer and int(layer[1]) - config.num_hidden_layers in range(config.skipped_layers):
         return True
@@ -65,34 +74,41 @@ def check_headers(model: nn.Module, headers: Mapping[str, Header]) -> None:
     for name, header in headers.items():
         if not math.prod(header.shape):  # transformers writes shared experts that a model doesn't have
             continue
-        weight = name.removesuffix(SCALE_SUFFIX)
+        weight = weight_of(name)
         if not is_skipped(model.config, weight) and (weight not in slots or (weight != name and weight not in headers)):
             raise CheckpointError(f"{header.file}: tensor {name} is not part of this architecture.")
     for name, slot in slots.items():
-        header, scale = headers.get(name), headers.get(name + SCALE_SUFFIX)
+        header = headers.get(name)
+        suffix = OTHER_SUFFIX if name + OTHER_SUFFIX in headers else SCALE_SUFFIX
+        scale = headers.get(name + suffix)
         if header is None:
             missing = [other for other in slots if other not in headers]
             raise CheckpointError(f"tensor {name} is missing in the safetensors files, and {len(missing) - 1} more.")
-        form = None if scale is None else (scale.shape, scale.dtype)
+        form = None if scale is None else (suffix, scale.shape, scale.dtype)
         if wrong := check_form(name, header.shape, header.dtype, form, stored_shape(model, name, slot)):
             raise CheckpointError(f"{header.file}: {wrong}")
 
 
 def check_form(name: str, shape: tuple[int, ...], dtype: torch.dtype, scale: tuple | None, stored: tuple) -> str | None:
-    """What is wrong with a tensor for its place, in words, or None. `scale`: shape and dtype of its scales."""
+    """What is wrong with a tensor for its place, in words, or None. `scale`: suffix, shape and dtype of its scales."""
     if tuple(shape) != tuple(stored):
         return f"tensor {name} has shape {list(shape)}, not {list(stored)}."
     projection = name.endswith("_proj.weight") or name.endswith("_proj_with_mqa.weight")
     if dtype != torch.float8_e4m3fn or not projection:
         if dtype not in _FLOATS:
             return f"tensor {name} is {dtype}, not {'float8_e4m3fn or ' if projection else ''}bfloat16 or float32."
-        return None if scale is None else f"tensor {name}{SCALE_SUFFIX} belongs to a weight that is {dtype}, not FP8."
-    tiles = tuple(-(-n // 128) for n in shape)
+        return None if scale is None else f"tensor {name}{scale[0]} belongs to a weight that is {dtype}, not FP8."
     if scale is None:
         return f"tensor {name} is FP8 and its {name}{SCALE_SUFFIX} is missing."
-    if tuple(scale[0]) != tiles:
-        return f"tensor {name}{SCALE_SUFFIX} has shape {list(scale[0])}, not {list(tiles)}."
-    return None if scale[1] in _SCALES else f"tensor {name}{SCALE_SUFFIX} is {scale[1]}, not float32 or bfloat16."
+    suffix, given, kind = scale
+    shapes = [tiles_of(shape)] + ([(), (1,), (1, 1), shape[:1], (shape[0], 1)] if suffix == OTHER_SUFFIX else [])
+    if tuple(given) not in [tuple(one) for one in shapes]:
+        return f"tensor {name}{suffix} has shape {list(given)}, not {list(shapes[0])}."
+    return None if kind in _SCALES else f"tensor {name}{suffix} is {kind}, not float32 or bfloat16."
+
+
+def tiles_of(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(-(-n // 128) for n in shape)
 
 
 def stored_shape(model: nn.Module, name: str, slot: nn.Parameter) -> tuple[int, ...]:
@@ -104,20 +120,21 @@ def stored_shape(model: nn.Module, name: str, slot: nn.Parameter) -> tuple[int, 
 
 def with_scales(
     tensors: Iterable[tuple[str, torch.Tensor]],
-) -> Iterator[tuple[str, torch.Tensor, torch.Tensor | None]]:
-    """Brings each FP8 weight together with its scales, whichever comes first. `CheckpointError` for one alone."""
-    waiting: dict[str, torch.Tensor] = {}
+) -> Iterator[tuple[str, torch.Tensor, tuple[str, torch.Tensor] | None]]:
+    """Brings each FP8 weight together with its scales and their suffix, whichever comes first. `CheckpointError` for
+    one alone."""
+    waiting: dict[str, tuple[str, torch.Tensor]] = {}
     for name, tensor in tensors:
-        weight = name.removesuffix(SCALE_SUFFIX)
+        weight = weight_of(name)
         if tensor.dtype != torch.float8_e4m3fn and weight == name:
             yield name, tensor, None
         elif (other := waiting.pop(weight, None)) is None:
-            waiting[weight] = tensor
+            waiting[weight] = (name, tensor)
         else:
-            yield (weight, other, tensor) if weight != name else (weight, tensor, other)
-    for name, tensor in waiting.items():
-        lost = name + SCALE_SUFFIX if tensor.dtype == torch.float8_e4m3fn else name
-        raise CheckpointError(f"tensor {lost} is missing.")
+            (_, values), (of, scale) = ((name, tensor), other) if weight == name else (other, (name, tensor))
+            yield weight, values, (of.removeprefix(weight), scale)
+    for weight, (name, _) in waiting.items():
+        raise CheckpointError(f"tensor {weight + SCALE_SUFFIX if name == weight else weight} is missing.")
 
 
 @torch.no_grad()
@@ -133,7 +150,7 @@ def fill(
         slot = slots.pop(name, None)
         if slot is None:
             raise CheckpointError(f"tensor {name} is not part of this architecture, or stands in two files.")
-        form = None if scale is None else (scale.shape, scale.dtype)
+        form = None if scale is None else (scale[0], scale[1].shape, scale[1].dtype)
         stored = stored_shape(model, name, slot)
         if wrong := check_form(name, tensor.shape, tensor.dtype, form, stored):
             raise CheckpointError(wrong)
@@ -141,7 +158,7 @@ def fill(
         part = model.get_submodule(owner)
         tensor = _finite(tensor.to(device), name)
         if isinstance(part, Linear) and leaf == "weight":
-            scale = None if scale is None else _checked(scale.to(device).float(), tensor, name)
+            scale = None if scale is None else _checked(scale[1].to(device).float(), tensor, name + scale[0])
             _fill_projection(part, tensor, scale, dtype)
         else:
             kept = torch.float32 if leaf == "e_score_correction_bias" else dtype
@@ -165,15 +182,18 @@ def _finite(tensor: torch.Tensor, name: str) -> torch.Tensor:
 def _checked(scale: torch.Tensor, weight: torch.Tensor, name: str) -> torch.Tensor:
     """Scales that can be multiplied by: positive, or 0 where a whole tile is zero."""
     if not bool((scale.isfinite() & (scale >= 0)).all()):
-        raise CheckpointError(f"tensor {name}{SCALE_SUFFIX} holds a scale that is not a positive finite number.")
-    for row, column in (scale == 0).nonzero().tolist():
+        raise CheckpointError(f"tensor {name} holds a scale that is not a positive finite number.")
+    tiled = scale.shape == tiles_of(weight.shape)
+    for row, column in (scale == 0).nonzero().tolist() if tiled else ():
         tile = weight[row * 128 : (row + 1) * 128, column * 128 : (column + 1) * 128]
         if bool(tile.float().any()):
-            raise CheckpointError(f"tensor {name}{SCALE_SUFFIX} holds a scale of 0 for a tile that is not.")
+            raise CheckpointError(f"tensor {name} holds a scale of 0 for a tile that is not.")
     return scale
 
 
 def _fill_projection(part: Linear, weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> None:
+    if scale is not None and scale.shape != tiles_of(weight.shape):  # of the whole tensor, or of each row
+        weight, scale, part.twice = weight.float() * scale.reshape(-1, 1), None, part.is_fp8
     if not part.is_fp8:
         weight = weight.to(dtype) if scale is None else kernels.weight_dequant(weight, scale, dtype=dtype)
     elif scale is None:

@@ -89,6 +89,13 @@ def restored(model, ours) -> None:
             state[f"{name}.weight"].copy_(part.dequantised(torch.float32)[:rows, :cols])
 
 
+def of_the_format(ours) -> float:
+    """The relative error that FP8 allows: an activation is rounded to 3 mantissa bits, 2^-4 / sqrt(3) at most, once for
+    each quantiser."""
+    roundings = sum(isinstance(part, Feed) and part.form.fp8 for part in ours.modules())
+    return 2**-4 / 3**0.5 * roundings**0.5
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_quantised_on_load_agrees_with_transformers_on_the_restored_weights_within_the_format(name, tmp_path):
     # dense layers only: a rounding that makes the gate choose another expert is no rounding any more
@@ -100,9 +107,7 @@ def test_quantised_on_load_agrees_with_transformers_on_the_restored_weights_with
     ids = tokens(100)
     with torch.inference_mode():
         expected = model(ids[None]).logits[0]
-    # an activation is rounded to 3 mantissa bits, 2^-4 / sqrt(3) relative at most, once for each quantiser of 3 layers
-    roundings = sum(isinstance(part, Feed) and part.form.fp8 for part in ours.modules())
-    assert 0 < relative(prefill(ours, ids), expected) < 2**-4 / 3**0.5 * roundings**0.5
+    assert 0 < relative(prefill(ours, ids), expected) < of_the_format(ours)
 
 
 def test_quantising_on_load_keeps_the_error_of_every_tile(tmp_path):
@@ -208,8 +213,10 @@ def test_the_embedded_checkpoint_opened_by_transformers_writes_the_same_greedy_t
     [
         ({"model_type": "gpt2"}, "'gpt2' is not supported; deepseek_v3"),
         ({"quantization_config": {"quant_method": "awq"}}, "quant_method 'fp8'"),
-        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128],
-                                  "activation_scheme": "static"}}, "activation_scheme must be one of 'dynamic'"),
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 64]}}, "weight_block_size must be"),
+        ({"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}}, "quant_algo must be one of"),
+        ({"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {
+            "num_bits": 4, "type": "int"}}}}}, "only weights of type float and 8 bits"),
         ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "short_factor must be a list of positive numbers"),
         ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}}, "16 numbers each"),
         ({"rope_scaling": {"rope_type": "mrope"}}, "'mrope' is not supported"),
@@ -372,3 +379,54 @@ def test_empty_tensors_and_scales_of_a_cache_are_left_in_the_file(tmp_path):
 def test_a_checkpoint_that_asks_for_no_sampling_gets_none(generation, sampler, temperature):
     defaults, suggested = suggested_by(generation)
     assert suggested and (str(defaults["sampler"]), defaults["temperature"]) == (sampler, temperature)
+
+
+def compressed(strategy: str) -> dict:
+    weights = {"num_bits": 8, "type": "float", "strategy": strategy, "dynamic": False, "symmetric": True}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": {"num_bits": 8}}}
+    return {"quant_method": "compressed-tensors", "format": "float-quantized", "ignore": ["lm_head", "re:.*o_proj"],
+            "config_groups": groups}  # fmt: skip
+
+
+OTHERS = {  # quantization_config, whether each row has a scale of its own, and the scale's shape
+    "per-tensor": ({"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]}, False, ()),
+    "compressed-tensor": (compressed("tensor"), False, (1,)),
+    "compressed-channel": (compressed("channel"), True, (-1, 1)),
+    "fbgemm": ({"quant_method": "fbgemm_fp8", "modules_to_not_convert": ["o_proj"]}, True, (-1, 1)),
+    "modelopt": ({"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head", "*.o_proj"]}, False, ()),
+    "modelopt-aside": (None, False, ()),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_fp8_formats_are_restored_as_their_scales_say_and_quantised_again(name, tmp_path):
+    quantization, by_row, shape = OTHERS[name]
+    tensors, out, model = saved(tmp_path, "qwen2"), {}, theirs("qwen2")
+    left = quantization is not None and name != "per-tensor"  # o_proj stays as it is
+    for key, tensor in tensors.items():
+        out[key] = tensor
+        if not key.endswith("_proj.weight") or (left and "o_proj" in key):
+            continue
+        scale = tensor.abs().amax(dim=1 if by_row else (0, 1), keepdim=True) / 448
+        out[key] = (tensor / scale).to(torch.float8_e4m3fn)
+        model.state_dict()[key].copy_(out[key].float() * scale)
+        out[key + "_scale"] = scale.reshape(shape).clone()
+        out[key.replace("weight", "input_scale")] = torch.ones(1)
+    save_file(out, tmp_path / "model.safetensors")
+    if quantization is None:
+        about = {"quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"], "kv_cache_quant_algo": None}}
+        (tmp_path / "hf_quant_config.json").write_text(json.dumps(about))
+    else:
+        config = json.loads((tmp_path / "config.json").read_text()) | {"quantization_config": quantization}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    plain, _ = load_model(tmp_path, CPU, form="bf16")
+    with torch.inference_mode():
+        expected = model(tokens(60)[None]).logits[0]
+    assert relative(prefill(plain, tokens(60)), expected) < 1e-4
+    fp8, _ = load_model(tmp_path, CPU)
+    attention, mlp = fp8.model.layers[0].self_attn, fp8.model.layers[1].mlp
+    assert mlp.down_proj.twice and 0 < mlp.down_proj.tile_errors.max() < 2**-4
+    assert attention.o_proj.is_fp8 != left and attention.o_proj.twice != left
+    restored(model, fp8)
+    with torch.inference_mode():
+        assert 0 < relative(prefill(fp8, tokens(60)), model(tokens(60)[None]).logits[0]) < of_the_format(fp8)
