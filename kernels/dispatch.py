@@ -33,6 +33,7 @@ TRITON = {  # op -> the module of its entry, which has the op's name
     "gqa_decode": "kernels.attention.choose",
     "look_up": "kernels.stepping.step",
     "mla_decode": "kernels.attention.choose",
+    "penalise": "kernels.sampling.penalties",
     "plain_gemm": "kernels.gemm.choose",
     "rope_heads": "kernels.rope.heads",
     "route": "kernels.moe.route",

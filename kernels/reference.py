@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels.forms import AMAX_FLOOR, FP8_MAX, INVARIANT_ROWS, KV, UNIT, Form, Formed, Keep, Routing
-from kernels.sampling.layout import SCORED, SHOWN
+from kernels.sampling.layout import PROMPTED, SCORED, SHOWN
 from kernels.sampling.noise import gumbel_noise
 
 
@@ -372,6 +372,14 @@ def draw_and_normaliser(logits, temperature, seeds, positions) -> tuple[torch.Te
     ids = scores.argmax(-1)  # the first of equals
     logsumexp = _logsumexp(logits).float()
     return ids, logits.gather(-1, ids[:, None])[:, 0].float() - logsumexp, logsumexp
+
+
+def penalise(logits, counts, bias, repetition, frequency, presence, penalised) -> torch.Tensor:
+    x, written = logits.double(), (counts % PROMPTED).double()
+    repetition, frequency, presence = (t[:, None] for t in (repetition, frequency, presence))
+    x = torch.where(counts > 0, torch.where(x > 0, x / repetition, x * repetition), x)
+    x = x - frequency * written - torch.where(written > 0, presence, 0.0) + bias.double()
+    return torch.where(penalised[:, None] > 0, x.float(), logits)
 
 
 def cumulative(probs: torch.Tensor) -> torch.Tensor:

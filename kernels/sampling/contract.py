@@ -27,6 +27,26 @@ def draw_and_normaliser(
     return implementation("draw_and_normaliser", logits)(logits, temperature, seeds, positions)
 
 
+def penalise(
+    logits: torch.Tensor,
+    counts: torch.Tensor,
+    bias: torch.Tensor,
+    repetition: torch.Tensor,
+    frequency: torch.Tensor,
+    presence: torch.Tensor,
+    penalised: torch.Tensor,
+) -> torch.Tensor:
+    """`logits [R, V]` float32 after penalties, `[R, V]` float32, in this order: logits of tokens that were seen are
+    divided by `repetition` where positive and multiplied by it elsewhere (Keskar et al., 2019, arXiv:1909.05858);
+    `frequency` times as often as a token was written, and `presence` once, are subtracted; `bias [R, V]` float32 is
+    added. `counts [R, V]` int32: how often each token was written, plus `PROMPTED` where the prompt holds it. The
+    others are `[R]`: float64, and `penalised` int64, 0 for rows that keep their logits as they are. Reckoned in
+    float64."""
+    if counts.shape != logits.shape or bias.shape != logits.shape or not counts.is_contiguous():
+        raise ValueError(f"counts {tuple(counts.shape)} and bias {tuple(bias.shape)} don't fit {tuple(logits.shape)}")
+    return implementation("penalise", logits)(logits, counts, bias, repetition, frequency, presence, penalised)
+
+
 def cumulative(probs: torch.Tensor) -> torch.Tensor:
     """Running sums along each row of probabilities `[R, V]`, whose sum is at most 1: `[R, V]` float64.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+PROMPTED = 1 << 24  # added to how often a token was written, where it stands in the prompt: see `penalise`
 SHOWN, SCORED = 10, 6  # of a survey: likeliest tokens, and best candidates of a Gumbel-max draw
 SINGLE = 8  # numbers of a survey that stand alone, in front of those lists
 SURVEYED = SINGLE + 2 * SHOWN + 3 * SCORED  # numbers of a survey

@@ -63,10 +63,11 @@ def _chunk_bytes(c: ModelConfig, tokens: int, context: int) -> int:
 def workspace_bytes(c: ModelConfig, context: int, recorded: bool) -> int:
     """A prefill chunk, sampling, and every head's keys and values of the whole context in two copies: generous, and
     small beside the weights. On a card, where graphs are `recorded`, once more, because a chunk runs without a
-    recording first; and 32 rows of which one filters: seven numbers of 8 bytes for each token of the vocabulary."""
+    recording first; and 32 rows of which one filters, and one has penalties: nine numbers of 8 bytes for each token of
+    the vocabulary."""
     seen = 2 * context * c.attention.expanded_width * 4
     once = _chunk_bytes(c, min(PREFILL_CHUNK, context), context) + seen + 32 * c.vocab_size * 8
-    return 2 * once + 32 * c.vocab_size * 7 * 8 if recorded else once
+    return 2 * once + 32 * c.vocab_size * 9 * 8 if recorded else once
 
 
 def free_bytes(device: torch.device) -> int:

@@ -20,6 +20,14 @@ class RowDraw:
 
 
 @dataclass(frozen=True)
+class History:
+    """The tokens that penalties of a row speak of."""
+
+    prompt: tuple[int, ...]
+    written: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class PrefillChunk:
     """The tokens `start` to `start + len(tokens)` of a prompt, into `pages`, which hold all of it up to there. With
     `draws` the prompt ends here, and each of these rows draws its first token; then `copies` are made."""
@@ -29,6 +37,7 @@ class PrefillChunk:
     pages: tuple[int, ...]
     draws: tuple[RowDraw, ...] = ()
     copies: Copies = ()
+    histories: tuple[History | None, ...] = ()  # one for each draw
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,7 @@ class DecodeRow:
     position: int
     pages: tuple[int, ...]
     draw: RowDraw
+    history: History | None = None  # of a row with penalties
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import kernels
 from playground.engine.batch import DecodeBatch, DecodeRow, RowDraw
 from playground.engine.cache import PagedCache, slots_of
 from playground.engine.graph import Recorder
+from playground.engine.history import Histories
 from playground.engine.pages import PAGE_SIZE, pages_for
 from playground.engine.sampler import Needs, Settings, draw_rows, explain_rows
 from playground.engine.scales import StepScales
@@ -101,23 +102,37 @@ class Output(NamedTuple):
 
 
 def draw_output(
-    logits: torch.Tensor, settings: Settings, positions: torch.Tensor, variant: Variant, trace: ScaleTrace | None
+    logits: torch.Tensor,
+    settings: Settings,
+    positions: torch.Tensor,
+    variant: Variant,
+    trace: ScaleTrace | None,
+    histories: Histories | None = None,
 ) -> Output:
     """Draws from `logits [R, V]` the tokens that will stand at `positions [R]`."""
-    ids, logprobs = draw_rows(logits, settings, positions, variant.needs)
-    insights = explain_rows(logits, settings, positions, ids, variant.needs) if variant.inspected else None
+    needs, insights = variant.needs, None
+    ids, logprobs = draw_rows(logits, settings, positions, needs, histories)
+    if variant.inspected:
+        insights = explain_rows(logits, settings, positions, ids, needs, histories)
+    if needs.penalised:
+        histories.add(ids)
     return Output(ids, logprobs, insights, None if trace is None else trace.flat())
 
 
 def run_step(
-    model: Transformer, cache: PagedCache, state: State, settings: Settings, variant: Variant
+    model: Transformer,
+    cache: PagedCache,
+    state: State,
+    settings: Settings,
+    variant: Variant,
+    histories: Histories | None,
 ) -> tuple[Output, ScaleTrace | None]:
     """Draws the tokens that follow a state."""
     trace = ScaleTrace() if variant.traced else None
     step = Step(state.positions, state.slots, pages=state.pages, lengths=state.lengths, trace=trace)
     logits = model.logits(model(state.tokens, step, cache.kv))
     # a token's place is the length before it
-    return draw_output(logits, settings, state.lengths, variant, trace), trace
+    return draw_output(logits, settings, state.lengths, variant, trace, histories), trace
 
 
 class EagerDecoder:
@@ -135,15 +150,17 @@ class EagerDecoder:
         self.state = State(*(t.to(device) for t in State.of(batch.rows, width)))
         self.longest = max(row.position for row in batch.rows)
         self.settings = Settings.of([draw.params for draw in draws], device)
-        self.variant = Variant.of(draws)
+        self.variant, self.histories = Variant.of(draws), None
+        if self.variant.needs.penalised:
+            given, params = [row.history for row in batch.rows], [draw.params for draw in draws]
+            self.histories = Histories.of(given, params, self.model.config.vocab_size, device)
         self.layout: ScaleLayout | None = None  # of these rows' traces: all are alike
 
     def step(self) -> Callable[[], Drawn]:
         """A step that feeds each row's newest token; what it returns waits for the end and reads the result."""
         s, width = self.state, self.longest // PAGE_SIZE + 1
-        output, trace = run_step(
-            self.model, self.cache, s._replace(pages=s.pages[:, :width]), self.settings, self.variant
-        )
+        seen = s._replace(pages=s.pages[:, :width])
+        output, trace = run_step(self.model, self.cache, seen, self.settings, self.variant, self.histories)
         positions = s.positions + 1
         slots = slots_of(s.pages, (positions[:, None]).clamp(max=s.pages.shape[1] * PAGE_SIZE - 1))[:, 0]
         self.state = State(output.ids, positions, slots, s.lengths + 1, s.pages)
@@ -179,7 +196,18 @@ class Graph:
     """A recorded step of `size` rows: its state and settings lie in fixed memory, which it reads and moves on. Places
     without a row stand still on the scratch page."""
 
-    def __init__(self, model: Transformer, cache: PagedCache, size: int, width: int, variant: Variant, record):
+    def __init__(
+        self,
+        model: Transformer,
+        cache: PagedCache,
+        size: int,
+        width: int,
+        variant: Variant,
+        record,
+        histories: Histories | None,
+    ):
+        """`histories` of at least as many rows, where the variant needs them."""
+        self.histories = histories.first(size) if variant.needs.penalised else None
         self.size, self.width, self.scratch, device = size, width, cache.scratch, model.device
         self.state = State(*(t.to(device) for t in self._padded([])))
         self.settings = Settings.of([SamplingParams("greedy")] * size, device)
@@ -198,7 +226,7 @@ class Graph:
 
     def _step(self, model: Transformer, cache: PagedCache, variant: Variant) -> ScaleTrace | None:
         s = self.state
-        output, trace = run_step(model, cache, s, self.settings, variant)
+        output, trace = run_step(model, cache, s, self.settings, variant, self.histories)
         self.outbox = self.outbox or Outbox(output)  # made when the step runs for the first time, not in its recording
         self.outbox.take(output)
         kernels.advance(
@@ -222,6 +250,8 @@ class Graph:
             target.copy_(source)
         self.moves.zero_()
         self.moves[: len(rows)] = 1
+        if self.histories:
+            self.histories.load([row.history for row in rows], params)
 
     def replay(self, count: int) -> Callable[[], Drawn]:
         """Begins one more step for the rows that were loaded; what it returns waits for its end."""
@@ -248,6 +278,7 @@ class GraphDecoder:
         self.eager = EagerDecoder(model, cache)
         self.graph: Graph | None = None  # of the batch that is loaded; None: it runs eagerly
         self.count = 0  # its rows
+        self.histories: Histories | None = None  # from the first row with penalties on
         self.lent: tuple[int, Variant] | None = None  # what should be recorded for it, and is not yet
         self.steps_lent: Counter[tuple[int, Variant]] = Counter()
 
@@ -288,11 +319,17 @@ class GraphDecoder:
         if key in self.graphs or self.recorder.full:
             return self.graphs.get(key)
         try:
-            self.graphs[key] = Graph(self.model, self.cache, key[0], self.width, variant, self.recorder)
+            self.graphs[key] = self.made(*key, self.recorder)
         except torch.OutOfMemoryError:
             self.recorder.full = True
             self.graphs.clear()
         return self.graphs.get(key)
+
+    def made(self, size: int, variant: Variant, record: Callable) -> Graph:
+        if variant.needs.penalised and self.histories is None:  # all recordings share them: one at a time is loaded
+            vocab, device = self.model.config.vocab_size, self.model.device
+            self.histories = Histories.empty(kernels.INVARIANT_ROWS, vocab, device)
+        return Graph(self.model, self.cache, size, self.width, variant, record, self.histories)
 
     def _serving(self, key: tuple[int, Variant]) -> Graph | None:
         """The recording itself, or the smallest that can stand in for it as long as that is no loss."""

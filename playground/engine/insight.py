@@ -17,24 +17,34 @@ class Insight:
     __slots__ = ("numbers",)
 
     def __init__(self, numbers: memoryview | Sequence[float]):
-        """The survey of the logits; then, where rows of the step had filters, the probability that they cut and the
-        survey of what they left; then, where some drew multinomially, the uniform number and the interval."""
+        """The survey of the logits; then, where rows of the step had penalties, that of what these left; then, where
+        some had filters, the probability that they cut and the survey of what they left; then, where some drew
+        multinomially, the uniform number and the interval."""
         self.numbers = numbers
+
+    @property
+    def _parts(self) -> tuple[bool, bool]:
+        """Whether penalties and filters have a survey of their own. A multinomial draw has 3 numbers, a cut 1."""
+        surveys, rest = divmod(len(self.numbers), SURVEYED)
+        filtered = rest in (1, 4)
+        return surveys - filtered > 1, filtered
 
     @property
     def _raw(self) -> Survey:
         return Survey.of(self.numbers)
 
     @property
-    def _filtered(self) -> bool:
-        return len(self.numbers) > 2 * SURVEYED
+    def _penalised(self) -> Survey:
+        """As the raw one where there were no penalties."""
+        return Survey.of(self.numbers[SURVEYED:]) if self._parts[0] else self._raw
 
     def _processed(self) -> tuple[Survey, float, float]:
         """The survey of what the row drew from, and what its values are divided by and lowered by."""
-        if self._filtered:
-            return Survey.of(self.numbers[SURVEYED + 1 :]), 1.0, 0.0
-        raw = self._raw
-        return raw, raw.temperature, raw.heated_logsumexp
+        penalised, filtered = self._parts
+        if filtered:
+            return Survey.of(self.numbers[(1 + penalised) * SURVEYED + 1 :]), 1.0, 0.0
+        survey = self._penalised
+        return survey, survey.temperature, survey.heated_logsumexp
 
     @property
     def logprob(self) -> float:
@@ -53,6 +63,12 @@ class Insight:
         return int(self.numbers[_RANK])
 
     @property
+    def penalised_logprob(self) -> float:
+        """Of the token drawn, after penalties, at T=1."""
+        survey = self._penalised
+        return survey.logit - survey.logsumexp
+
+    @property
     def processed_logprob(self) -> float:
         """Of the token drawn."""
         survey, by, less = self._processed()
@@ -62,7 +78,7 @@ class Insight:
     def processed_entropy(self) -> float:
         """In nats."""
         survey, _, _ = self._processed()
-        return survey.entropy if self._filtered else survey.heated_entropy
+        return survey.entropy if self._parts[1] else survey.heated_entropy
 
     @property
     def kept(self) -> int:
@@ -72,7 +88,8 @@ class Insight:
     @property
     def cut(self) -> float:
         """Probability, at the row's temperature, that the filters took away."""
-        return self.numbers[SURVEYED] if self._filtered else 0.0
+        penalised, filtered = self._parts
+        return self.numbers[(1 + penalised) * SURVEYED] if filtered else 0.0
 
     @property
     def uniform(self) -> float:

@@ -13,7 +13,7 @@ import torch
 
 from kernels import INVARIANT_ROWS
 from kernels.compiling import Compilers, only_asked_for
-from playground.engine.decoder import Graph, GraphDecoder, Variant, draw_output
+from playground.engine.decoder import GraphDecoder, Variant, draw_output
 from playground.engine.events import Progress
 from playground.engine.pages import pages_for
 from playground.engine.prefill import DOUBLED, Chunk, Kind
@@ -34,6 +34,7 @@ class Work(NamedTuple):
     traced: bool  # with activation scales
 
 
+PENALISED, PENALISED_ROWS = [needs._replace(penalised=True) for needs in NEEDS], (1, INVARIANT_ROWS)
 PROMPTS, GROUPS = (32, 64, 128), (1, 4)  # of a first run, alone or compared: compiled before the page is ready
 LATER = (
     Work((*PROMPTS, 256, DOUBLED), (1, 2, 4, 8, 16, 32), True),
@@ -62,8 +63,7 @@ def prepare_later(runner: Runner, compilers: Compilers) -> Iterator[Progress]:
     runs = []
     for work in LATER:
         runs += [partial(dry_prompt, runner, size, work.traced) for size in work.prompts]
-        variants = [Variant(needs, work.traced, True) for needs in NEEDS]
-        runs += [partial(dry_step, runner, *one) for one in product(work.rows, variants)]
+        runs += [partial(dry_step, runner, *one) for one in steps_of(work)]
     yield from compiled(runs, compilers)
     compilers.close()
     for work in LATER:
@@ -95,7 +95,7 @@ def dry_prompt(runner: Runner, size: int, traced: bool) -> None:
 
 def dry_step(runner: Runner, rows: int, variant: Variant) -> None:
     """A decode step of rows that are nobody's, as it is recorded, but for the recording."""
-    Graph(runner.model, runner.cache, rows, pages_for(runner.context), variant, lambda run: (None, run()))
+    runner.decoder.made(rows, variant, lambda run: (None, run()))
 
 
 def dry_draw(runner: Runner, rows: int, variant: Variant) -> None:
@@ -115,8 +115,14 @@ def record(runner: Runner, work: Work) -> Iterator[None]:
             with torch.inference_mode():
                 runner.prefill.feed([0] * size, 0, pages, work.traced, True)
             yield
-    for rows, needs in product(work.rows, NEEDS):
+    for rows, variant in steps_of(work):
         if isinstance(decoder, GraphDecoder):
             with torch.inference_mode():
-                decoder.recorded(rows, Variant(needs, work.traced, True))
+                decoder.recorded(rows, variant)
             yield
+
+
+def steps_of(work: Work) -> list[tuple[int, Variant]]:
+    """Rows and variants; with penalties those alone that can stand in for the others."""
+    steps = [*product(work.rows, NEEDS), *(product(PENALISED_ROWS, PENALISED) if work.traced else ())]
+    return [(rows, Variant(needs, work.traced, True)) for rows, needs in steps]

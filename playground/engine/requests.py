@@ -24,6 +24,7 @@ class Request:
     inspect: bool = False  # events bring what was behind each draw
     keep: bool = False  # the cache of what was written stays, as long as there is room, for rows that branch off
     begun: int = 0  # so many of the prompt's last tokens are text that the new ones go on: see `TextStream`
+    written: int = 0  # so many of the prompt's last tokens count as text, of which penalties speak
     watch: str = ""  # the projection whose activation scales come with each token; "": none
 
     def __post_init__(self):
@@ -43,6 +44,8 @@ class Request:
                 "context."
             )
         check_prompt(self.prompt, context, vocab_size)
+        if wrong := [token for token in self.params.biases if token >= vocab_size]:
+            raise RequestError(f"Logit bias names token {wrong[0]}; the vocabulary has {vocab_size}.")
 
 
 def check_prompt(prompt: tuple[int, ...], context: int, vocab_size: int) -> None:

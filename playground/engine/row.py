@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from playground.checkpoint.tokenizer import TextStream
-from playground.engine.batch import RowDraw
+from playground.engine.batch import History, RowDraw
 from playground.engine.events import FinishEvent, Stats
 from playground.engine.requests import Request
 
@@ -38,6 +38,13 @@ class Row:
     @property
     def draw(self) -> RowDraw:
         return RowDraw(self.request.params, self.request.trace_scales, self.request.inspect)
+
+    @property
+    def history(self) -> History | None:
+        if not self.request.params.is_penalised:
+            return None
+        prompt, end = self.request.prompt, len(self.request.prompt) - self.request.written
+        return History(prompt[:end], (*prompt[end:], *self.new_ids))
 
     def holds(self, prompt: tuple[int, ...]) -> bool:
         """Whether the cache of this row begins with all but the last token of a prompt."""

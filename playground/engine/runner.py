@@ -12,6 +12,7 @@ from playground.engine.batch import Copies, DecodeBatch, PrefillChunk
 from playground.engine.cache import PagedCache
 from playground.engine.decoder import Drawn, EagerDecoder, Variant, draw_output, make_decoder
 from playground.engine.graph import Recorder, sent
+from playground.engine.history import Histories
 from playground.engine.prefill import Fed, Prefill
 from playground.engine.sampler import Settings
 from playground.model.transformer import Transformer
@@ -46,11 +47,14 @@ class Runner:
     def _first_draw(self, chunk: PrefillChunk, fed: Fed) -> Drawn:
         """Draws every row's first token from what the end of their prompt leaves, or will leave."""
         device, count = self.model.device, len(chunk.draws)
-        settings = Settings.of([draw.params for draw in chunk.draws], device)
+        params, variant, histories = [draw.params for draw in chunk.draws], Variant.of(chunk.draws), None
+        if variant.needs.penalised:
+            histories = Histories.of(chunk.histories, params, self.model.config.vocab_size, device)
+        settings = Settings.of(params, device)
         length = chunk.start + len(chunk.tokens)
         at = sent(torch.full((count,), length), device)  # copied, not filled there: a draw reads it before it waits
         logits = fed.logits.expand(count, -1).contiguous()
-        output = draw_output(logits, settings, at, Variant.of(chunk.draws), fed.trace)
+        output = draw_output(logits, settings, at, variant, fed.trace, histories)
         return output.read(fed.trace and fed.trace.layout(), count)
 
     def copy(self, copies: Copies) -> None:

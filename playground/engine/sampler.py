@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 import kernels
 from playground.engine.graph import sent
+from playground.engine.history import Histories
 from playground.engine.settings import Sampler, SamplingParams
 
 
@@ -22,20 +23,25 @@ class Settings(NamedTuple):
     top_p: torch.Tensor  # float64
     min_p: torch.Tensor  # float64
     multinomial: torch.Tensor  # int64, 0 or 1
+    repetition: torch.Tensor  # float64, and the two that follow: penalties
+    frequency: torch.Tensor
+    presence: torch.Tensor
+    penalised: torch.Tensor  # int64, 0 or 1
 
     @classmethod
     def of(cls, params: Sequence[SamplingParams], device: torch.device) -> Settings:
         used = [(0.0, 0, 1.0, 0.0) if p.is_greedy else (p.temperature, p.top_k, p.top_p, p.min_p) for p in params]
         temperature, top_k, top_p, min_p = zip(*used, strict=True)
-        real = torch.tensor([temperature, top_p, min_p], dtype=torch.float64)
+        penalties = [(p.repetition_penalty, p.frequency_penalty, p.presence_penalty) for p in params]
+        real = torch.tensor([temperature, top_p, min_p, *zip(*penalties, strict=True)], dtype=torch.float64)
         seeds, multinomial = [max(p.seed, 0) for p in params], [p.sampler is Sampler.MULTINOMIAL for p in params]
-        whole = torch.tensor([seeds, top_k, multinomial], dtype=torch.int64)
+        whole = torch.tensor([seeds, top_k, multinomial, [p.is_penalised for p in params]], dtype=torch.int64)
         packed = torch.cat([real.view(torch.int64), whole])  # for one transfer
         padded = F.pad(packed, (0, len(used) % 2))  # each begins at 16 bytes, as kernels like it
         there = sent(padded, device)[:, : len(used)]
-        temperature, top_p, min_p = there[:3].view(torch.float64)
-        seeds, top_k, multinomial = there[3:]
-        return cls(temperature, seeds, top_k, top_p, min_p, multinomial)
+        temperature, top_p, min_p, *penalties = there[: len(real)].view(torch.float64)
+        seeds, top_k, multinomial, penalised = there[len(real) :]
+        return cls(temperature, seeds, top_k, top_p, min_p, multinomial, *penalties, penalised)
 
 
 class Needs(NamedTuple):
@@ -43,12 +49,22 @@ class Needs(NamedTuple):
 
     filtered: bool  # a sorted distribution
     summed: bool  # a cumulative one, for multinomials
+    penalised: bool = False  # what rows have seen, to change logits by
 
     @classmethod
     def of(cls, params: Iterable[SamplingParams]) -> Needs:
+        params = list(params)
         drawing = [p for p in params if not p.is_greedy]
         filtered = any(p.is_filtered for p in drawing)
-        return cls(filtered, any(p.sampler is Sampler.MULTINOMIAL for p in drawing))
+        summed = any(p.sampler is Sampler.MULTINOMIAL for p in drawing)
+        return cls(filtered, summed, any(p.is_penalised for p in params))
+
+
+def penalised_rows(logits: torch.Tensor, s: Settings, needs: Needs, histories: Histories | None) -> torch.Tensor:
+    """What temperature and filters begin with: the logits `[R, V]`, after the penalties of rows that have any."""
+    if not needs.penalised:
+        return logits
+    return kernels.penalise(logits, *histories, s.repetition, s.frequency, s.presence, s.penalised)
 
 
 def processed_rows(logits: torch.Tensor, s: Settings, needs: Needs) -> torch.Tensor:
@@ -60,10 +76,15 @@ def processed_rows(logits: torch.Tensor, s: Settings, needs: Needs) -> torch.Ten
 
 
 def draw_rows(
-    logits: torch.Tensor, settings: Settings, positions: torch.Tensor, needs: Needs
+    logits: torch.Tensor,
+    settings: Settings,
+    positions: torch.Tensor,
+    needs: Needs,
+    histories: Histories | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draws a token per row. `logits [R, V]`; `positions [R]` is where each token will stand: its noise's address;
-    `needs` of all rows together. Returns ids and raw log-probabilities (natural logarithm, softmax at T=1).
+    `needs` of all rows together; `histories` where they need them. Returns ids and raw log-probabilities (natural
+    logarithm, softmax at T=1).
 
     A row goes the way that its own parameters say, whatever the others need: its draw has the same bits in any company.
     """
@@ -72,7 +93,11 @@ def draw_rows(
     if not any(needs):
         return ids, logprobs
     one = torch.ones_like(s.temperature)  # made before what follows it: a draw reads it before it waits
-    drawn, processed = s.temperature > 0, processed_rows(logits, s, needs)
+    drawn, changed = s.temperature > 0, penalised_rows(logits, s, needs, histories)
+    if needs.penalised:
+        by_penalties, _ = kernels.draw(changed, s.temperature, s.seeds, positions)
+        ids = torch.where(s.penalised > 0, by_penalties, ids)
+    processed = processed_rows(changed, s, needs) if needs.filtered or needs.summed else changed
     if needs.filtered:
         by_noise, _ = kernels.draw(processed, one, s.seeds, positions)
         ids = torch.where(drawn & ((s.top_k > 0) | (s.top_p < 1) | (s.min_p > 0)), by_noise, ids)
@@ -83,16 +108,24 @@ def draw_rows(
 
 
 def explain_rows(
-    logits: torch.Tensor, settings: Settings, positions: torch.Tensor, ids: torch.Tensor, needs: Needs
+    logits: torch.Tensor,
+    settings: Settings,
+    positions: torch.Tensor,
+    ids: torch.Tensor,
+    needs: Needs,
+    histories: Histories | None = None,
 ) -> torch.Tensor:
     """What `Insight` takes apart, `[R, N]` float64, of the draw by `draw_rows` from these arguments that gave `ids`."""
     s = settings
     one = torch.ones_like(s.temperature) if needs.filtered else None  # long before a survey reads it without waiting
     told = [kernels.survey(logits, s.temperature, s.seeds, positions, ids)]
-    processed = processed_rows(logits, s, needs) if any(needs) else None
+    changed = penalised_rows(logits, s, needs, histories)
+    if needs.penalised:
+        told.append(kernels.survey(changed, s.temperature, s.seeds, positions, ids))
+    processed = processed_rows(changed, s, needs) if needs.filtered or needs.summed else None
     if needs.filtered:
         heated = torch.where(s.temperature > 0, s.temperature, 1.0)
-        before = kernels.log_softmax(logits.double() / heated[:, None]).exp()
+        before = kernels.log_softmax(changed.double() / heated[:, None]).exp()
         cut = kernels.cumulative(torch.where(processed > float("-inf"), 0.0, before))[:, -1:]
         told += [cut, kernels.survey(processed, one, s.seeds, positions, ids)]
     if needs.summed:

@@ -206,8 +206,8 @@ class Scheduler:
                 copies += self._fork(first, row, row.length, filling.forks.pop(row))
         self.filling = None
         self.running += rows
-        draws = tuple(row.draw for row in rows)
-        return PrefillChunk(prompt[start:end], start, tuple(filling.pages), draws, tuple(copies))
+        draws, histories = tuple(row.draw for row in rows), tuple(row.history for row in rows)
+        return PrefillChunk(prompt[start:end], start, tuple(filling.pages), draws, tuple(copies), histories)
 
     def fed(self, filling: Filling, chunk: PrefillChunk, seconds: float) -> None:
         """A chunk stands in the cache."""
@@ -220,7 +220,9 @@ class Scheduler:
 
     def batch(self, rows: list[Row]) -> DecodeBatch:
         """The rows' next step, from where they stand."""
-        return DecodeBatch(tuple(DecodeRow(row.newest, row.length, tuple(row.pages), row.draw) for row in rows))
+        return DecodeBatch(
+            tuple(DecodeRow(row.newest, row.length, tuple(row.pages), row.draw, row.history) for row in rows)
+        )
 
     def _pages_needed(self, group: list[Row], cached: int = 0, shared: int | None = None) -> int:
         """All pages that the group may ever take. `cached`: full pages at hand; `shared`: those that its rows have in

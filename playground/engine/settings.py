@@ -11,6 +11,7 @@ from typing import Any
 
 from playground.checkpoint.config import MAX_TEMPERATURE, MIN_TEMPERATURE
 
+MOST_BIASES = 300  # tokens
 MAX_SEED = 2**53 - 1  # the largest integer that JSON and JavaScript carry exactly
 
 
@@ -38,15 +39,18 @@ class Setting:
     help: str  # for the command line
     low: float = 0
     high: float = 0
-    off: float | None = None
+    off: float | str | None = None
     shown: tuple[float, float, float] | None = None
     info: str = ""  # beside the control
     choices: dict[str, str] = field(default_factory=dict)  # value -> what it is called
     filters: bool = False  # it removes tokens from the distribution; stands in the page's fold
+    penalty: bool = False  # it changes logits before temperature does; stands in the page's fold, too
     needed: bool = False  # a receipt without it is damaged
 
     def check(self, value: Any) -> Any:
         """The value, as its kind. Raises `RequestError`."""
+        if self.kind is str and not self.choices:
+            return spelled_bias(value, self)
         if self.kind is str:
             if value not in list(self.choices):  # JSON may bring what can't be hashed
                 raise RequestError(f"Unknown {self.label.lower()} {repr(value)[:80]}; {self.advice}.")
@@ -64,6 +68,23 @@ class Setting:
     def parse(self, text: str) -> Any:
         """Of text, as a link or a shell has it. Raises ValueError, or `RequestError`."""
         return self.check(text if self.kind is str else self.kind(text))
+
+
+def spelled_bias(value: Any, setting: Setting) -> str:
+    """A logit bias as `token:bias token:bias`, each token once. Raises `RequestError`."""
+    try:
+        if isinstance(value, dict):  # as OpenAI's API has it
+            pairs = [(int(token), float(bias)) for token, bias in value.items()]
+        else:
+            parts = [part.split(":") for part in value.replace(",", " ").split()]
+            pairs = [(int(token), float(bias)) for token, bias in parts]
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        raise RequestError(f"{setting.label} is {repr(value)[:80]}; {setting.advice}.") from None
+    known = dict(pairs)
+    fits = all(0 <= token < 1 << 31 and setting.low <= bias <= setting.high for token, bias in pairs)
+    if not fits or len(known) < len(pairs) or len(known) > MOST_BIASES:
+        raise RequestError(f"{setting.label} is {repr(value)[:80]}; {setting.advice}.")
+    return " ".join(f"{token}:{bias:g}" for token, bias in known.items())
 
 
 def whole_number(name: str, value: object) -> int:
@@ -145,6 +166,58 @@ class SamplingParams:
         info="0 keeps all",
         filters=True,
     )
+    repetition_penalty: float = setting(
+        1.0,
+        "Repetition penalty",
+        float,
+        "use a number from 0.1 to 10; 1 changes nothing",
+        "divides logits of tokens in prompt and text, where they are positive, and multiplies others; default 1",
+        low=0.1,
+        high=10,
+        off=1,
+        shown=(1, 2, 0.01),
+        info="1 changes nothing; of all tokens so far",
+        penalty=True,
+    )
+    frequency_penalty: float = setting(
+        0.0,
+        "Frequency penalty",
+        float,
+        "use a number from -2 to 2",
+        "lowers the logit of a token for each time that it was written; default 0",
+        low=-2,
+        high=2,
+        off=0,
+        shown=(-2, 2, 0.05),
+        info="0 changes nothing; for each time written",
+        penalty=True,
+    )
+    presence_penalty: float = setting(
+        0.0,
+        "Presence penalty",
+        float,
+        "use a number from -2 to 2",
+        "lowers the logit of a token that was written, once; default 0",
+        low=-2,
+        high=2,
+        off=0,
+        shown=(-2, 2, 0.05),
+        info="0 changes nothing; once written",
+        penalty=True,
+    )
+    logit_bias: str = setting(
+        "",
+        "Logit bias",
+        str,
+        f"write up to {MOST_BIASES} token ids with what is added to their logit, such as 13:-5 262:2.5, each from -100 "
+        "to 100",
+        "added to logits, by token id, such as '13:-5 262:2.5'; default none",
+        low=-100,
+        high=100,
+        off="",
+        info="token id:bias, such as 13:-5 262:2.5",
+        penalty=True,
+    )
     seed: int = setting(
         -1,
         "Seed",
@@ -159,7 +232,7 @@ class SamplingParams:
 
     def __post_init__(self):
         for name, setting in SETTINGS.items():
-            setting.check(getattr(self, name))
+            object.__setattr__(self, name, setting.check(getattr(self, name)))
         object.__setattr__(self, "sampler", Sampler(self.sampler))
 
     @property
@@ -169,6 +242,16 @@ class SamplingParams:
     @property
     def is_filtered(self) -> bool:
         return any(getattr(self, name) != SETTINGS[name].off for name in FILTERS)
+
+    @property
+    def is_penalised(self) -> bool:
+        """Whether logits are changed before anything else."""
+        return any(getattr(self, name) != SETTINGS[name].off for name in PENALTIES)
+
+    @property
+    def biases(self) -> dict[int, float]:
+        pairs = (part.split(":") for part in self.logit_bias.split())
+        return {int(token): float(bias) for token, bias in pairs}
 
     def with_drawn_seed(self) -> SamplingParams:
         """These parameters with a real seed: short enough to be read out loud."""
@@ -184,6 +267,18 @@ class SamplingParams:
 
 SETTINGS: dict[str, Setting] = {f.name: f.metadata["setting"] for f in fields(SamplingParams)}
 FILTERS = tuple(name for name, setting in SETTINGS.items() if setting.filters)
+PENALTIES = tuple(name for name, setting in SETTINGS.items() if setting.penalty)
+FOLDED = (*FILTERS, *PENALTIES)
+ORDER = (
+    "In this order: repetition, frequency and presence penalty, logit bias; temperature; top-k, top-p, min-p; the draw."
+)
+
+
+def in_a_word(name: str, value: Any) -> str:
+    """A setting and its value, as titles and notes have it."""
+    return f"{SETTINGS[name].label} {value if isinstance(value, str) else format(value, 'g')}".lower()
+
+
 SUGGESTED = {f.name: f.default for f in fields(SamplingParams)} | {"temperature": 0.8}
 """What pages and commands begin with where a checkpoint says nothing of its own."""
 

@@ -68,7 +68,7 @@ class RunBook:
             given = [*given, self._forced(source, at, token)]
         ids = (*source.prompt_ids, *(t.id for t in given))
         begun = len(given) + source.root.stream.request.begun
-        options |= {"inspect": True, "keep": True, "begun": begun, "ignore_eos": ignore_eos}
+        options |= {"inspect": True, "keep": True, "begun": begun, "written": len(given), "ignore_eos": ignore_eos}
         # without a token of its own the prompt's logits come from its prefill, as in the first run
         parent = source.stream if given else None
         stream = writer.resume(ids, [params], limit, parent, **options)[0]
@@ -126,7 +126,8 @@ class RunBook:
         writer = playground.in_form(receipt.weights)
 
         def start(ids, params, limit, ignore_eos, parent):
-            options = {"ignore_eos": ignore_eos, "inspect": True, "keep": True}
+            written = len(ids) - len(receipt.prompt)
+            options = {"ignore_eos": ignore_eos, "inspect": True, "keep": True, "written": written}
             stream = writer.resume(ids, [params], limit, parent, **options)[0]
             started(stream)
             return stream

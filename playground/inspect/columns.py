@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from playground.engine.settings import FILTERS, SAMPLER_NAMES, SETTINGS, SUGGESTED, RequestError, SamplingParams
+from playground.engine.settings import (
+    FOLDED,
+    PENALTIES,
+    SAMPLER_NAMES,
+    SETTINGS,
+    SUGGESTED,
+    RequestError,
+    SamplingParams,
+    in_a_word,
+)
 from playground.inspect.run import Run
 
 MOST = 4
@@ -43,11 +52,9 @@ def labels(runs: list[Run]) -> list[str]:
 
 def label(params: SamplingParams) -> str:
     """A column's setting in a few words."""
+    names = PENALTIES if params.is_greedy else FOLDED
+    shown = [name for name in names if getattr(params, name) != SETTINGS[name].off]
+    more = [in_a_word(name, getattr(params, name)) for name in shown]
     if params.is_greedy:
-        return "Greedy"
-    filters = [
-        f"{SETTINGS[name].label} {getattr(params, name):g}".lower()
-        for name in FILTERS
-        if getattr(params, name) != SETTINGS[name].off
-    ]
-    return ", ".join([f"{SAMPLER_NAMES[params.sampler]} {params.temperature:g}", *filters, f"seed {params.seed}"])
+        return ", ".join(["Greedy", *more])
+    return ", ".join([f"{SAMPLER_NAMES[params.sampler]} {params.temperature:g}", *more, f"seed {params.seed}"])

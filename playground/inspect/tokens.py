@@ -19,6 +19,8 @@ def explain(run: Run, index: int) -> dict:
     base |= {"probability": math.exp(token.logprob), "logprob": token.logprob}
     if (i := token.insight) is None:
         return base
+    if run.params.is_penalised and not token.forced:
+        base["after_penalties"] = math.exp(i.penalised_logprob)
     rows = alternatives(run, i, None if token.forced else token.id)
     seen = (math.fsum(row[part] or 0.0 for row in rows) for part in ("raw", "processed"))
     return base | {
@@ -35,8 +37,8 @@ def explain(run: Run, index: int) -> dict:
 
 def alternatives(run: Run, i: Insight, drawn: int | None) -> list[dict]:
     """The likeliest tokens, and the one `drawn` where it is not among them. Temperature and filters keep the order: a
-    likely token without a processed probability was cut."""
-    raw, processed = dict(i.raw), dict(i.processed)
+    likely token without a processed probability was cut, unless penalties have moved it out of sight."""
+    raw, processed, moved = dict(i.raw), dict(i.processed), run.params.is_penalised
     if drawn is not None:
         raw[drawn], processed[drawn] = i.logprob, i.processed_logprob
     return [
@@ -45,6 +47,7 @@ def alternatives(run: Run, i: Insight, drawn: int | None) -> list[dict]:
             "text": run.spelled(token),
             "raw": math.exp(logprob),
             "processed": math.exp(processed[token]) if token in processed else None,
+            "cut": token not in processed and not moved,
             "chosen": token == drawn,
         }
         for token, logprob in raw.items()
@@ -55,7 +58,7 @@ def why(run: Run, token: Written) -> dict:
     """What decided, in the draw's own numbers."""
     i, params = token.insight, run.params
     if params.is_greedy:
-        best = [{"id": n, "text": run.spelled(n), "logprob": p} for n, p in i.raw[:2]]
+        best = [{"id": n, "text": run.spelled(n), "logprob": p} for n, p in i.processed[:2]]
         margin = best[0]["logprob"] - best[1]["logprob"] if len(best) > 1 else None
         return {"kind": "greedy", "best": best, "margin": margin}
     if params.sampler == "multinomial":

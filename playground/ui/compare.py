@@ -10,7 +10,7 @@ from typing import NamedTuple
 import gradio as gr
 
 from playground import RequestError
-from playground.engine.settings import FILTERS, SETTINGS, whole_number
+from playground.engine.settings import FOLDED, SETTINGS, whole_number
 from playground.inspect.columns import FORMS, MOST, NAMES, PLAIN, read_columns
 from playground.inspect.fork import Alignment
 from playground.ui.components import ForkView, StatsBar, TextView
@@ -31,7 +31,7 @@ PRESETS = {  # columns, and whether they share their noise
 WEIGHTS = [(name.capitalize() if form == "" else name, form) for form, name in FORMS.items()]
 ABOUT_WEIGHTS = "BF16 quantises nothing; weights stored in FP8 are restored for it"
 FIRST = next(iter(PRESETS))
-FOLDED = (*FILTERS, "seed")
+ASIDE = (*FOLDED, "seed")
 
 
 class Column(NamedTuple):
@@ -146,10 +146,10 @@ def _column(number: int, handlers: Handlers) -> Column:
         made = {}
         with gr.Accordion(f"Column {number + 1}", open=True):
             for name in SETTINGS:
-                if name not in FOLDED:
+                if name not in ASIDE:
                     made[name] = _control(number, name, given)
-            with gr.Accordion("Filters, seed and weights", open=False):
-                for name in FOLDED:
+            with gr.Accordion("Filters, penalties, seed and weights", open=False):
+                for name in ASIDE:
                     made[name] = _control(number, name, given)
                 made["weights"] = gr.Dropdown(
                     WEIGHTS, value="", label="Weights", info=ABOUT_WEIGHTS, elem_id=f"weights-{number}"

@@ -10,14 +10,23 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from playground import Playground
-from playground.engine.settings import FILTERS, SETTINGS, SUGGESTED, SamplingParams, Setting, whole_number
+from playground.engine.settings import (
+    FOLDED,
+    ORDER,
+    PENALTIES,
+    SETTINGS,
+    SUGGESTED,
+    SamplingParams,
+    Setting,
+    whole_number,
+)
 from playground.ui.controls import Number, Radio, Slider
 
-_PLAIN = tuple(name for name in SETTINGS if name not in FILTERS and name != "seed")
-NAMES = (*_PLAIN, "max_new_tokens", "seed", *FILTERS, "past_end")
+_PLAIN = tuple(name for name in SETTINGS if name not in FOLDED and name != "seed")
+NAMES = (*_PLAIN, "max_new_tokens", "seed", *FOLDED, "past_end")
 """Of the settings of a run, in the order in which handlers get their values, and programs may give them."""
-SHAPING = tuple(name for name in NAMES if name in SETTINGS and name != "sampler")
-"""Settings that experiments with a distribution take."""
+SHAPING = tuple(name for name in NAMES if name in SETTINGS and name != "sampler" and name not in PENALTIES)
+"""Settings that experiments with a distribution take: no penalties, which look at a text."""
 KINDS = {name: setting.kind for name, setting in SETTINGS.items()} | {"max_new_tokens": int, "past_end": bool}
 DEFAULTS = SUGGESTED | {"past_end": False}
 OWN = "single"  # settings that the columns of a comparison have of their own
@@ -67,7 +76,7 @@ def control(setting: Setting, value: Any, with_info: bool = True, **more) -> Any
     if setting.shown:
         low, high, step = setting.shown
         return Slider(low, high, step=step, **about)
-    return Number(precision=0, **about)
+    return gr.Textbox(lines=1, max_lines=3, **about) if setting.kind is str else Number(precision=0, **about)
 
 
 def settings_column(playground: Playground, last_seed: Callable[[Any], Any], session: gr.State) -> Controls:
@@ -87,12 +96,14 @@ def settings_column(playground: Playground, last_seed: Callable[[Any], Any], ses
     make("seed")
     reuse = gr.Button("Reuse the last seed", size="sm", elem_id="reuse", elem_classes=OWN)
     reuse.click(last_seed, [session], [made["seed"]], **QUICK)
-    with gr.Accordion("Filters", open=False, elem_classes=OWN):
-        for name in FILTERS:
+    with gr.Accordion("Filters and penalties", open=False, elem_classes=OWN):
+        for name in FOLDED:
             make(name)
+        gr.Markdown(ORDER, elem_classes="order")
     note = gr.Markdown(elem_id="defaults")
     made["past_end"] = gr.Checkbox(False, label="Write past the end", elem_id="past-end")
-    sampler, others = made["sampler"], [made[name] for name in SETTINGS if name != "sampler"]
+    decided = [name for name in SETTINGS if name != "sampler" and name not in PENALTIES]
+    sampler, others = made["sampler"], [made[name] for name in decided]
 
     def explain(chosen: str) -> list:
         greedy = chosen == "greedy"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from playground.engine.events import EngineState, ModelInfo
-from playground.engine.settings import FILTERS, SETTINGS
+from playground.engine.settings import FOLDED, SETTINGS, in_a_word
 
 
 def in_words(found: dict) -> str:
@@ -37,10 +37,9 @@ def defaults_note(info: ModelInfo) -> str:
     """Where the sampling settings come from, if the checkpoint says."""
     if not info.suggested:
         return ""
-    shown = ["temperature", *(name for name in FILTERS if info.defaults[name] != SETTINGS[name].off)]
-    if info.defaults["sampler"] == "greedy":
-        return "From the checkpoint's `generation_config.json`: greedy."
-    values = ", ".join(f"{SETTINGS[name].label.lower()} {info.defaults[name]:g}" for name in shown)
+    shown = [name for name in FOLDED if info.defaults[name] != SETTINGS[name].off]
+    first = "greedy" if info.defaults["sampler"] == "greedy" else in_a_word("temperature", info.defaults["temperature"])
+    values = ", ".join([first, *(in_a_word(name, info.defaults[name]) for name in shown)])
     return f"From the checkpoint's `generation_config.json`: {values}."
 
 

@@ -16,7 +16,7 @@ PLAIN, TOP_P = SamplingParams("gumbel", 1.0), SamplingParams("gumbel", 1.0, top_
 
 
 class Recorded:
-    def __init__(self, model, cache, size, width, variant, record):
+    def __init__(self, model, cache, size, width, variant, record, histories):
         self.size, self.variant, self.loaded = size, variant, []
 
     def load(self, rows):

@@ -138,6 +138,8 @@ def draws(rows: int) -> None:
     e["route"](torch.zeros(4, rows, 256), torch.zeros(256), Routing(8, 8, 4, True, True, 2.5, 1))
     integers, temperature = torch.zeros(rows, dtype=torch.int64), torch.ones(rows, dtype=torch.float64)
     e["draw_and_normaliser"](torch.zeros(rows, 151936), temperature, integers, integers)
+    scores, reals = torch.zeros(rows, 151936), torch.ones(3, rows, dtype=torch.float64)
+    e["penalise"](scores, scores.int(), scores, *reals, torch.ones(rows, dtype=torch.int64))
     e["cumulative"](torch.zeros(rows, 151936, dtype=torch.float64))
     for dtype in (torch.float32, torch.float64):
         e["survey"](torch.zeros(rows, 151936, dtype=dtype), temperature, integers, integers, integers)

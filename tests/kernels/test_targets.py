@@ -7,8 +7,8 @@ import pytest
 KERNELS = {
     "absorb", "act_quant", "add_norm", "add_up", "advance", "causal_attention", "copy_rows", "cumulative", "deliver",
     "draw", "expand_latents", "gather", "gqa_decode", "join_draw", "join_heads", "join_partials", "join_survey",
-    "look_up", "mla_decode", "narrow_gemm", "rope_heads", "route", "schedule", "split_latents", "sum_tiles", "survey",
-    "swiglu", "weight_dequant", "weight_quant", "wide_gemm",
+    "look_up", "mla_decode", "narrow_gemm", "penalise", "rope_heads", "route", "schedule", "split_latents",
+    "sum_tiles", "survey", "swiglu", "weight_dequant", "weight_quant", "wide_gemm",
 }  # fmt: skip
 NEWER = {
     90: {

@@ -110,11 +110,12 @@ function alternatives(data) {
   }
   table.append(head);
   for (const row of data.alternatives) {
-    const line = make("tr", row.chosen ? "tv-chosen" : row.processed == null ? "tv-cut" : "");
+    const line = make("tr", row.chosen ? "tv-chosen" : row.cut ? "tv-cut" : "");
     const name = make("td");
     name.append(props.branches ? picker(data, row) : make("span", "tv-pick", visible(row.text)));
     if (row.chosen) name.append(make("span", "tv-note", " chosen"));
-    else if (row.processed == null) name.append(make("span", "tv-note", " cut"));
+    else if (row.cut) name.append(make("span", "tv-note", " cut"));
+    else if (row.processed == null) name.append(make("span", "tv-note", " below these now"));
     line.append(name, bar(row.raw, "raw"), bar(row.processed, "processed"));
     table.append(line);
   }
@@ -171,7 +172,8 @@ function fill(data) {
     return;
   }
   const cut = data.filter.cut > 5e-5 ? ` The filters kept ${data.filter.kept} ${data.filter.kept === 1 ? "token" : "tokens"} and cut ${percent(data.filter.cut)}.` : "";
-  pop.append(make("p", "tv-sub", `Probability ${percent(data.probability)}, rank ${data.rank + 1}, ` +
+  const penalised = data.after_penalties == null ? "" : `, after penalties ${percent(data.after_penalties)}`;
+  pop.append(make("p", "tv-sub", `Probability ${percent(data.probability)}${penalised}, rank ${data.rank + 1}, ` +
     `entropy ${data.entropy.toFixed(2)} nats, after settings ${data.processed_entropy.toFixed(2)}.${cut}`));
   pop.append(reason(data), alternatives(data));
 }
