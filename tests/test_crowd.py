@@ -15,6 +15,7 @@ import pytest
 from serving import serve_page
 
 from playground import SamplingParams
+from playground.engine.settings import in_order
 
 PROMPTS = [
     "Once upon a time",
@@ -45,7 +46,7 @@ def call(connection: http.client.HTTPConnection, name: str, data: list) -> list:
 
 
 def asked(prompt: str, seed: int) -> list:
-    return [prompt, "gumbel", 0.9, TOKENS, seed, 0, 1.0, 0.0, True]
+    return [prompt, *in_order(sampler="gumbel", temperature=0.9, max_new_tokens=TOKENS, seed=seed, past_end=True)]
 
 
 def held_by(pid: int) -> dict[str, int]:
@@ -128,7 +129,7 @@ def test_a_crowd_for_three_minutes_reads_what_each_would_alone(alone):
 def test_a_request_whose_stream_nobody_opens_is_given_up_in_seconds():
     with serve_page() as page:
         connection = http.client.HTTPConnection("127.0.0.1", int(page.url.rpartition(":")[2]))
-        data = ["Once upon a time", "gumbel", 0.9, 2000, 1, 0, 1.0, 0.0, True]
+        data = ["Once upon a time", *in_order(sampler="gumbel", max_new_tokens=2000, seed=1, past_end=True)]
         post(connection, "/gradio_api/call/generate", data)
         connection.getresponse().read()
         running, deadline = [], time.monotonic() + 20
@@ -147,7 +148,7 @@ def test_those_who_wait_see_their_place_in_line():
 
         def come(number: int) -> None:
             connection = http.client.HTTPConnection("127.0.0.1", port)
-            data = ["Once upon a time", "gumbel", 0.9, 100, number, 0, 1.0, 0.0, True]
+            data = ["Once upon a time", *in_order(sampler="gumbel", max_new_tokens=100, seed=number, past_end=True)]
             post(connection, "/gradio_api/call/generate", data)
             event = json.load(connection.getresponse())["event_id"]
             connection.request("GET", f"/gradio_api/call/generate/{event}")

@@ -27,6 +27,7 @@ from playground.checkpoint.files import Checkpoint
 from playground.checkpoint.hub import EMBEDDED, find, local_folder
 from playground.checkpoint.tokenizer import Tokenizer
 from playground.engine.loading import MAX_ROWS, choose_device
+from playground.engine.settings import in_order
 
 WORDS = "the a little girl dog ran to big tree and saw red ball in her garden one day they were happy he said no"
 
@@ -38,7 +39,7 @@ def asked(tokenizer: Tokenizer, prompt: int, tokens: int, streams: int, luck: st
     for stream in range(streams):
         words = random.Random(f"{luck} {stream}").choices(WORDS.split(), k=prompt)
         text = tokenizer.decode(tokenizer.encode(" ".join(words))[:prompt]).strip() or "Once"
-        found.append([text, "gumbel", 1.0, tokens, stream, 0, 1.0, 0.0, True])
+        found.append([text, *in_order(sampler="gumbel", max_new_tokens=tokens, seed=stream, past_end=True)])
     return found
 
 

@@ -176,7 +176,7 @@ class SamplingParams:
         high=10,
         off=1,
         shown=(1, 2, 0.01),
-        info="1 changes nothing; of all tokens so far",
+        info="1 is off; of prompt and text",
         penalty=True,
     )
     frequency_penalty: float = setting(
@@ -189,7 +189,7 @@ class SamplingParams:
         high=2,
         off=0,
         shown=(-2, 2, 0.05),
-        info="0 changes nothing; for each time written",
+        info="0 is off; each time",
         penalty=True,
     )
     presence_penalty: float = setting(
@@ -202,7 +202,7 @@ class SamplingParams:
         high=2,
         off=0,
         shown=(-2, 2, 0.05),
-        info="0 changes nothing; once written",
+        info="0 is off; once",
         penalty=True,
     )
     logit_bias: str = setting(
@@ -269,6 +269,11 @@ SETTINGS: dict[str, Setting] = {f.name: f.metadata["setting"] for f in fields(Sa
 FILTERS = tuple(name for name, setting in SETTINGS.items() if setting.filters)
 PENALTIES = tuple(name for name, setting in SETTINGS.items() if setting.penalty)
 FOLDED = (*FILTERS, *PENALTIES)
+_PLAIN = tuple(name for name in SETTINGS if name not in FOLDED and name != "seed")
+NAMES = (*_PLAIN, "max_new_tokens", "seed", *FOLDED, "past_end")
+"""Of the settings of a run, in the order in which the page's handlers get their values, and programs may give them."""
+
+
 ORDER = (
     "In this order: repetition, frequency and presence penalty, logit bias; temperature; top-k, top-p, min-p; the draw."
 )
@@ -281,6 +286,11 @@ def in_a_word(name: str, value: Any) -> str:
 
 SUGGESTED = {f.name: f.default for f in fields(SamplingParams)} | {"temperature": 0.8}
 """What pages and commands begin with where a checkpoint says nothing of its own."""
+
+
+def in_order(**given: Any) -> list:
+    """Values of `NAMES`, as a program sends them without names: by default every setting is off."""
+    return [(SUGGESTED | {"temperature": 1.0, "past_end": False} | given)[name] for name in NAMES]
 
 
 def suggested_by(generation: Any) -> tuple[dict[str, Any], bool]:

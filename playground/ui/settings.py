@@ -12,6 +12,7 @@ import gradio as gr
 from playground import Playground
 from playground.engine.settings import (
     FOLDED,
+    NAMES,
     ORDER,
     PENALTIES,
     SETTINGS,
@@ -22,9 +23,6 @@ from playground.engine.settings import (
 )
 from playground.ui.controls import Number, Radio, Slider
 
-_PLAIN = tuple(name for name in SETTINGS if name not in FOLDED and name != "seed")
-NAMES = (*_PLAIN, "max_new_tokens", "seed", *FOLDED, "past_end")
-"""Of the settings of a run, in the order in which handlers get their values, and programs may give them."""
 SHAPING = tuple(name for name in NAMES if name in SETTINGS and name != "sampler" and name not in PENALTIES)
 """Settings that experiments with a distribution take: no penalties, which look at a text."""
 KINDS = {name: setting.kind for name, setting in SETTINGS.items()} | {"max_new_tokens": int, "past_end": bool}
@@ -88,7 +86,7 @@ def settings_column(playground: Playground, last_seed: Callable[[Any], Any], ses
         place = {"elem_id": name.replace("_", "-"), "elem_classes": OWN}
         made[name] = control(SETTINGS[name], value, **place)
 
-    for name in _PLAIN:
+    for name in NAMES[: NAMES.index("max_new_tokens")]:
         make(name)
     made["max_new_tokens"] = Slider(
         1, playground.context, value=playground.default_tokens, step=1, label="Max new tokens", elem_id="max-new-tokens"
