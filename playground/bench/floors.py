@@ -17,7 +17,9 @@ FAMILIES = {
         "streamed_attention", "streamed_latent", "gqa_decode", "join_heads", "mla_decode", "join_partials",
         "expand_latents", "absorb", "causal_attention", "specialized_attention",
     ),
-    "drawing": ("draw", "join_draw", "survey", "join_survey", "sum_tiles", "cumulative", "deliver", "advance"),
+    "drawing": (
+        "draw", "join_draw", "survey", "join_survey", "sum_tiles", "cumulative", "penalise", "deliver", "advance",
+    ),
     "between": (
         "add_norm", "swiglu", "rope_heads", "split_latents", "route", "schedule", "add_up", "act_quant", "gather",
         "copy_rows", "look_up",

@@ -21,7 +21,7 @@ from playground.engine.cache import PagedCache, slots_of
 from playground.engine.graph import Recorder
 from playground.engine.history import Histories
 from playground.engine.pages import PAGE_SIZE, pages_for
-from playground.engine.sampler import Needs, Settings, draw_rows, explain_rows
+from playground.engine.sampler import Needs, Settings, draw_rows, explain_rows, penalised_rows
 from playground.engine.scales import StepScales
 from playground.engine.settings import SamplingParams
 from playground.model.step import ScaleLayout, ScaleTrace, Step
@@ -111,9 +111,10 @@ def draw_output(
 ) -> Output:
     """Draws from `logits [R, V]` the tokens that will stand at `positions [R]`."""
     needs, insights = variant.needs, None
-    ids, logprobs = draw_rows(logits, settings, positions, needs, histories)
+    changed = penalised_rows(logits, settings, needs, histories)
+    ids, logprobs = draw_rows(logits, settings, positions, needs, changed)
     if variant.inspected:
-        insights = explain_rows(logits, settings, positions, ids, needs, histories)
+        insights = explain_rows(logits, settings, positions, ids, needs, changed)
     if needs.penalised:
         histories.add(ids)
     return Output(ids, logprobs, insights, None if trace is None else trace.flat())

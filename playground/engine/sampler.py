@@ -61,7 +61,8 @@ class Needs(NamedTuple):
 
 
 def penalised_rows(logits: torch.Tensor, s: Settings, needs: Needs, histories: Histories | None) -> torch.Tensor:
-    """What temperature and filters begin with: the logits `[R, V]`, after the penalties of rows that have any."""
+    """What temperature and filters begin with: the logits `[R, V]`, after the penalties of rows that have any. Other
+    rows keep their bits."""
     if not needs.penalised:
         return logits
     return kernels.penalise(logits, *histories, s.repetition, s.frequency, s.presence, s.penalised)
@@ -80,11 +81,11 @@ def draw_rows(
     settings: Settings,
     positions: torch.Tensor,
     needs: Needs,
-    histories: Histories | None = None,
+    changed: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draws a token per row. `logits [R, V]`; `positions [R]` is where each token will stand: its noise's address;
-    `needs` of all rows together; `histories` where they need them. Returns ids and raw log-probabilities (natural
-    logarithm, softmax at T=1).
+    `needs` of all rows together; `changed` what penalties make of the logits, where they need it. Returns ids and raw
+    log-probabilities (natural logarithm, softmax at T=1).
 
     A row goes the way that its own parameters say, whatever the others need: its draw has the same bits in any company.
     """
@@ -93,10 +94,9 @@ def draw_rows(
     if not any(needs):
         return ids, logprobs
     one = torch.ones_like(s.temperature)  # made before what follows it: a draw reads it before it waits
-    drawn, changed = s.temperature > 0, penalised_rows(logits, s, needs, histories)
+    drawn, changed = s.temperature > 0, logits if changed is None else changed
     if needs.penalised:
-        by_penalties, _ = kernels.draw(changed, s.temperature, s.seeds, positions)
-        ids = torch.where(s.penalised > 0, by_penalties, ids)
+        ids, _ = kernels.draw(changed, s.temperature, s.seeds, positions)
     processed = processed_rows(changed, s, needs) if needs.filtered or needs.summed else changed
     if needs.filtered:
         by_noise, _ = kernels.draw(processed, one, s.seeds, positions)
@@ -113,13 +113,13 @@ def explain_rows(
     positions: torch.Tensor,
     ids: torch.Tensor,
     needs: Needs,
-    histories: Histories | None = None,
+    changed: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What `Insight` takes apart, `[R, N]` float64, of the draw by `draw_rows` from these arguments that gave `ids`."""
     s = settings
     one = torch.ones_like(s.temperature) if needs.filtered else None  # long before a survey reads it without waiting
     told = [kernels.survey(logits, s.temperature, s.seeds, positions, ids)]
-    changed = penalised_rows(logits, s, needs, histories)
+    changed = logits if changed is None else changed
     if needs.penalised:
         told.append(kernels.survey(changed, s.temperature, s.seeds, positions, ids))
     processed = processed_rows(changed, s, needs) if needs.filtered or needs.summed else None
