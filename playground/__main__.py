@@ -45,6 +45,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, help="default 256, or what the context holds")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--ignore-eos", action="store_true", help="write on past the end of a story")
+    parser.add_argument(
+        "--parse-special", action="store_true", help="<|im_start|> and its kin in the prompt are tokens, not text"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line per token; the last holds stats")
     add_model_arguments(parser)
     return parser.parse_args()
@@ -72,6 +75,7 @@ def show_json(event) -> None:
 
 def start(playground, args: argparse.Namespace, params: SamplingParams, options: dict):
     if not args.chat:
+        options |= {"parse_special": args.parse_special}
         return playground.stream(args.prompt, params, args.max_new_tokens, **options)
     messages = [{"role": "user", "content": args.prompt}]
     if args.system:

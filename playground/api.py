@@ -60,7 +60,8 @@ class Playground:
     ) -> Stream:
         """Starts one row and returns its stream of `TokenEvent`s, ended by a `FinishEvent`.
 
-        `options` are those of `Request`: `stop`, `ignore_eos`, `trace_scales`. Raises `RequestError`.
+        `options` are `parse_special` (see `encode`) and those of `Request`: `stop`, `ignore_eos`, `trace_scales`.
+        Raises `RequestError`.
         """
         return self.compare(prompt, [params or self.params()], max_new_tokens, **options)[0]
 
@@ -70,11 +71,12 @@ class Playground:
         params: Sequence[SamplingParams],
         max_new_tokens: int | None = None,
         forms: Sequence[str] | None = None,
+        parse_special: bool = False,
         **options,
     ) -> list[Stream]:
         """Starts one row per setting: the prompt is prefilled once, the rows stream together as one batch. `forms` name
         the weights that each runs on (see `in_form`; "": those that are loaded): one batch and one prefill for each."""
-        return self.fork(self.encode(prompt), params, max_new_tokens, forms, **options)
+        return self.fork(self.encode(prompt, parse_special), params, max_new_tokens, forms, **options)
 
     def fork(
         self,
@@ -165,12 +167,14 @@ class Playground:
         """Sampling parameters with this checkpoint's own defaults for what is not set."""
         return SamplingParams(**(self.info.defaults | {k: v for k, v in settings.items() if v is not None}))
 
-    def encode(self, prompt: str) -> tuple[int, ...]:
+    def encode(self, prompt: str, parse_special: bool = False) -> tuple[int, ...]:
+        """Ids of a prompt. With `parse_special`, control tokens in it, such as `<|im_start|>`, are what they say;
+        without, they are text. Raises `RequestError`."""
         if not isinstance(prompt, str) or not prompt.strip():
             raise RequestError("The prompt is empty; write a few words for the model to continue.")
         self._check_size(len(prompt))
         try:
-            return tuple(self.tokenizer.encode(prompt))
+            return tuple(self.tokenizer.encode(prompt, parse_special))
         except ValueError as error:
             raise RequestError(f"The prompt is not valid text: {error}; remove it and run again.") from None
 

@@ -2,7 +2,8 @@
 tokenizer.json and maybe a tokenizer_config.json. Not part of the tests: the files are large, and not ours.
 
 For 2,000 strings and 2,000 random sequences of ids: ids as transformers has them (of text without control tokens, which
-can't be typed here, and without a first one that only `add_bos_token` asks for), decoded text, streamed text, and, where there is a chat template, a conversation's ids.
+can't be typed here, and without a first one that only `add_bos_token` asks for), decoded text, streamed text, and,
+where there is a chat template, a conversation's ids.
 """
 
 from __future__ import annotations

@@ -123,6 +123,9 @@ def test_control_tokens_can_not_be_typed_whether_or_not_the_file_calls_them_spec
     tokenizer = storyteller_with(tmp_path, lambda t: t.add_tokens(["<|User|>", "<｜Assistant｜>"]))
     number = tokenizer.added_tokens[mark]
     assert number not in tokenizer.encode(f"a{mark}b")[1:] and number in tokenizer.encode_template(f"a{mark}b")
+    parsed = tokenizer.encode(f"a{mark}b", parse_special=True)
+    assert parsed == PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))(f"a{mark}b")["input_ids"]
+    assert parsed.count(number) >= 1
 
 
 @pytest.mark.parametrize("first_only", [False, True])

@@ -66,9 +66,11 @@ class Tokenizer:
         number = self.inner.token_to_id(self.named.get("eos_token", ""))
         return () if number is None else (number,)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids with the special tokens that the tokenizer itself puts around a text. ValueError for lone surrogates."""
-        return self.first + self.plain.encode(_whole_characters(text)).ids
+    def encode(self, text: str, parse_special: bool = False) -> list[int]:
+        """Ids with the special tokens that the tokenizer itself puts around a text; with `parse_special`, control
+        tokens in it are what they say. ValueError for lone surrogates."""
+        inner = self.inner if parse_special else self.plain
+        return self.first + inner.encode(_whole_characters(text)).ids
 
     def encode_plain(self, text: str, within: bool = False) -> list[int]:
         """Ids of the text alone: nothing put around it, and no control token inside it. `within`: it stands behind

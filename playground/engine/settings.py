@@ -270,7 +270,8 @@ FILTERS = tuple(name for name, setting in SETTINGS.items() if setting.filters)
 PENALTIES = tuple(name for name, setting in SETTINGS.items() if setting.penalty)
 FOLDED = (*FILTERS, *PENALTIES)
 _PLAIN = tuple(name for name in SETTINGS if name not in FOLDED and name != "seed")
-NAMES = (*_PLAIN, "max_new_tokens", "seed", *FOLDED, "past_end")
+SWITCHES = ("past_end", "parse_special")  # off by default: to write past the end; to read control tokens in a prompt
+NAMES = (*_PLAIN, "max_new_tokens", "seed", *FOLDED, *SWITCHES)
 """Of the settings of a run, in the order in which the page's handlers get their values, and programs may give them."""
 
 
@@ -290,7 +291,7 @@ SUGGESTED = {f.name: f.default for f in fields(SamplingParams)} | {"temperature"
 
 def in_order(**given: Any) -> list:
     """Values of `NAMES`, as a program sends them without names: by default every setting is off."""
-    return [(SUGGESTED | {"temperature": 1.0, "past_end": False} | given)[name] for name in NAMES]
+    return [(SUGGESTED | dict.fromkeys(SWITCHES, False) | {"temperature": 1.0} | given)[name] for name in NAMES]
 
 
 def suggested_by(generation: Any) -> tuple[dict[str, Any], bool]:

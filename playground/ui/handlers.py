@@ -54,7 +54,7 @@ class Handlers:
         playground = self.playground
         for form in dict.fromkeys(form for form in forms or () if form and form not in playground.loaded_forms):
             await self.wait_for(session, playground.ask(Load(form)))
-        ids = await asyncio.to_thread(playground.encode, prompt)  # a long one takes a second
+        ids = await asyncio.to_thread(playground.encode, prompt, asked.parse_special)  # a long one takes a second
         check_going(session)
         options = self.options(request, session, playground, traced) | {"ignore_eos": asked.past_end}
         return self.book.begin(playground, prompt, params, asked.limit, forms, ids, **options)

@@ -11,6 +11,7 @@ import gradio as gr
 
 from playground import Playground
 from playground.engine.events import ModelInfo
+from playground.engine.settings import SWITCHES
 from playground.shelf import Shelf
 from playground.ui import components
 from playground.ui.chat import ChatTab, chat_tab, connect_chat
@@ -148,7 +149,7 @@ class Arrivals:
 def setting_updates(playground: Playground, given: dict) -> dict[str, dict]:
     """What makes each control show the model's own value, or the one given."""
     info = playground.info
-    values = info.defaults | {"max_new_tokens": playground.default_tokens, "past_end": False} | given
+    values = info.defaults | {"max_new_tokens": playground.default_tokens, **dict.fromkeys(SWITCHES, False)} | given
     values["sampler"] = str(values["sampler"])
     updates = {name: gr.update(value=values[name]) for name in NAMES}
     updates["max_new_tokens"]["maximum"] = info.context

@@ -17,6 +17,7 @@ from playground.engine.settings import (
     PENALTIES,
     SETTINGS,
     SUGGESTED,
+    SWITCHES,
     SamplingParams,
     Setting,
     whole_number,
@@ -25,8 +26,9 @@ from playground.ui.controls import Number, Radio, Slider
 
 SHAPING = tuple(name for name in NAMES if name in SETTINGS and name != "sampler" and name not in PENALTIES)
 """Settings that experiments with a distribution take: no penalties, which look at a text."""
-KINDS = {name: setting.kind for name, setting in SETTINGS.items()} | {"max_new_tokens": int, "past_end": bool}
-DEFAULTS = SUGGESTED | {"past_end": False}
+KINDS = {name: setting.kind for name, setting in SETTINGS.items()} | {"max_new_tokens": int}
+KINDS |= dict.fromkeys(SWITCHES, bool)
+DEFAULTS = SUGGESTED | dict.fromkeys(SWITCHES, False)
 OWN = "single"  # settings that the columns of a comparison have of their own
 GREEDY_INFO = "Greedy takes the likeliest token: temperature, filters and seed have nothing to decide."
 LONGEST_LINK = 20_000  # characters of a prompt
@@ -40,14 +42,15 @@ class Asked(NamedTuple):
     params: SamplingParams
     limit: int  # new tokens
     past_end: bool
+    parse_special: bool = False
 
     @classmethod
     def read(cls, values: Sequence[Any]) -> Asked:
         """From the values of `NAMES`. Raises `RequestError`."""
         given = dict(zip(NAMES, values, strict=True))
-        limit, past_end = given.pop("max_new_tokens"), given.pop("past_end")
+        limit, switches = given.pop("max_new_tokens"), [bool(given.pop(name)) for name in SWITCHES]
         params = SamplingParams.read(given).with_drawn_seed()
-        return cls(params, whole_number("Max new tokens", limit), bool(past_end))
+        return cls(params, whole_number("Max new tokens", limit), *switches)
 
     def with_seed(self, seed: int) -> Asked:
         return self._replace(params=replace(self.params, seed=seed))
@@ -100,6 +103,13 @@ def settings_column(playground: Playground, last_seed: Callable[[Any], Any], ses
         gr.Markdown(ORDER, elem_classes="order")
     note = gr.Markdown(elem_id="defaults")
     made["past_end"] = gr.Checkbox(False, label="Write past the end", elem_id="past-end")
+    made["parse_special"] = gr.Checkbox(
+        False,
+        label="Parse special tokens",
+        info="In the prompt of Generate, <|im_start|> and its kin are tokens; otherwise they are text",
+        elem_id="parse-special",
+        elem_classes=OWN,
+    )
     decided = [name for name in SETTINGS if name != "sampler" and name not in PENALTIES]
     sampler, others = made["sampler"], [made[name] for name in decided]
 
@@ -145,7 +155,7 @@ def linked(query: dict[str, str]) -> dict[str, Any]:
     """Prompt and settings that an address carries; what is missing or wrong there is left out."""
     found = {"prompt": query["prompt"][:LONGEST_LINK]} if "prompt" in query else {}
     readers = {name: setting.parse for name, setting in SETTINGS.items()}
-    readers |= {"max_new_tokens": int, "past_end": lambda text: text == "true"}
+    readers |= {"max_new_tokens": int} | dict.fromkeys(SWITCHES, lambda text: text == "true")
     for name, read in readers.items():
         try:
             found[name] = read(query[name])

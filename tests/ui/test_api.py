@@ -177,3 +177,23 @@ def test_a_receipt_replays_identically(client):
     receipt = client.predict(run=stats["run"], api_name="/receipt")
     found = client.predict(receipt=receipt, api_name="/replay")
     assert found["identical"] and found["checked"] == 12 and found["same_checkpoint"]
+
+
+def test_special_tokens_of_a_prompt_are_parsed_where_that_is_asked_for_and_a_receipt_keeps_them(client):
+    prompt = {"prompt": "The end.<|endoftext|>Once upon"}
+    receipts = []
+    for parse in (False, True):
+        _, stats, _ = client.predict(api_name="/generate", **(GOOD | prompt), parse_special=parse)
+        receipts.append(client.predict(run=stats["run"], api_name="/receipt"))
+        assert client.predict(receipt=receipts[-1], api_name="/replay")["identical"]
+    plain, parsed = (json.loads(receipt)["prompt_ids"] for receipt in receipts)
+    assert len(parsed) < len(plain) and parsed.count(0) == plain.count(0) + 1
+
+
+def test_penalties_work_over_http_and_show_in_the_inspector(client):
+    penalties = {"repetition_penalty": 1.4, "presence_penalty": 0.5, "logit_bias": "13:-5"}
+    _, stats, _ = client.predict(api_name="/generate", **GOOD, **penalties)
+    token = client.predict(run=stats["run"], token=5, api_name="/inspect")[0]
+    assert 0 < token["after_penalties"] < 1 and token["settings"]["logit_bias"] == "13:-5"
+    with pytest.raises(AppError, match="Logit bias is 'x'; write up to 300 token ids"):
+        client.predict(api_name="/generate", **GOOD, logit_bias="x")
