@@ -337,20 +337,31 @@ def test_an_added_and_normed_row_has_the_same_bits_alone_and_in_company():
     assert_bits_equal(one_logits[:, 0].contiguous(), logits[:, 5].contiguous())
 
 
-def test_a_recorded_step_writes_what_single_operations_write(on_gpu, tokenizer):
-    settings = [
-        SamplingParams("gumbel", 0.9, seed=1),
-        SamplingParams("greedy"),
-        SamplingParams("gumbel", 1.0, top_p=0.9, seed=2),
-        SamplingParams("multinomial", 1.0, top_k=20, seed=3),
-        SamplingParams("gumbel", 2.0, seed=4),
-    ]
+PLAIN = [
+    SamplingParams("gumbel", 0.9, seed=1),
+    SamplingParams("greedy"),
+    SamplingParams("gumbel", 1.0, top_p=0.9, seed=2),
+    SamplingParams("multinomial", 1.0, top_k=20, seed=3),
+    SamplingParams("gumbel", 2.0, seed=4),
+]
+PENALISED = [
+    SamplingParams("gumbel", 0.9, seed=1, repetition_penalty=1.3),
+    SamplingParams("greedy", frequency_penalty=0.5, logit_bias="13:-5"),
+    SamplingParams("gumbel", 1.0, top_p=0.9, seed=2, presence_penalty=1.0),
+    SamplingParams("multinomial", 1.0, top_k=20, seed=3, repetition_penalty=0.9),
+    SamplingParams("gumbel", 2.0, seed=4),
+]
+
+
+@pytest.mark.parametrize("settings", [PLAIN, PENALISED], ids=["plain", "penalised"])
+def test_a_recorded_step_writes_what_single_operations_write(on_gpu, tokenizer, settings):
     requests = [
         Request(tuple(tokenizer.encode(p)), s, 20 + 9 * i, ignore_eos=True)
         for i, (p, s) in enumerate(zip(PROMPTS, settings, strict=False))
     ]
     for group in (requests[:2], requests):
         assert write(on_gpu, group) == write(on_gpu, group, EagerDecoder)
+    assert write(on_gpu, requests[:1]) == write(on_gpu, requests)[:1]
 
 
 def test_through_an_fp8_cache_a_row_writes_the_same_alone_in_company_and_eagerly(on_gpu, tokenizer):
