@@ -24,6 +24,7 @@ from playground.ui.session import Session, check_going, stop, told
 from playground.ui.settings import Asked
 
 ABSORBED = "Absorbed at decode: this projection is folded into the query and the output, no activation meets it."
+PLAIN = "This model is not quantised: its activations have no scales."
 STRIP = "Activation scales of the newest token"
 
 
@@ -137,6 +138,8 @@ class Handlers:
             return Heatmap.show(ScaleGrid.of(session.scales), STRIP, note, "row", "block")
         if not (session.current and session.current.tokens):
             return Heatmap.empty(STRIP, "They appear here while the model writes.")
+        if not session.projection:
+            return Heatmap.empty(STRIP, PLAIN)
         if session.projection.endswith("kv_b_proj"):
             return Heatmap.empty(STRIP, ABSORBED)
         return Heatmap.empty(STRIP, "The gate did not send the newest token to this expert.")

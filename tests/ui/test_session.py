@@ -171,3 +171,10 @@ def test_a_choice_in_the_panel_takes_effect_in_a_run_under_way_and_behind_its_en
     (weights,), strip, after = waited_for(write_and_choose())
     assert "512 x 256 weight" in weights and "256 values enter" in strip["note"]
     assert "values enter" in after["note"] and "Recomputed" not in after["note"]
+
+
+def test_a_model_that_is_not_quantised_is_said_to_have_no_activation_scales(storyteller):
+    session = Session()
+    session.current, session.projection = SimpleNamespace(tokens=[1]), ""
+    view = Handlers(SimpleNamespace(current=storyteller)).activation_view(session)
+    assert "This model is not quantised" in str(view) and "expert" not in str(view)
