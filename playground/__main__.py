@@ -39,6 +39,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("prompt", help="the text to continue, or with --chat the message to answer")
     parser.add_argument("--chat", action="store_true", help="use the checkpoint's chat template")
     parser.add_argument("--system", metavar="TEXT", help="system prompt, with --chat")
+    parser.add_argument(
+        "--skip-thinking", action="store_true", help="with --chat, where the template knows it: answer at once"
+    )
     for name, setting in SETTINGS.items():
         kind = {"type": setting.kind} if not setting.choices else {}
         parser.add_argument(f"--{name.replace('_', '-')}", help=setting.help, **kind)
@@ -80,7 +83,7 @@ def start(playground, args: argparse.Namespace, params: SamplingParams, options:
     messages = [{"role": "user", "content": args.prompt}]
     if args.system:
         messages.insert(0, {"role": "system", "content": args.system})
-    return playground.chat(messages, params, args.max_new_tokens, **options)
+    return playground.chat(messages, params, args.max_new_tokens, thinking=not args.skip_thinking, **options)
 
 
 def parse_column(text: str) -> dict:

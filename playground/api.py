@@ -110,11 +110,13 @@ class Playground:
         messages: Sequence[Message],
         params: SamplingParams | None = None,
         max_new_tokens: int | None = None,
+        thinking: bool = True,
         **options,
     ) -> Stream:
         """Starts the assistant's next turn. `messages`: `{"role": "system" | "user" | "assistant", "content": text}`
-        in order. Raises `RequestError`, also where the checkpoint has no chat template."""
-        ids = self.encode_chat(messages)
+        in order; `thinking` only matters where `knows_thinking`. Raises `RequestError`, also where the checkpoint has no
+        chat template."""
+        ids = self.encode_chat(messages, thinking)
         return self.resume(ids, [params or self.params()], max_new_tokens, begun=0, **options)[0]
 
     def resume(
@@ -178,14 +180,19 @@ class Playground:
         except ValueError as error:
             raise RequestError(f"The prompt is not valid text: {error}; remove it and run again.") from None
 
-    def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    @property
+    def knows_thinking(self) -> bool:
+        """Whether the chat template can ask for an answer without thinking."""
+        return self.template is not None and self.template.knows_thinking
+
+    def encode_chat(self, messages: Sequence[Message], thinking: bool = True) -> tuple[int, ...]:
         """A conversation in the checkpoint's own template, up to where the assistant speaks next."""
         if self.template is None:
             raise RequestError(f"{self.name} is a base model without a chat template; give it a text to continue.")
         texts = [m.get("content") for m in messages if isinstance(m, dict)]
         self._check_size(sum(len(text) for text in texts if isinstance(text, str)))
         try:
-            return self.template.encode(messages)
+            return self.template.encode(messages, thinking)
         except RequestError:
             raise
         except ValueError as error:

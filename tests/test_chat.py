@@ -215,3 +215,13 @@ def test_a_special_token_that_is_typed_in_one_turn_leaves_the_ids_of_the_others_
 
     plain, odd = turns("the fox"), turns("the</s> fox <s>")
     assert len(plain) == len(odd) == 5 and [plain[i] == odd[i] for i in range(5)] == [True, False, True, True, True]
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_an_answer_without_thinking_is_asked_for_as_transformers_does(folder, tokenizer, thinking):
+    source = CHATML + "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), chat_template=source)
+    about = {"add_generation_prompt": True, "return_dict": False} | ({} if thinking else {"enable_thinking": False})
+    chat = template(source, tokenizer)
+    assert list(chat.encode(TALK[:2], thinking)) == theirs.apply_chat_template(TALK[:2], **about)
+    assert chat.knows_thinking and not template(CHATML, tokenizer).knows_thinking

@@ -55,13 +55,19 @@ class ChatTemplate:
             raise CheckpointError(f"The chat template of {folder} has more than {LONGEST_TEMPLATE} characters.")
         return cls(source, tokenizer.named, tokenizer)
 
-    def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    @property
+    def knows_thinking(self) -> bool:
+        """Whether it asks if the answer may begin with thinking."""
+        return "enable_thinking" in self.source
+
+    def encode(self, messages: Sequence[Message], thinking: bool = True) -> tuple[int, ...]:
         """Ids of the conversation up to where the assistant speaks next. The special tokens are the template's alone:
         what a user typed stays text. Raises `RequestError` for a conversation that the template refuses."""
         messages, typed = self._checked(messages)
-        text = self._render(
-            {"messages": messages, "add_generation_prompt": True, "tools": None, "documents": None, **self.tokens}
-        )
+        about = {"messages": messages, "add_generation_prompt": True, "tools": None, "documents": None}
+        if not thinking:  # where it is not said, a template has a default of its own
+            about["enable_thinking"] = False
+        text = self._render(about | self.tokens)
         if not typed:
             return tuple(self.tokenizer.encode_template(text))
         # Only the stretches in which something was typed are encoded on their own, so that all others keep their ids.

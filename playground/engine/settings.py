@@ -270,7 +270,8 @@ FILTERS = tuple(name for name, setting in SETTINGS.items() if setting.filters)
 PENALTIES = tuple(name for name, setting in SETTINGS.items() if setting.penalty)
 FOLDED = (*FILTERS, *PENALTIES)
 _PLAIN = tuple(name for name in SETTINGS if name not in FOLDED and name != "seed")
-SWITCHES = ("past_end", "parse_special")  # off by default: to write past the end; to read control tokens in a prompt
+SWITCHES = ("past_end", "parse_special", "skip_thinking")
+"""Off by default: to write past the end, to read control tokens in a prompt, to answer in a chat without thinking."""
 NAMES = (*_PLAIN, "max_new_tokens", "seed", *FOLDED, *SWITCHES)
 """Of the settings of a run, in the order in which the page's handlers get their values, and programs may give them."""
 

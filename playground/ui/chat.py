@@ -111,7 +111,7 @@ class ChatHandlers:
             session.seed = asked.params.seed
             before = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
             # the template is rendered in a process of its own, which may take its time
-            ids = await asyncio.to_thread(playground.encode_chat, [*before, *turns])
+            ids = await asyncio.to_thread(playground.encode_chat, [*before, *turns], not asked.skip_thinking)
             check_going(session)
             options = handlers.options(request, session, playground, traced=True) | {"ignore_eos": asked.past_end}
             options |= {"inspect": True, "keep": True, "begun": 0}  # an answer is a text of its own

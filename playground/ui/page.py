@@ -153,6 +153,7 @@ def setting_updates(playground: Playground, given: dict) -> dict[str, dict]:
     values["sampler"] = str(values["sampler"])
     updates = {name: gr.update(value=values[name]) for name in NAMES}
     updates["max_new_tokens"]["maximum"] = info.context
+    updates["skip_thinking"]["visible"] = playground.knows_thinking
     return updates
 
 

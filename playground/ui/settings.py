@@ -43,6 +43,7 @@ class Asked(NamedTuple):
     limit: int  # new tokens
     past_end: bool
     parse_special: bool = False
+    skip_thinking: bool = False
 
     @classmethod
     def read(cls, values: Sequence[Any]) -> Asked:
@@ -109,6 +110,13 @@ def settings_column(playground: Playground, last_seed: Callable[[Any], Any], ses
         info="In the prompt of Generate, <|im_start|> and its kin are tokens; otherwise they are text",
         elem_id="parse-special",
         elem_classes=OWN,
+    )
+    made["skip_thinking"] = gr.Checkbox(
+        False,
+        label="Answer without thinking",
+        info="In Chat: this model's template knows both ways",
+        elem_id="skip-thinking",
+        visible=playground.knows_thinking,
     )
     decided = [name for name in SETTINGS if name != "sampler" and name not in PENALTIES]
     sampler, others = made["sampler"], [made[name] for name in decided]
