@@ -114,8 +114,8 @@ class Playground:
         **options,
     ) -> Stream:
         """Starts the assistant's next turn. `messages`: `{"role": "system" | "user" | "assistant", "content": text}`
-        in order; `thinking` only matters where `knows_thinking`. Raises `RequestError`, also where the checkpoint has no
-        chat template."""
+        in order; `thinking` only matters where `knows_thinking`. Raises `RequestError`, also where the checkpoint has
+        no chat template."""
         ids = self.encode_chat(messages, thinking)
         return self.resume(ids, [params or self.params()], max_new_tokens, begun=0, **options)[0]
 
