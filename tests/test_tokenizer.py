@@ -168,5 +168,7 @@ def test_a_stop_string_alone_is_one_stop_string(storyteller):
 
 def test_what_the_tokenizer_s_own_files_call_the_end_is_known(tmp_path):
     storyteller_with(tmp_path, lambda t: t.add_special_tokens(["<|im_end|>"]))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|im_end|>"}}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": {"content": "<|im_end|>"}}), encoding="utf-8"
+    )
     assert Tokenizer(tmp_path, 5000).eos == (4096,)

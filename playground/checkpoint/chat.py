@@ -107,6 +107,5 @@ class ChatTemplate:
         except (subprocess.TimeoutExpired, ValueError):
             answer = {"error": f"it takes more than {render.SECONDS} seconds or too much memory"}
         if "error" in answer:
-            words = answer["error"].replace("<", "\u2039")  # gradio shows an error as HTML
-            raise RequestError(f"This checkpoint's chat template can't render the conversation: {words}.")
+            raise RequestError(f"This checkpoint's chat template can't render the conversation: {answer['error']}.")
         return answer["text"]

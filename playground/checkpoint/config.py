@@ -18,7 +18,8 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 10.0
 
 
 _EXPRESSION = re.compile(r"[*+?\[\](){}|\\^$]|^re:")
-_ENDLESS, _REPEATED = re.compile(r"\)\s*[*+{]"), re.compile(r"[*+{]")  # repeated groups can take exponential time
+_ENDLESS, _REPEATED = re.compile(r"\)\s*[*+{]"), re.compile(r"[*+{]")
+# Repeated groups can take exponential time, and each repetition multiplies it by a name's length.
 
 
 class CheckpointError(ValueError):
@@ -256,7 +257,7 @@ class Unconverted:
         patterns = []
         for name in set(names) - set(plain):
             text = name.removeprefix("re:")
-            if len(text) > 200 or _ENDLESS.search(text) or len(_REPEATED.findall(text)) > 4:
+            if len(text) > 200 or _ENDLESS.search(text) or len(_REPEATED.findall(text)) > 3:
                 raise CheckpointError(
                     f"config.json: modules_to_not_convert has {name[:80]!r}, too intricate a pattern."
                 )

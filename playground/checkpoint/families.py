@@ -40,7 +40,7 @@ def _scaling(raw: Any, top: Fields) -> Scaling | None:
             f"config.json: rope_scaling of type {kind!r} is not supported; yarn, llama3, linear, dynamic, longrope are."
         )
     stated = fields if raw.get(original) is not None else top
-    before = stated.integer(original, context)
+    before = stated.integer(original, context, least=2)
     if kind == "linear":
         return LinearScaling(fields.number("factor", least=1.0))
     if kind in ("longrope", "su"):

@@ -103,9 +103,9 @@ def save_checkpoint(folder: Path, config: dict[str, Any], state: dict[str, torch
 
 
 def _read_json(folder: Path, name: str) -> Any:
+    if not (folder / name).is_file() and (folder / name).exists():  # a pipe would be waited for, and a device read
+        raise CheckpointError(f"{folder / name} is no ordinary file.")
     try:
-        if not (folder / name).is_file() and (folder / name).exists():
-            raise CheckpointError(f"{folder / name} is no ordinary file.")
         if (folder / name).stat().st_size > _MAX_JSON:
             raise CheckpointError(f"{folder / name} is larger than {_MAX_JSON >> 20} MB; that is no {name}.")
         return json.loads((folder / name).read_text(encoding="utf-8"))

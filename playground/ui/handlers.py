@@ -20,7 +20,7 @@ from playground.inspect.scales import ScaleGrid
 from playground.shelf import Shelf
 from playground.ui.components import Heatmap
 from playground.ui.painting import Listener, Pace, Pane, answer_of, answers_of, paints
-from playground.ui.session import Session, check_going, stop, told
+from playground.ui.session import Session, as_error, check_going, stop, told
 from playground.ui.settings import Asked
 
 ABSORBED = "Absorbed at decode: this projection is folded into the query and the output, no activation meets it."
@@ -94,7 +94,7 @@ class Handlers:
                 yield panes
             for pane in panes:
                 if pane.failure:
-                    raise gr.Error(pane.failure, print_exception=False)
+                    raise as_error(pane.failure)
         finally:
             stop(session)
 

@@ -51,13 +51,18 @@ class Session:
         self.tree, self.current, self.columns, self.lab = [], None, [], None
 
 
+def as_error(sentence: str) -> gr.Error:
+    """For the page, as text: gradio shows an error as HTML, and its words may be a visitor's or a checkpoint's own."""
+    return gr.Error(sentence.replace("<", "\u2039"), print_exception=False)
+
+
 @contextmanager
 def told() -> Iterator[None]:
     """Whatever goes wrong inside becomes a sentence for the page and the API."""
     try:
         yield
     except (RequestError, CheckpointError, EngineError) as error:
-        raise gr.Error(str(error), print_exception=False) from None
+        raise as_error(str(error)) from None
 
 
 @asynccontextmanager
@@ -78,7 +83,7 @@ async def refuse_during_a_run(session: Session, claim: bool = False) -> None:
     patience = time.monotonic() + 1.0
     while session.running:
         if not all(stream.ended for stream in session.streams) or time.monotonic() > patience:
-            raise gr.Error(SECOND_RUN, print_exception=False)
+            raise as_error(SECOND_RUN)
         await asyncio.sleep(0.02)
     session.running = claim
 

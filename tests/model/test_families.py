@@ -137,11 +137,11 @@ def write_fp8(model, folder, scale_dtype=torch.float32, **quantization) -> None:
     for file in folder.glob("*.safetensors*"):
         file.unlink()
     save_file(out, folder / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["quantization_config"] = {
         "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128],
     } | quantization  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 @pytest.mark.parametrize("scales", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -178,19 +178,19 @@ def test_the_multi_token_prediction_layer_is_left_in_the_file(tmp_path):
     for file in tmp_path.glob("*.safetensors*"):
         file.unlink()
     save_file(tensors | extra, tmp_path / "model.safetensors")
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 0}))
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 0}), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"model.safetensors: tensor model.layers.3.e\w+.weight is not part"):
         load_model(tmp_path, CPU)
-    (tmp_path / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}), encoding="utf-8")
     assert load_model(tmp_path, CPU)[0].config.num_hidden_layers == 3
 
 
 def test_the_embedded_checkpoint_opened_by_transformers_writes_the_same_greedy_text(storyteller, tmp_path):
     plain, _ = load_model(storyteller.folder, CPU, form="bf16")
-    config = json.loads((storyteller.folder / "config.json").read_text())
+    config = json.loads((storyteller.folder / "config.json").read_text(encoding="utf-8"))
     del config["quantization_config"]
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     state = {}
     for name, tensor in Checkpoint(storyteller.folder).tensors():
         if not name.endswith("_scale_inv"):
@@ -220,6 +220,10 @@ def test_the_embedded_checkpoint_opened_by_transformers_writes_the_same_greedy_t
         ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "short_factor must be a list of positive numbers"),
         ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}}, "16 numbers each"),
         ({"rope_scaling": {"rope_type": "mrope"}}, "'mrope' is not supported"),
+        ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 16, "long_factor": [2.0] * 16,
+                           "original_max_position_embeddings": 1}}, "an integer from 2"),
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128],
+                                  "modules_to_not_convert": [".*.*.*.*x"]}}, "too intricate"),
         ({"model_type": "smollm3", "no_rope_layers": [1]}, "1 entries for 3 layers"),
         ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128],
                                   "modules_to_not_convert": ["(a*)*b"]}}, "too intricate"),
@@ -350,8 +354,8 @@ def test_an_fp8_byte_that_is_no_number_is_refused_and_a_zero_scale_only_where_a_
 
 def test_a_head_in_the_file_counts_whatever_the_config_says_of_tying(tmp_path):
     saved(tmp_path, "mistral")
-    config = json.loads((tmp_path / "config.json").read_text()) | {"tie_word_embeddings": True}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8")) | {"tie_word_embeddings": True}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     ours, _ = load_model(tmp_path, CPU, form="bf16")
     with torch.inference_mode():
         expected = theirs("mistral")(tokens(20)[None]).logits[0]
@@ -415,10 +419,12 @@ def test_other_fp8_formats_are_restored_as_their_scales_say_and_quantised_again(
     save_file(out, tmp_path / "model.safetensors")
     if quantization is None:
         about = {"quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"], "kv_cache_quant_algo": None}}
-        (tmp_path / "hf_quant_config.json").write_text(json.dumps(about))
+        (tmp_path / "hf_quant_config.json").write_text(json.dumps(about), encoding="utf-8")
     else:
-        config = json.loads((tmp_path / "config.json").read_text()) | {"quantization_config": quantization}
-        (tmp_path / "config.json").write_text(json.dumps(config))
+        config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8")) | {
+            "quantization_config": quantization
+        }
+        (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     plain, _ = load_model(tmp_path, CPU, form="bf16")
     with torch.inference_mode():
         expected = model(tokens(60)[None]).logits[0]

@@ -178,3 +178,9 @@ def test_a_model_that_is_not_quantised_is_said_to_have_no_activation_scales(stor
     session.current, session.projection = SimpleNamespace(tokens=[1]), ""
     view = Handlers(SimpleNamespace(current=storyteller)).activation_view(session)
     assert "This model is not quantised" in str(view) and "expert" not in str(view)
+
+
+def test_what_a_visitor_wrote_stands_in_an_error_as_text(writer):
+    with pytest.raises(gr.Error) as caught:
+        generate(writer, Session(), logit_bias="13:-5 <img src=//example.org/x>")
+    assert "Logit bias is '13:-5 \u2039img src" in caught.value.message and "<" not in caught.value.message
