@@ -148,7 +148,7 @@ def _column(number: int, handlers: Handlers) -> Column:
             for name in SETTINGS:
                 if name not in ASIDE:
                     made[name] = _control(number, name, given)
-            with gr.Accordion("Filters, penalties, seed and weights", open=False):
+            with gr.Accordion("More settings", open=False):
                 for name in ASIDE:
                     made[name] = _control(number, name, given)
                 made["weights"] = gr.Dropdown(
