@@ -132,13 +132,13 @@ def test_a_request_whose_stream_nobody_opens_is_given_up_in_seconds():
         data = ["Once upon a time", *in_order(sampler="gumbel", max_new_tokens=2000, seed=1, past_end=True)]
         post(connection, "/gradio_api/call/generate", data)
         connection.getresponse().read()
-        running, deadline = [], time.monotonic() + 20
-        while not running or running[-1]:
-            assert time.monotonic() < deadline, "it runs on"
+        running, deadline = [], time.monotonic() + 30
+        while running[-1:] != [0] or not any(running):  # a busy machine takes a while to begin
+            assert time.monotonic() < deadline, f"it runs on, or never began: {running}"
             (status,) = call(connection, "status", [])
             running.append(status["running"])
             time.sleep(0.3)
-        assert len(running) > 8  # a few seconds, not at once
+        assert sum(running) > 8  # a few seconds, not at once
         assert call(connection, "generate", asked(*PAIRS[0]))[1]["new_tokens"] == TOKENS
 
 
