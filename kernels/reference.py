@@ -296,8 +296,12 @@ def _per_head(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.bmm(row.float()[:, None], weight).mT for row in x]).view(*x.shape[:2], -1).to(x.dtype)
 
 
-def _seen(cache: KV, pages: list[int], length: int) -> torch.Tensor:
-    """What the cache holds of a row, `[length, width]` float32; where its pages follow each other, without a copy."""
+def _seen(cache: KV, pages: list[int], length: int, window: int | None = None) -> torch.Tensor:
+    """What the cache holds of a row, `[length, width]` float32, or of the last `window` tokens; where its pages follow
+    each other, without a copy."""
+    if window is not None and length > window:
+        page, before = divmod(length - window, cache.page_size)
+        return _seen(cache, pages[page:], before + window)[before:]
     first, count = pages[0], -(-length // cache.page_size)
     at: slice | torch.Tensor = slice(first, first + count)
     if pages[:count] != list(range(first, first + count)):
@@ -309,10 +313,13 @@ def _seen(cache: KV, pages: list[int], length: int) -> torch.Tensor:
     return _restored(cache, codes, cache.scales[at].mT.flatten(0, 1)[:length])
 
 
-def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, form: Form, *, scale: float) -> Formed:
-    mask, grouped = None, q.shape[1] // k.shape[1]
-    if len(q) != len(k):
-        mask = torch.ones(len(q), len(k), dtype=torch.bool, device=q.device).tril(len(k) - len(q))
+def causal_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, form: Form, *, scale: float, window: int | None = None
+) -> Formed:
+    mask, grouped, before = None, q.shape[1] // k.shape[1], len(k) - len(q)
+    if before or (window is not None and window < len(k)):
+        mask = torch.ones(len(q), len(k), dtype=torch.bool, device=q.device).tril(before)
+        mask = mask if window is None else mask.triu(before + 1 - window)
         # with a mask, torch's memory-saving form of attention knows no groups: give every head its own keys
         k, v = (t.repeat_interleave(grouped, dim=1) for t in (k, v))
         grouped = 1
@@ -331,10 +338,12 @@ def mla_decode(q, cache, block_table, seq_lens, expand: torch.Tensor, form: Form
     return formed(_per_head(out, expand).flatten(1), form)
 
 
-def gqa_decode(q, cache, block_table, seq_lens, form: Form, *, scale: float, kv_heads: int) -> Formed:
+def gqa_decode(
+    q, cache, block_table, seq_lens, form: Form, *, scale: float, kv_heads: int, window: int | None = None
+) -> Formed:
     out = torch.empty_like(q)
     for row, (used, length) in enumerate(zip(block_table.tolist(), seq_lens.tolist(), strict=True)):
-        seen = _seen(cache, used, length).unflatten(-1, (2, kv_heads, -1))
+        seen = _seen(cache, used, length, window).unflatten(-1, (2, kv_heads, -1))
         keys, values = seen.permute(1, 2, 0, 3)  # [G, length, D] each
         probs = (q[row].float().unflatten(0, (kv_heads, -1)) @ keys.mT * scale).softmax(-1)  # [G, H/G, length]
         out[row] = (probs @ values).flatten(0, 1).to(q.dtype)

@@ -2,9 +2,9 @@
 
 | op | on Hopper | else |
 | --- | --- | --- |
-| `gqa_decode` | `sm90_streamed_gqa.py`: heads of 64 or 128, pages of 64 tokens | `gqa.py` |
+| `gqa_decode` | `sm90_streamed_gqa.py`: heads of 64 or 128, pages of 64 tokens, no window | `gqa.py` |
 | `mla_decode` | `sm90_streamed_mla.py`: a plain cache of 16 bits, pages of 64 tokens | `mla.py` |
-| `causal_attention` | `sm90_specialized_prefill.py`: more than `FEW_QUERIES`, heads of 64 or 128 | `prefill.py` |
+| `causal_attention` | `sm90_specialized_prefill.py`: over `FEW_QUERIES`, heads of 64 or 128, no window | `prefill.py` |
 """
 
 from __future__ import annotations
@@ -37,12 +37,16 @@ def gqa_decode(
     *,
     scale: float,
     kv_heads: int,
+    window: int | None = None,
 ) -> Formed:
     q = q.contiguous()
     scratch = spans(q, q.shape[-1], GQA_SPLITS)
-    attend = streamed_attention if is_hopper(q) and streams_pages(q, cache) else paged_gqa
-    attend(q, cache, block_table, seq_lens, scratch, scale * LOG2_E, kv_heads, GQA_SPLITS)
-    return join_heads(scratch, seq_lens, form, q, cache.page_size)
+    given = (q, cache, block_table, seq_lens, scratch, scale * LOG2_E, kv_heads, GQA_SPLITS)
+    if window is None and is_hopper(q) and streams_pages(q, cache):
+        streamed_attention(*given)
+    else:
+        paged_gqa(*given, window)
+    return join_heads(scratch, seq_lens, form, q, cache.page_size, window)
 
 
 def mla_decode(
@@ -69,7 +73,9 @@ def mla_decode(
     return expand_latents(scratch, seq_lens, expand, form, q, cache.page_size)
 
 
-def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, form: Form, *, scale: float) -> Formed:
-    if len(q) > FEW_QUERIES and is_hopper(q) and attends(q, k, v):
+def causal_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, form: Form, *, scale: float, window: int | None = None
+) -> Formed:
+    if window is None and len(q) > FEW_QUERIES and is_hopper(q) and attends(q, k, v):
         return specialized_attention(q, k, v, form, scale=scale)
-    return tiled_attention(q, k, v, form, scale=scale)
+    return tiled_attention(q, k, v, form, scale=scale, window=window)

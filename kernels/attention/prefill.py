@@ -36,9 +36,11 @@ def attend(
     top, total, acc, q, q_rest, k, k_rest, v, start, last, tokens, scale, k_at, k_token, v_at, v_token,
     DIM: tl.constexpr, REST: tl.constexpr, VALUE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):  # fmt: skip
     """Takes in the keys and values of BLOCK_N tokens; `last [BLOCK_M]` is the last that a query may see, used only
-    where MASKED. `scale` is in units of log 2. Returns the largest score, the sum and the output so far."""
+    where MASKED, and WINDOW how many it sees, if not all. `scale` is in units of log 2. Returns the largest score, the
+    sum and the output so far."""
     keys = rows_of(k, start, k_at, k_token, tokens, DIM, BLOCK_N, BLOCK_D, TMA)
     scores = tl.dot(q, keys.T, input_precision="ieee")
     if REST:
@@ -46,10 +48,17 @@ def attend(
         scores = tl.dot(q_rest, rest.T, scores, input_precision="ieee")
     if MASKED:
         seen = start + tl.arange(0, BLOCK_N)
-        scores = tl.where(seen[None, :] <= last[:, None], scores, float("-inf"))
+        there = seen[None, :] <= last[:, None]
+        if WINDOW is not None:
+            there &= seen[None, :] > (last - WINDOW)[:, None]
+        scores = tl.where(there, scores, float("-inf"))
     new_top = tl.maximum(top, tl.max(scores, axis=1) * scale)
-    p = tl.exp2(scores * scale - new_top[:, None])
-    shrink = tl.exp2(top - new_top)
+    if WINDOW is None:
+        finite = new_top
+    else:  # a query may see none of the first keys that another of its block sees
+        finite = tl.where(new_top == float("-inf"), 0.0, new_top)
+    p = tl.exp2(scores * scale - finite[:, None])
+    shrink = tl.exp2(top - finite)
     values = rows_of(v, start, v_at, v_token, tokens, VALUE, BLOCK_N, BLOCK_V, TMA)
     acc = tl.dot(p.to(values.dtype), values, acc * shrink[:, None], input_precision="ieee")
     return new_top, total * shrink + tl.sum(p, axis=1), acc
@@ -61,10 +70,10 @@ def causal_attention_kernel(
     k_head, v_token, v_head,
     DIM: tl.constexpr, REST: tl.constexpr, VALUE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr,
-    PLAIN: tl.constexpr, FP8: tl.constexpr, UE8M0: tl.constexpr, PDL: tl.constexpr,
+    WINDOW: tl.constexpr, PLAIN: tl.constexpr, FP8: tl.constexpr, UE8M0: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M queries of a head: first the keys that all of them see, then those where they differ. A head's width is
-    DIM, a power of two, and REST."""
+    """BLOCK_M queries of a head: first the keys that all of them see, then those where they differ; within a WINDOW
+    they differ from the first key on. A head's width is DIM, a power of two, and REST."""
     block, head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)  # the longest rows first
     t = block * BLOCK_M + tl.arange(0, BLOCK_M)
     d, r, column = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_V)
@@ -84,15 +93,18 @@ def causal_attention_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_V), dtype=tl.float32)
     common = (block * BLOCK_M + before + 1) // BLOCK_N * BLOCK_N
     end = tl.minimum((block + 1) * BLOCK_M + before, tokens)
-    for start in tl.range(0, common, BLOCK_N, num_stages=STAGES):
-        top, total, acc = attend(
-            top, total, acc, q, q_rest, k, k_rest, v, start, last, tokens, scale, k_at, k_token, v_at, v_token,
-            DIM, REST, VALUE, BLOCK_D, BLOCK_R, BLOCK_V, BLOCK_N, False, TMA,
-        )  # fmt: skip
+    if WINDOW is not None:
+        common = tl.maximum(block * BLOCK_M + before + 1 - WINDOW, 0) // BLOCK_N * BLOCK_N
+    else:
+        for start in tl.range(0, common, BLOCK_N, num_stages=STAGES):
+            top, total, acc = attend(
+                top, total, acc, q, q_rest, k, k_rest, v, start, last, tokens, scale, k_at, k_token, v_at, v_token,
+                DIM, REST, VALUE, BLOCK_D, BLOCK_R, BLOCK_V, BLOCK_N, False, TMA, WINDOW,
+            )  # fmt: skip
     for start in tl.range(common, end, BLOCK_N, num_stages=1):
         top, total, acc = attend(
             top, total, acc, q, q_rest, k, k_rest, v, start, last, tokens, scale, k_at, k_token, v_at, v_token,
-            DIM, REST, VALUE, BLOCK_D, BLOCK_R, BLOCK_V, BLOCK_N, True, TMA,
+            DIM, REST, VALUE, BLOCK_D, BLOCK_R, BLOCK_V, BLOCK_N, True, TMA, WINDOW,
         )  # fmt: skip
     row = t.to(tl.int64) * heads + head
     y = (acc / total[:, None]).to(q_ptr.dtype.element_ty).to(tl.float32)
@@ -122,7 +134,9 @@ def described(x: torch.Tensor, tokens: int, columns: int) -> TensorDescriptor:
     return TensorDescriptor(x, *as_matrix(x), [tokens, columns])
 
 
-def tiled_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, form: Form, *, scale: float) -> Formed:
+def tiled_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, form: Form, *, scale: float, window: int | None
+) -> Formed:
     (queries, heads, width), (tokens, groups, value) = q.shape, v.shape
     dim = 1 << (width.bit_length() - 1)
     rest = width - dim
@@ -141,7 +155,7 @@ def tiled_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, form: For
         *k.stride()[:2], *v.stride()[:2],
         DIM=dim, REST=rest, VALUE=value, BLOCK_D=max(dim, 16), BLOCK_R=max(16, triton.next_power_of_2(rest)),
         BLOCK_V=max(16, triton.next_power_of_2(value)), BLOCK_M=blocks.queries, BLOCK_N=blocks.keys,
-        STAGES=blocks.num_stages, TMA=tma, **flags, num_warps=blocks.num_warps, num_stages=blocks.num_stages,
-        **overlap(q),
+        STAGES=blocks.num_stages, TMA=tma, WINDOW=window, **flags, num_warps=blocks.num_warps,
+        num_stages=blocks.num_stages, **overlap(q),
     )  # fmt: skip
     return out if fused == form else formed(out.plain, form)

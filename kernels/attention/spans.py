@@ -24,6 +24,16 @@ def span_of(length, PAGE: tl.constexpr, SPLITS: tl.constexpr):
 
 
 @triton.jit
+def window_of(length, WINDOW: tl.constexpr, PAGE: tl.constexpr):
+    """The first token that is seen of a row, and the first of its page, where the row's spans begin."""
+    if WINDOW is None:
+        return 0, 0
+    else:
+        first_seen = tl.maximum(length - WINDOW, 0)
+        return first_seen, first_seen // PAGE * PAGE
+
+
+@triton.jit
 def join_some_spans(
     acc_ptr, top_ptr, total_ptr, head, d, active,
     DIM: tl.constexpr, SPLITS: tl.constexpr, AT_ONCE: tl.constexpr,
@@ -82,14 +92,15 @@ def emit_block(
 @triton.jit
 def join_heads_kernel(
     acc_ptr, top_ptr, total_ptr, seq_lens_ptr, plain_ptr, q_ptr, s_ptr, heads, like_ptr,
-    DIM: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr, PLAIN: tl.constexpr, FP8: tl.constexpr,
-    UE8M0: tl.constexpr, PDL: tl.constexpr,
+    DIM: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr, PLAIN: tl.constexpr,
+    FP8: tl.constexpr, UE8M0: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One block of 128 columns of all heads' outputs, which lie side by side in a row."""
     row, block = tl.program_id(0), tl.program_id(1)
     cols = block * 128 + tl.arange(0, 128)
     width = heads * DIM
     length = tl.load(seq_lens_ptr + row)
+    length -= window_of(length, WINDOW, PAGE)[1]
     active = tl.cdiv(length, span_of(length, PAGE, SPLITS))
     let_next_start(PDL)
     wait_for_previous(PDL)
@@ -118,13 +129,15 @@ def multiplied(q: torch.Tensor, cache: KV) -> torch.dtype:
     return torch.float16 if cache.scales is not None and q.element_size() == 2 else q.dtype
 
 
-def join_heads(scratch: tuple, seq_lens: torch.Tensor, form: Form, q: torch.Tensor, page_size: int) -> Formed:
+def join_heads(
+    scratch: tuple, seq_lens: torch.Tensor, form: Form, q: torch.Tensor, page_size: int, window: int | None
+) -> Formed:
     """The spans in `scratch` of all rows and heads of `q`, joined: `[R, H * dim]` in `form`."""
     (rows, heads), (splits, dim) = q.shape[:2], scratch[0].shape[2:]
     out = allocate(form, rows, heads * dim, q)
     pointers, flags = emitted(form, out, q)
     join_heads_kernel[(rows, triton.cdiv(heads * dim, 128))](
-        *scratch, seq_lens, *pointers, heads, q, DIM=dim, PAGE=page_size, SPLITS=splits, **flags,
-        num_warps=4, **overlap(q),
+        *scratch, seq_lens, *pointers, heads, q, DIM=dim, PAGE=page_size, SPLITS=splits, WINDOW=window,
+        **flags, num_warps=4, **overlap(q),
     )  # fmt: skip
     return out

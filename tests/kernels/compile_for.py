@@ -112,7 +112,8 @@ def cached(rows: int, dtype: torch.dtype) -> None:
     e["gather_kv"](kv, slots, dtype=bf16)
     e["gather_kv"](KV.zeros(8, 64, widths=(576,), dtype=bf16, device="cpu"), slots, dtype=bf16)
     for cache in (kv, shorter):  # pages of 32 tokens go by pointer on Hopper, too
-        e["gqa_decode"](q, cache, block_table, seq_lens, form, scale=0.1, kv_heads=8)
+        for window in (None, 100):
+            e["gqa_decode"](q, cache, block_table, seq_lens, form, scale=0.1, kv_heads=8, window=window)
     angles, latents = torch.zeros(rows, 2, 32), KV.zeros(8, 64, widths=(512, 64), dtype=dtype, device="cpu")
     partials, absorb = torch.zeros(4, rows, 1536 + 576), torch.zeros(16, 512, 128, dtype=bf16)
     keep = Keep(1536, torch.ones(512), 1e-6, slots, latents)
@@ -129,7 +130,8 @@ def prompts() -> None:
         keys, queries = torch.zeros(600, 16, 192, dtype=bf16), torch.zeros(tokens, 16, 192, dtype=bf16)
         attend(queries, keys, keys[..., :128], Form(True, False), scale=0.1)
         for form in (Form(True, False), Form(False, True)):
-            attend(queries[..., :128].contiguous(), keys[..., :128], keys[..., 64:], form, scale=0.1)
+            for window in (None, 100):
+                attend(queries[..., :128].contiguous(), keys[..., :128], keys[..., 64:], form, scale=0.1, window=window)
 
 
 def draws(rows: int) -> None:

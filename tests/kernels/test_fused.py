@@ -237,12 +237,20 @@ def test_gqa_decode_kernels_equal_their_twin_on_ragged_paged_rows(heads, kv_head
     where = to(DEVICE, pages, lengths)
     out = attention.gqa_decode(q.to(DEVICE), there(cache), *where, form, scale=0.2, kv_heads=kv_heads)
     assert_formed(out, ref)
+    # a page, across pages, a whole row; a value alone was E4M3 before, and often lies on a tie of E4M3
+    for window in (16, 21, 37, *[1] * form.plain):
+        about = {"scale": 0.2, "kv_heads": kv_heads, "window": window}
+        ref = reference.gqa_decode(q, cache, pages, lengths, form, **about)
+        assert_formed(attention.gqa_decode(q.to(DEVICE), there(cache), *where, form, **about), ref)
     if form.plain:
         places = pages[2, torch.arange(37) // 16] * 16 + torch.arange(37) % 16
         seen = kernels.gather_kv(cache, places.long(), dtype=torch.float32)
         k, v = seen.unflatten(-1, (2, kv_heads, dim)).permute(1, 2, 0, 3)
-        exact = torch.nn.functional.scaled_dot_product_attention(q[2][:, None], k, v, scale=0.2, enable_gqa=True)
-        assert_close(ref.plain[2], exact.flatten(), "float32")
+        for window in (None, 21):
+            ref = reference.gqa_decode(q, cache, pages, lengths, form, scale=0.2, kv_heads=kv_heads, window=window)
+            seen = k[:, -(window or 37) :], v[:, -(window or 37) :]
+            exact = torch.nn.functional.scaled_dot_product_attention(q[2][:, None], *seen, scale=0.2, enable_gqa=True)
+            assert_close(ref.plain[2], exact.flatten(), "float32")
 
 
 def test_gather_kernel_copies_what_is_not_scaled():
@@ -299,6 +307,15 @@ def test_causal_attention_kernel_equals_its_twin(queries, tokens, heads, groups,
     both = both.to(DEVICE)
     out = attention.causal_attention(q.to(DEVICE), *both.split([width, value], dim=-1), form, scale=0.3)
     assert_formed(out, ref)
+    for window in (1, 9, 32, 50):
+        ref = reference.causal_attention(q, k, v, form, scale=0.3, window=window)
+        split = both.split([width, value], dim=-1)
+        assert_formed(attention.causal_attention(q.to(DEVICE), *split, form, scale=0.3, window=window), ref)
+    at, seen = torch.arange(queries)[:, None] + tokens - queries, torch.arange(tokens)[None]
+    there = (seen <= at) & (seen > at - 50)
+    heads_first = (t.transpose(0, 1)[None] for t in (q, *(x.repeat_interleave(heads // groups, 1) for x in (k, v))))
+    exact = torch.nn.functional.scaled_dot_product_attention(*heads_first, there, scale=0.3)
+    assert_close(ref.plain, exact[0].transpose(0, 1).flatten(1), "float32")
 
 
 PIECES = {  # queries, tokens, heads, key-value heads, width
