@@ -6,139 +6,26 @@ Each family is one function from the Hub's field names to ours. An error names t
 from __future__ import annotations
 
 from dataclasses import replace
-from fnmatch import translate
 from typing import Any
 
 from playground.checkpoint.config import (
     BLOCK_SIZE,
     CheckpointError,
     GqaConfig,
-    LinearScaling,
-    Llama3Scaling,
-    LongScaling,
     MlaConfig,
     ModelConfig,
     MoeConfig,
-    QuantizationConfig,
     RopeConfig,
-    Scaling,
-    Unconverted,
     YarnScaling,
 )
 from playground.checkpoint.fields import Fields
-
-
-def _scaling(raw: Any, top: Fields) -> Scaling | None:
-    if raw is None:
-        return None
-    fields, context = Fields(raw, "config.json rope_scaling"), top.integer("max_position_embeddings")
-    kind, original = raw.get("rope_type", raw.get("type")), "original_max_position_embeddings"
-    if kind in (None, "default", "dynamic"):  # the last stretches a text beyond the context, which no row can be
-        return None
-    if kind not in ("yarn", "llama3", "linear", "longrope", "su"):
-        raise CheckpointError(
-            f"config.json: rope_scaling of type {kind!r} is not supported; yarn, llama3, linear, dynamic, longrope are."
-        )
-    stated = fields if raw.get(original) is not None else top
-    before = stated.integer(original, context, least=2)
-    if kind == "linear":
-        return LinearScaling(fields.number("factor", least=1.0))
-    if kind in ("longrope", "su"):
-        return LongScaling(
-            short=fields.numbers("short_factor"),
-            long=fields.numbers("long_factor"),
-            original_max_position_embeddings=before,
-            factor=fields.number("factor", context / before) if original not in top.raw else context / before,
-            attention_factor=fields.maybe("attention_factor"),
-        )
-    factor = fields.number("factor", context / before, least=1.0)
-    if kind == "llama3":
-        scaling = Llama3Scaling(
-            factor, fields.integer(original), fields.number("low_freq_factor"), fields.number("high_freq_factor")
-        )
-        if not 0 < scaling.low_freq_factor < scaling.high_freq_factor:
-            raise CheckpointError("config.json rope_scaling: low_freq_factor must lie between 0 and high_freq_factor.")
-        return scaling
-    return YarnScaling(
-        factor=factor,
-        original_max_position_embeddings=before,
-        beta_fast=fields.number("beta_fast", 32.0) or 32.0,
-        beta_slow=fields.number("beta_slow", 1.0) or 1.0,
-        mscale=fields.number("mscale", 0.0),
-        mscale_all_dim=fields.number("mscale_all_dim", 0.0),
-        attention_factor=fields.maybe("attention_factor"),
-        truncate=fields.choice("truncate", (True, False), True),
-    )
-
-
-def _rope(fields: Fields, dim: int, interleaved: bool) -> RopeConfig:
-    # transformers 5 writes one rope_parameters where the Hub's files have rope_theta and rope_scaling; of both, the
-    # older name counts
-    raw = fields.raw.get("rope_scaling") or fields.raw.get("rope_parameters")
-    inner = isinstance(raw, dict) and "rope_theta" in raw
-    theta = (Fields(raw, "config.json rope_parameters") if inner else fields).number("rope_theta", 10000.0, least=2.0)
-    if dim % 2:
-        raise CheckpointError(f"config.json: the rotary dimension must be even, not {dim}.")
-    scaling = _scaling(raw, fields)
-    if isinstance(scaling, LongScaling) and not len(scaling.short) == len(scaling.long) == dim // 2:
-        raise CheckpointError(f"config.json: short_factor and long_factor must have {dim // 2} numbers each.")
-    return RopeConfig(theta, dim, interleaved, scaling)
-
-
-def _context(fields: Fields, rope: RopeConfig) -> int:
-    """Tokens that a row may have."""
-    stated, scaling, raw = fields.integer("max_position_embeddings"), rope.scaling, fields.raw
-    before = (raw.get("rope_scaling") or raw.get("rope_parameters") or {}).get("original_max_position_embeddings")
-    if isinstance(scaling, YarnScaling) and before is not None:  # files state the context before or after stretching
-        stated = max(stated, int(scaling.factor * scaling.original_max_position_embeddings))
-    slides = raw.get("use_sliding_window", raw["model_type"] == "mistral") and raw.get("sliding_window") is not None
-    if slides and fields.integer("max_window_layers", 0, least=0) < fields.integer("num_hidden_layers"):
-        return min(stated, fields.integer("sliding_window"))  # within the window, attention is plain
-    return stated
-
-
-def _quantization(raw: Any) -> QuantizationConfig | None:
-    """Of block-scaled FP8, which runs as it is stored, and of formats that scale a tensor or its rows, which are
-    restored and quantised again as they are loaded. Scales for activations go unused: they are measured here."""
-    if raw is None:
-        return None
-    fields, method = Fields(raw, "config.json quantization_config"), raw.get("quant_method")
-    lists = ("modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules")
-    left = [name for one in lists for name in fields.list_of(one, str)]
-    if method == "fp8":
-        fields.choice("activation_scheme", ("dynamic", "static"), "dynamic")
-        fields.choice("fmt", ("e4m3", "float8_e4m3fn"), "e4m3")
-        if raw.get("weight_block_size") not in (None, [BLOCK_SIZE, BLOCK_SIZE]):
-            raise CheckpointError(
-                f"config.json quantization_config: weight_block_size must be [{BLOCK_SIZE}, {BLOCK_SIZE}] or null, "
-                f"not {raw['weight_block_size']!r}."
-            )
-    elif method == "compressed-tensors":
-        _check_compressed(fields)
-    elif method == "modelopt":
-        fields.choice("quant_algo", ("FP8",), None)
-        left = ["re:" + translate(name) if "*" in name else name for name in left]  # as a shell's patterns
-    elif method != "fbgemm_fp8":
-        raise CheckpointError(
-            f"config.json: quantization_config must have quant_method 'fp8', 'compressed-tensors', 'modelopt' or "
-            f"'fbgemm_fp8', not {method!r}."
-        )
-    # the head is never FP8 in these formats, whether or not a list names it
-    return QuantizationConfig(fields.choice("scale_fmt", (None, "ue8m0"), None), Unconverted.of(left))
-
-
-def _check_compressed(fields: Fields) -> None:
-    groups = fields.raw.get("config_groups")
-    for group in groups.values() if isinstance(groups, dict) else [None]:
-        weights = group.get("weights") if isinstance(group, dict) else None
-        if not isinstance(weights, dict) or (weights.get("num_bits"), weights.get("type")) != (8, "float"):
-            raise CheckpointError("config.json quantization_config: only weights of type float and 8 bits can be read.")
-        Fields(weights, "config.json quantization_config").choice("strategy", ("tensor", "channel", "block"), "tensor")
+from playground.checkpoint.formats import quantization_of
+from playground.checkpoint.positions import context_of, rope_of, unrotated_layers
 
 
 def _mla(fields: Fields) -> tuple[MlaConfig, RopeConfig]:
     fields.integer("num_key_value_heads", 1)  # stated in the files; latent attention has one for all heads
-    rope = _rope(fields, fields.integer("qk_rope_head_dim", least=2), interleaved=True)
+    rope = rope_of(fields, fields.integer("qk_rope_head_dim", least=2), interleaved=True)
     nope, scaling = fields.integer("qk_nope_head_dim"), rope.scaling
     scale = (nope + rope.dim) ** -0.5
     if isinstance(scaling, YarnScaling) and scaling.mscale_all_dim:
@@ -166,17 +53,7 @@ def _gqa(fields: Fields, qk_norm: bool = False, bias: bool = False) -> tuple[Gqa
     if head_dim % 16 or head_dim > 256:
         raise CheckpointError(f"config.json: head_dim must be a multiple of 16 up to 256, not {head_dim}.")
     gqa = GqaConfig(heads, kv_heads, head_dim, qk_norm, bias or every, every)
-    return gqa, _rope(fields, head_dim, interleaved=False)
-
-
-def _unrotated(fields: Fields) -> frozenset[int]:
-    """SmolLM3 leaves every fourth layer, or those that its list marks with 0, without rotary embedding."""
-    layers, listed = fields.integer("num_hidden_layers"), fields.list_of("no_rope_layers", int)
-    every = fields.integer("no_rope_layer_interval", 4)
-    marks = listed or tuple(int((i + 1) % every != 0) for i in range(layers))
-    if len(marks) != layers:
-        raise CheckpointError(f"config.json: no_rope_layers has {len(marks)} entries for {layers} layers.")
-    return frozenset(i for i, rotated in enumerate(marks) if not rotated)
+    return gqa, rope_of(fields, head_dim, interleaved=False)
 
 
 def _deepseek_moe(fields: Fields, v3: bool) -> MoeConfig | None:
@@ -286,15 +163,15 @@ def parse_config(raw: Any, generation: Any = None) -> ModelConfig:
         attention=attention,
         moe=moe,
         rope=rope,
-        max_position_embeddings=_context(fields, rope),
+        max_position_embeddings=context_of(fields, rope),
         rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
         tie_word_embeddings=fields.choice("tie_word_embeddings", (True, False), False),
         bos_token_id=bos[0] if bos else None,
         eos_token_ids=fields.token_ids("eos_token_id", vocab_size),
         skipped_layers=fields.integer("num_nextn_predict_layers", 0, least=0),
-        quantization=_quantization(raw.get("quantization_config")),
+        quantization=quantization_of(raw.get("quantization_config")),
         mlp_bias=family in ("llama", "smollm3") and fields.choice("mlp_bias", (True, False), False),
-        unrotated=_unrotated(fields) if family == "smollm3" else frozenset(),
+        unrotated=unrotated_layers(fields) if family == "smollm3" else frozenset(),
     )
     _check_sizes(config)
     if generation is not None:
