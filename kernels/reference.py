@@ -270,11 +270,11 @@ def _keep_latent(both: torch.Tensor, rope: torch.Tensor, keep: Keep) -> None:
 
 
 def split_latents(
-    partials, q_norm, rope: torch.Tensor, keep: Keep, form: Form | None, *, dtype: torch.dtype
+    partials, q_norm, rope: torch.Tensor, keep: Keep, form: Form | None, *, dtype: torch.dtype, eps: float
 ) -> Formed | None:
     both = add_up(partials, dtype=dtype)
     _keep_latent(both, rope, keep)
-    return None if q_norm is None else formed(rms_norm(both[:, : len(q_norm)], q_norm, keep.eps), form)
+    return None if q_norm is None else formed(rms_norm(both[:, : len(q_norm)], q_norm, eps), form)
 
 
 def absorb_queries(

@@ -50,11 +50,12 @@ def split_latents(
     form: Form | None,
     *,
     dtype: torch.dtype,
+    eps: float,
 ) -> Formed | None:
     """Splits what MLA's first products leave, partial sums `[P, T, W]`. The query latent (the first `len(q_norm)`
-    columns) is normed and returned in `form`. The KV latent is normed and the rotary key behind it rotated by
-    `rope [T, 2, R/2]`; both, rounded to `dtype`, are written where `keep` says. Without `q_norm` returns None."""
-    return implementation("split_latents", partials)(partials, q_norm, rope, keep, form, dtype=dtype)
+    columns) is normed with `eps` and returned in `form`. The KV latent is normed and the rotary key behind it rotated
+    by `rope [T, 2, R/2]`; both, rounded to `dtype`, are written where `keep` says. Without `q_norm` returns None."""
+    return implementation("split_latents", partials)(partials, q_norm, rope, keep, form, dtype=dtype, eps=eps)
 
 
 def absorb_queries(

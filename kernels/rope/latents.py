@@ -56,7 +56,7 @@ def keep_latent(
 @triton.jit
 def split_latents_kernel(
     partials_ptr, q_norm_ptr, kv_norm_ptr, rope_ptr, slots_ptr, kv_ptr, scales_ptr, plain_ptr, q_ptr, s_ptr,
-    partials_stride, partials_row, kv_at, eps,
+    partials_stride, partials_row, kv_at, kv_eps, q_eps,
     PARTIALS: tl.constexpr, Q_DIM: tl.constexpr, LATENT: tl.constexpr, ROPE: tl.constexpr, Q_BLOCKS: tl.constexpr,
     BLOCK_L: tl.constexpr, BLOCK_R: tl.constexpr, ROUND: tl.constexpr, SCALED: tl.constexpr, PAGE: tl.constexpr,
     PLAIN: tl.constexpr, FP8: tl.constexpr, UE8M0: tl.constexpr, PDL: tl.constexpr,
@@ -70,7 +70,7 @@ def split_latents_kernel(
     if tl.program_id(1) == 0:
         keep_latent(
             partials_ptr, start + kv_at, partials_stride, kv_norm_ptr, rope_ptr + row * ROPE, slot, kv_ptr,
-            scales_ptr, eps, PARTIALS, LATENT, ROPE, BLOCK_L, BLOCK_R, ROUND, SCALED, PAGE,
+            scales_ptr, kv_eps, PARTIALS, LATENT, ROPE, BLOCK_L, BLOCK_R, ROUND, SCALED, PAGE,
         )  # fmt: skip
     elif Q_DIM > 0:
         block = tl.arange(0, Q_BLOCKS)
@@ -79,7 +79,7 @@ def split_latents_kernel(
         zeros = tl.zeros((Q_BLOCKS, 128), dtype=tl.float32)
         y = add_partials(zeros, partials_ptr, start + cols, partials_stride, inside, PARTIALS).to(ROUND).to(tl.float32)
         weight = tl.load(q_norm_ptr + cols, mask=inside, other=0.0).to(tl.float32)
-        y = (y * tl.rsqrt(tl.sum(tl.sum(y * y, axis=1), axis=0) / Q_DIM + eps) * weight).to(ROUND).to(tl.float32)
+        y = (y * tl.rsqrt(tl.sum(tl.sum(y * y, axis=1), axis=0) / Q_DIM + q_eps) * weight).to(ROUND).to(tl.float32)
         blocks = Q_DIM // 128
         emit(
             y, row * Q_DIM + cols, inside, row * blocks + block, block < blocks,
@@ -95,6 +95,7 @@ def split_latents(
     form: Form | None,
     *,
     dtype: torch.dtype,
+    eps: float,
 ) -> Formed | None:
     count, rows, _ = partials.shape
     latent, q_dim = len(keep.norm), 0 if q_norm is None else len(q_norm)
@@ -105,7 +106,7 @@ def split_latents(
     if rows:
         split_latents_kernel[(rows, 2 if q_dim else 1)](
             partials, partials if q_norm is None else q_norm, keep.norm, rope, keep.slots, *cache, *pointers,
-            *partials.stride()[:2], keep.at, keep.eps,
+            *partials.stride()[:2], keep.at, keep.eps, eps,
             PARTIALS=count, Q_DIM=q_dim, LATENT=latent, ROPE=rotary,
             Q_BLOCKS=triton.next_power_of_2(max(triton.cdiv(q_dim, 128), 1)), BLOCK_L=triton.next_power_of_2(latent),
             BLOCK_R=triton.next_power_of_2(rotary // 2), ROUND=TRITON_DTYPE[dtype], **cache_flags, **flags, num_warps=4,

@@ -120,10 +120,21 @@ class MlaConfig:
     qk_rope_head_dim: int
     v_head_dim: int
     softmax_scale: float
+    interleaved: bool = True  # the pairs of the files' rotary parts lie beside each other, else half a part apart
+
+    @property
+    def latent(self) -> int:
+        """Width of the KV latent here: whole blocks, zeros behind it."""
+        return whole_blocks(self.kv_lora_rank)
 
     @property
     def qk_head_dim(self) -> int:
         return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def rotary_width(self) -> int:
+        """Of what is rotated of a head."""
+        return self.qk_rope_head_dim
 
     @property
     def value_dim(self) -> int:
@@ -133,7 +144,7 @@ class MlaConfig:
     @property
     def absorbed_weights(self) -> int:
         """Of a layer: what decode holds a second time, `kv_b_proj` in the form that it absorbs."""
-        return self.kv_lora_rank * self.heads * (self.qk_nope_head_dim + self.v_head_dim)
+        return self.latent * self.heads * (self.qk_nope_head_dim + self.v_head_dim)
 
     @property
     def prefill_width(self) -> int:
@@ -145,10 +156,6 @@ class MlaConfig:
         """Numbers of every token that a prefill chunk attends to: each head's keys and values, as they are expanded."""
         return self.heads * (self.qk_head_dim + self.v_head_dim + self.qk_nope_head_dim)
 
-    def block_sizes(self) -> dict[str, int]:
-        """Sizes by their name in `config.json` that must be whole blocks."""
-        return {"q_lora_rank": self.q_lora_rank or 0, "kv_lora_rank": self.kv_lora_rank}
-
     def weight_count(self, hidden: int) -> int:
         """Of a layer's projections."""
         queries, rank = self.heads * self.qk_head_dim, self.q_lora_rank
@@ -158,7 +165,7 @@ class MlaConfig:
     @property
     def cache_widths(self) -> tuple[int, ...]:
         """Of the vectors that the cache holds per token and layer: the compressed KV latent, the shared rotary key."""
-        return (self.kv_lora_rank, self.qk_rope_head_dim)
+        return (self.latent, self.qk_rope_head_dim)
 
     @property
     def cache_across(self) -> int:
@@ -178,17 +185,26 @@ class GqaConfig:
     output_bias: bool = False
 
     @property
+    def width(self) -> int:
+        """Of a head here: its size in whole sixteens, zeros behind each half."""
+        return -(-self.head_dim // 16) * 16
+
+    @property
     def softmax_scale(self) -> float:
         return self.head_dim**-0.5
 
     @property
     def qk_head_dim(self) -> int:
-        return self.head_dim
+        return self.width
+
+    @property
+    def rotary_width(self) -> int:
+        return self.width
 
     @property
     def value_dim(self) -> int:
         """Of a head's values."""
-        return self.head_dim
+        return self.width
 
     @property
     def absorbed_weights(self) -> int:
@@ -198,30 +214,26 @@ class GqaConfig:
     @property
     def prefill_width(self) -> int:
         """Numbers of a token while a prefill chunk's heads are made: queries, and as many for the result."""
-        return self.heads * self.head_dim * 2
+        return self.heads * self.width * 2
 
     @property
     def expanded_width(self) -> int:
         """Numbers of every token that a prefill chunk attends to: keys and values, one for each head at most."""
-        return self.heads * 2 * self.head_dim
-
-    def block_sizes(self) -> dict[str, int]:
-        """Sizes by their name in `config.json` that must be whole blocks."""
-        return {}
+        return self.heads * 2 * self.width
 
     def weight_count(self, hidden: int) -> int:
         """Of a layer's projections."""
-        return 2 * hidden * self.head_dim * (self.heads + self.kv_heads)
+        return 2 * hidden * self.width * (self.heads + self.kv_heads)
 
     @property
     def cache_widths(self) -> tuple[int, ...]:
         """All key heads of a token, then all value heads."""
-        return (self.head_dim,) * (2 * self.kv_heads)
+        return (self.width,) * (2 * self.kv_heads)
 
     @property
     def cache_across(self) -> int:
         """Columns of the values, which an E4M3 cache keeps across (see `kernels.KV`)."""
-        return self.head_dim * self.kv_heads
+        return self.width * self.kv_heads
 
 
 @dataclass(frozen=True)
@@ -303,11 +315,17 @@ class ModelConfig:
     quantization: QuantizationConfig | None
     mlp_bias: bool = False
     unrotated: frozenset[int] = frozenset()  # layers without rotary embedding
+    window: int | None = None  # tokens that a sliding layer sees
+    sliding: frozenset[int] = frozenset()  # layers that see a window
 
     @property
     def width(self) -> int:
         """Of the residual stream: the hidden size in whole blocks, zeros behind it."""
         return whole_blocks(self.hidden_size)
+
+    def window_of(self, layer: int) -> int | None:
+        """How many tokens this layer sees, itself the last; None: all that a row can have."""
+        return self.window if layer in self.sliding and self.window < self.max_position_embeddings else None
 
     def is_moe(self, layer: int) -> bool:
         return self.moe is not None and layer in self.moe.layers

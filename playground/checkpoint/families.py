@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from playground.checkpoint.config import (
-    BLOCK_SIZE,
     CheckpointError,
     GqaConfig,
     MlaConfig,
@@ -20,12 +19,12 @@ from playground.checkpoint.config import (
 )
 from playground.checkpoint.fields import Fields
 from playground.checkpoint.formats import quantization_of
-from playground.checkpoint.positions import context_of, rope_of, unrotated_layers
+from playground.checkpoint.positions import context_of, rope_of, sliding_layers, unrotated_layers
 
 
 def _mla(fields: Fields) -> tuple[MlaConfig, RopeConfig]:
     fields.integer("num_key_value_heads", 1)  # stated in the files; latent attention has one for all heads
-    rope = rope_of(fields, fields.integer("qk_rope_head_dim", least=2), interleaved=True)
+    rope = rope_of(fields, fields.integer("qk_rope_head_dim", least=2), interleaved=True)  # as the weights lie here
     nope, scaling = fields.integer("qk_nope_head_dim"), rope.scaling
     scale = (nope + rope.dim) ** -0.5
     if isinstance(scaling, YarnScaling) and scaling.mscale_all_dim:
@@ -38,6 +37,7 @@ def _mla(fields: Fields) -> tuple[MlaConfig, RopeConfig]:
         qk_rope_head_dim=rope.dim,
         v_head_dim=fields.integer("v_head_dim"),
         softmax_scale=scale,
+        interleaved=fields.choice("rope_interleave", (True, False), True),
     )
     return mla, rope
 
@@ -50,8 +50,8 @@ def _gqa(fields: Fields, qk_norm: bool = False, bias: bool = False) -> tuple[Gqa
     head_dim = fields.integer("head_dim", fields.integer("hidden_size") // heads)
     if heads % kv_heads:
         raise CheckpointError(f"config.json: {heads} heads can't share {kv_heads} key-value heads evenly.")
-    if head_dim % 16 or head_dim > 256:
-        raise CheckpointError(f"config.json: head_dim must be a multiple of 16 up to 256, not {head_dim}.")
+    if head_dim > 256:
+        raise CheckpointError(f"config.json: head_dim must be 256 at most, not {head_dim}.")
     gqa = GqaConfig(heads, kv_heads, head_dim, qk_norm, bias or every, every)
     return gqa, rope_of(fields, head_dim, interleaved=False)
 
@@ -110,9 +110,11 @@ DEFAULTS = {  # what a field means that a file leaves out, as transformers has i
         "qk_nope_head_dim": 128, "v_head_dim": 128, "n_routed_experts": 64, "n_shared_experts": 2,
         "moe_intermediate_size": 1407, "bos_token_id": 1, "eos_token_id": 2,
     },
-    "qwen3": _PLAIN | {"num_key_value_heads": 32, "head_dim": 128, "max_window_layers": 28},
-    "qwen3_moe": _PLAIN | {"num_key_value_heads": 4, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
-    "qwen2": _PLAIN | {"num_key_value_heads": 32, "max_window_layers": 28},
+    "qwen3": _PLAIN | {"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096, "max_window_layers": 28},
+    "qwen3_moe": _PLAIN | {
+        "num_key_value_heads": 4, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "sliding_window": 4096,
+    },
+    "qwen2": _PLAIN | {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
     "llama": {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
     "smollm3": _PLAIN | {
         "num_key_value_heads": 4, "rope_theta": 2e6, "tie_word_embeddings": True, "bos_token_id": 128000,
@@ -154,6 +156,8 @@ def parse_config(raw: Any, generation: Any = None) -> ModelConfig:
     attention, rope = attention_of(fields)
     moe, vocab_size = moe_of(fields), fields.integer("vocab_size")
     bos = fields.token_ids("bos_token_id", vocab_size)
+    unrotated = unrotated_layers(fields) if family == "smollm3" else frozenset()
+    sliding = sliding_layers(fields, family, unrotated)
     config = ModelConfig(
         model_type=family,
         vocab_size=vocab_size,
@@ -171,7 +175,9 @@ def parse_config(raw: Any, generation: Any = None) -> ModelConfig:
         skipped_layers=fields.integer("num_nextn_predict_layers", 0, least=0),
         quantization=quantization_of(raw.get("quantization_config")),
         mlp_bias=family in ("llama", "smollm3") and fields.choice("mlp_bias", (True, False), False),
-        unrotated=unrotated_layers(fields) if family == "smollm3" else frozenset(),
+        unrotated=unrotated,
+        window=fields.integer("sliding_window") if sliding else None,
+        sliding=sliding,
     )
     _check_sizes(config)
     if generation is not None:
@@ -185,20 +191,11 @@ def _refuse_unknown_forms(raw: dict, family: str) -> None:
         raise CheckpointError(f"config.json: hidden_act {raw['hidden_act']!r} is not supported; 'silu' is.")
     if family.startswith("deepseek") and raw.get("attention_bias"):
         raise CheckpointError("config.json: attention_bias is not supported for latent attention; it must be false.")
-    if raw.get("rope_interleave") is False:
-        raise CheckpointError("config.json: rope_interleave false is not supported; only true is.")
 
 
 def _check_sizes(c: ModelConfig) -> None:
     """Relations between fields that the kernels and the router rely on."""
-    a, moe = c.attention, c.moe
-    inner = a.block_sizes()
-    if moe and moe.n_shared_experts > 1:  # they are stored as one wide MLP, whose tiles must end where an expert does
-        inner["moe_intermediate_size"] = moe.moe_intermediate_size
-    for name, size in inner.items():
-        if size % BLOCK_SIZE:
-            raise CheckpointError(f"config.json: {name} must be a multiple of {BLOCK_SIZE}, not {size}.")
-    if moe:
+    if moe := c.moe:
         chosen = moe.n_routed_experts // moe.n_group * moe.topk_group
         wrong = moe.n_routed_experts % moe.n_group or moe.topk_group > moe.n_group
         if wrong or moe.num_experts_per_tok > chosen:

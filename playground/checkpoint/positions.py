@@ -79,10 +79,29 @@ def context_of(fields: Fields, rope: RopeConfig) -> int:
     before = (raw.get("rope_scaling") or raw.get("rope_parameters") or {}).get("original_max_position_embeddings")
     if isinstance(scaling, YarnScaling) and before is not None:  # files state the context before or after stretching
         stated = max(stated, int(scaling.factor * scaling.original_max_position_embeddings))
-    slides = raw.get("use_sliding_window", raw["model_type"] == "mistral") and raw.get("sliding_window") is not None
-    if slides and fields.integer("max_window_layers", 0, least=0) < fields.integer("num_hidden_layers"):
-        return min(stated, fields.integer("sliding_window"))  # within the window, attention is plain
     return stated
+
+
+def sliding_layers(fields: Fields, family: str, unrotated: frozenset[int]) -> frozenset[int]:
+    """Layers that see a window of the last tokens, as transformers has it: all of a Mistral or Qwen3-MoE that states
+    one, those of a list, those from `max_window_layers` on, or SmolLM3's without rotary embedding."""
+    layers, raw = range(fields.integer("num_hidden_layers")), fields.raw
+    switched = family in ("qwen2", "qwen3", "qwen3_moe", "smollm3")
+    used = family == "mistral" or (switched and fields.choice("use_sliding_window", (True, False), False))
+    if not used or raw.get("sliding_window") is None:
+        return frozenset()
+    if family in ("mistral", "qwen3_moe"):
+        return frozenset(layers)
+    kinds = fields.list_of("layer_types", str)
+    if kinds:
+        if len(kinds) != len(layers) or not {"full_attention", "sliding_attention"}.issuperset(kinds):
+            raise CheckpointError(
+                f"config.json: layer_types must give {len(layers)} layers full_attention or sliding_attention."
+            )
+        return frozenset(i for i in layers if kinds[i] == "sliding_attention")
+    if family == "smollm3":
+        return unrotated
+    return frozenset(layers[fields.integer("max_window_layers", least=0) :])
 
 
 def unrotated_layers(fields: Fields) -> frozenset[int]:

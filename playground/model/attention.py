@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import kernels
-from playground.checkpoint.config import BLOCK_SIZE, ModelConfig
+from playground.checkpoint.config import BLOCK_SIZE, ModelConfig, whole_blocks
 from playground.model.layers import Feed, Linear, Product, RMSNorm
+from playground.model.layout import behind, padded, pairs_of_halves
 from playground.model.step import Step
 
 LATENT_EPS = 1e-6  # DeepSeek's own code leaves these two norms at their default, whatever `rms_norm_eps` says
@@ -36,11 +37,13 @@ def seen_by_prefill(kv: kernels.KV, slots: torch.Tensor, step: Step, dtype: torc
     return kernels.gather_kv(kv, slots if step.context is None else step.context, dtype=dtype)
 
 
-def attend_prompt(q, k, v, step: Step, form: kernels.Form, *, scale: float) -> kernels.Formed:
+def attend_prompt(
+    q, k, v, step: Step, form: kernels.Form, *, scale: float, window: int | None = None
+) -> kernels.Formed:
     """`kernels.causal_attention`, at the tokens whose hidden states the step returns."""
     if step.wanted is None:
-        return kernels.causal_attention(q, k, v, form, scale=scale)
-    out = kernels.causal_attention(q, k, v, kernels.Form(plain=True, fp8=False), scale=scale)
+        return kernels.causal_attention(q, k, v, form, scale=scale, window=window)
+    out = kernels.causal_attention(q, k, v, kernels.Form(plain=True, fp8=False), scale=scale, window=window)
     return kernels.formed(step.of_wanted(out.plain), form)
 
 
@@ -57,23 +60,29 @@ def in_whole_blocks(out: kernels.Formed, form: kernels.Form) -> kernels.Formed:
 
 
 class LatentAttention(nn.Module):
-    def __init__(self, config: ModelConfig, name: str):
+    def __init__(self, config: ModelConfig, index: int):
         super().__init__()
-        c, a = config, config.attention
+        c, a, name = config, config.attention, f"layers.{index}.self_attn"
         self.config = a
-        queries = a.heads * a.qk_head_dim
+        queries, per_head, kept = a.heads * a.qk_head_dim, None, None
+        pairs = padded(a.qk_rope_head_dim, a.qk_rope_head_dim) if a.interleaved else pairs_of_halves(a.qk_rope_head_dim)
+        if not a.interleaved:
+            per_head = behind(*[padded(a.qk_nope_head_dim, a.qk_nope_head_dim), pairs] * a.heads)
+        if not a.interleaved or a.latent != a.kv_lora_rank:
+            kept = behind(padded(a.kv_lora_rank, a.latent), pairs)
         if a.q_lora_rank is None:
-            query, self.q_proj = "q_proj", Linear(c.hidden_size, queries, c, f"{name}.q_proj")
+            query, self.q_proj = "q_proj", Linear(c.hidden_size, queries, c, f"{name}.q_proj", rows=per_head)
             first = self.q_proj
         else:
-            query, self.q_a_proj = "q_a_proj", Linear(c.hidden_size, a.q_lora_rank, c, f"{name}.q_a_proj")
-            self.q_a_layernorm = RMSNorm(a.q_lora_rank, LATENT_EPS)
-            self.q_b_proj = Linear(a.q_lora_rank, queries, c, f"{name}.q_b_proj")
+            query, self.q_a_proj = "q_a_proj", Linear(c.hidden_size, a.q_lora_rank, c, f"{name}.q_a_proj", whole=True)
+            self.q_a_layernorm = RMSNorm(a.q_lora_rank, LATENT_EPS, whole_blocks(a.q_lora_rank))
+            self.q_b_proj = Linear(a.q_lora_rank, queries, c, f"{name}.q_b_proj", rows=per_head)
             self.expand_query = Product((self.q_b_proj,))
             self.feed_query = Feed(c, f"{name}.q_b_proj")
             first = self.q_a_proj
-        self.kv_a_proj_with_mqa = Linear(c.hidden_size, sum(a.cache_widths), c, f"{name}.kv_a_proj_with_mqa")
-        self.kv_a_layernorm = RMSNorm(a.kv_lora_rank, LATENT_EPS)
+        both = a.kv_lora_rank + a.qk_rope_head_dim
+        self.kv_a_proj_with_mqa = Linear(c.hidden_size, both, c, f"{name}.kv_a_proj_with_mqa", rows=kept)
+        self.kv_a_layernorm = RMSNorm(a.kv_lora_rank, LATENT_EPS, a.latent)
         expanded = a.heads * (a.qk_nope_head_dim + a.v_head_dim)
         self.kv_b_proj = Linear(a.kv_lora_rank, expanded, c, f"{name}.kv_b_proj")
         self.o_proj = Linear(a.heads * a.v_head_dim, c.hidden_size, c, f"{name}.o_proj", whole=True)
@@ -95,10 +104,10 @@ class LatentAttention(nn.Module):
         dtype = self.output.dtype
         kv, slots = places(cache, step, self.config.cache_widths, dtype)
         partials = self.inputs(self.feed(x, step))
-        keep = kernels.Keep(self.inputs.starts[1], self.kv_a_layernorm.weight, LATENT_EPS, slots, kv)
+        keep = kernels.Keep(self.inputs.starts[1], self.kv_a_layernorm.weight, self.kv_a_layernorm.eps, slots, kv)
         if self.config.q_lora_rank is not None:
-            norm, query_form = self.q_a_layernorm.weight, self.feed_query.form
-            query = kernels.split_latents(partials, norm, rope, keep, query_form, dtype=dtype)
+            norm, query_form = self.q_a_layernorm, self.feed_query.form
+            query = kernels.split_latents(partials, norm.weight, rope, keep, query_form, dtype=dtype, eps=norm.eps)
             partials, keep = self.expand_query(self.feed_query(query, step)), None
         form = attention_form(self.config.heads * self.config.v_head_dim, self.feed_output.form)
         if step.is_decode:
@@ -107,7 +116,7 @@ class LatentAttention(nn.Module):
             out = kernels.mla_decode(q, cache, step.pages, step.lengths, self.absorb_values, form, scale=scale)
         else:
             if keep:
-                kernels.split_latents(partials, None, rope, keep, None, dtype=dtype)
+                kernels.split_latents(partials, None, rope, keep, None, dtype=dtype, eps=0.0)
             out = self._prefill(partials, rope, seen_by_prefill(kv, slots, step, dtype), step, form)
         return self.output(self.feed_output(in_whole_blocks(out, self.feed_output.form), step))
 
@@ -118,7 +127,7 @@ class LatentAttention(nn.Module):
         q = kernels.add_up(partials, dtype=seen.dtype)[:, : a.heads * a.qk_head_dim].unflatten(-1, (a.heads, -1))
         q_nope, q_rope = q.split([a.qk_nope_head_dim, a.qk_rope_head_dim], dim=-1)
         q = torch.cat([q_nope, kernels.rotate(q_rope, rope[:, None, 0], rope[:, None, 1], interleaved=True)], dim=-1)
-        latent, k_rope = seen.split([a.kv_lora_rank, a.qk_rope_head_dim], dim=-1)
+        latent, k_rope = seen.split([a.latent, a.qk_rope_head_dim], dim=-1)
         act = self.feed_latent(kernels.formed(latent.contiguous(), self.feed_latent.form), step)
         kv = kernels.add_up(self.expand_latent(act), dtype=seen.dtype).unflatten(-1, (a.heads, -1))
         k_nope, v = kv.split([a.qk_nope_head_dim, a.v_head_dim], dim=-1)

@@ -12,6 +12,7 @@ from torch import nn
 
 import kernels
 from playground.checkpoint.config import CheckpointError, ModelConfig, whole_blocks
+from playground.model.layout import Layout, as_stored
 from playground.model.step import Step
 
 
@@ -60,10 +61,22 @@ class Linear(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, config: ModelConfig, name: str, whole: bool = False, bias: bool = False
+        self,
+        inputs: int,
+        outputs: int,
+        config: ModelConfig,
+        name: str,
+        whole: bool = False,
+        bias: bool = False,
+        rows: Layout | None = None,
+        columns: Layout | None = None,
     ):
+        """`inputs` and `outputs` as in the files; `rows` and `columns`: how they lie here, where that differs by more
+        than padding behind them."""
         super().__init__()
         self.stored = (outputs, inputs)  # the shape in the files
+        self.rows, self.columns = rows, columns
+        inputs, outputs = len(columns or range(inputs)), len(rows or range(outputs))
         self.bias = _parameter(outputs) if bias else None
         inputs, outputs = whole_blocks(inputs), whole_blocks(outputs) if whole else outputs
         self.tile_errors: torch.Tensor | None = None  # of each tile, where the weight was quantised here at load
@@ -78,6 +91,11 @@ class Linear(nn.Module):
         if not self.is_fp8:
             return self.weight.to(dtype)
         return kernels.weight_dequant(self.weight, self.weight_scale_inv, dtype=dtype)
+
+    def as_stored(self, dtype: torch.dtype) -> torch.Tensor:
+        """The weight as the files hold it, restored."""
+        whole = as_stored(as_stored(self.dequantised(dtype), self.rows, 0), self.columns, 1)
+        return whole[: self.stored[0], : self.stored[1]]
 
 
 class Product(nn.Module):
@@ -187,11 +205,13 @@ class PlainLinear(nn.Module):
 
 class RMSNorm(nn.Module):
     """A norm's weight; the ops that use it do more at once. They take the mean over all of a row: where zeros pad it to
-    `width`, what that makes too small of the mean goes into the weight, kept in float32, and into eps."""
+    `width`, or as `rows` says, what that makes too small of the mean goes into the weight, kept in float32, and into
+    eps."""
 
-    def __init__(self, dim: int, eps: float, width: int | None = None):
+    def __init__(self, dim: int, eps: float, width: int | None = None, rows: Layout | None = None):
         super().__init__()
-        self.stored, width = (dim,), width or dim
+        self.stored, self.rows = (dim,), rows
+        width = len(rows) if rows else width or dim
         self.share = dim / width
         self.weight, self.eps = _parameter(width), eps * self.share
 
@@ -207,13 +227,14 @@ class RMSNorm(nn.Module):
 class MLP(nn.Module):
     """SwiGLU: `down(silu(gate(x)) * up(x))`. An inner size that is no multiple of 128 is padded with zero weights."""
 
-    def __init__(self, config: ModelConfig, inner: int, name: str, products: bool = True):
-        """`products=False`: only the weights; the experts of a layer are multiplied together."""
+    def __init__(self, config: ModelConfig, inner: int, name: str, products: bool = True, layout: Layout | None = None):
+        """`products=False`: only the weights; the experts of a layer are multiplied together. `layout` of the inner
+        size."""
         super().__init__()
         c, wide = config, (config.hidden_size, inner)
-        self.gate_proj = Linear(*wide, c, f"{name}.gate_proj", whole=True, bias=c.mlp_bias)
-        self.up_proj = Linear(*wide, c, f"{name}.up_proj", whole=True, bias=c.mlp_bias)
-        self.down_proj = Linear(*wide[::-1], c, f"{name}.down_proj", whole=True, bias=c.mlp_bias)
+        self.gate_proj = Linear(*wide, c, f"{name}.gate_proj", whole=True, bias=c.mlp_bias, rows=layout)
+        self.up_proj = Linear(*wide, c, f"{name}.up_proj", whole=True, bias=c.mlp_bias, rows=layout)
+        self.down_proj = Linear(*wide[::-1], c, f"{name}.down_proj", whole=True, bias=c.mlp_bias, columns=layout)
         if products:
             self.gate_up = Product((self.gate_proj, self.up_proj))
             self.down = Product((self.down_proj,))

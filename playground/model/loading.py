@@ -18,6 +18,7 @@ from torch import nn
 import kernels
 from playground.checkpoint.config import CheckpointError, ModelConfig
 from playground.model.layers import Linear
+from playground.model.layout import lay_out
 
 SCALE_SUFFIX = "_scale_inv"
 OTHER_SUFFIX = "_scale"  # of formats that scale a whole tensor, or each of its rows
@@ -115,7 +116,8 @@ def stored_shape(model: nn.Module, name: str, slot: nn.Parameter) -> tuple[int, 
     """The shape that a checkpoint gives this parameter: without the padding that we add."""
     owner, _, leaf = name.rpartition(".")
     part = model.get_submodule(owner)
-    return getattr(part, "stored", tuple(slot.shape)) if leaf == "weight" else tuple(slot.shape)
+    stored = getattr(part, "stored", tuple(slot.shape))
+    return stored if leaf == "weight" else stored[:1] if leaf == "bias" else tuple(slot.shape)
 
 
 def with_scales(
@@ -162,6 +164,7 @@ def fill(
             _fill_projection(part, tensor, scale, dtype)
         else:
             kept = torch.float32 if leaf == "e_score_correction_bias" else dtype
+            tensor = lay_out(tensor, getattr(part, "rows", None), 0)
             padding = [n for size, end in zip(tensor.shape, slot.shape, strict=True) for n in (end - size, 0)][::-1]
             setattr(part, leaf, nn.Parameter(F.pad(tensor.to(kept), padding), requires_grad=False))
         yield
@@ -194,6 +197,10 @@ def _checked(scale: torch.Tensor, weight: torch.Tensor, name: str) -> torch.Tens
 def _fill_projection(part: Linear, weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> None:
     if scale is not None and scale.shape != tiles_of(weight.shape):  # of the whole tensor, or of each row
         weight, scale, part.twice = weight.float() * scale.reshape(-1, 1), None, part.is_fp8
+    if part.rows or part.columns:
+        if scale is not None:
+            weight, scale, part.twice = kernels.weight_dequant(weight, scale, dtype=torch.float32), None, part.is_fp8
+        weight = lay_out(lay_out(weight, part.rows, 0), part.columns, 1)
     if not part.is_fp8:
         weight = weight.to(dtype) if scale is None else kernels.weight_dequant(weight, scale, dtype=dtype)
     elif scale is None:

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 import kernels
-from playground.checkpoint.config import BLOCK_SIZE, CheckpointError, ModelConfig
+from playground.checkpoint.config import BLOCK_SIZE, CheckpointError, ModelConfig, whole_blocks
 from playground.model.layers import MLP, Feed, PlainLinear, Product, _parameter
+from playground.model.layout import behind, padded
 from playground.model.step import Step
 
 
@@ -47,7 +48,9 @@ class MoE(nn.Module):
         if c.n_shared_experts:
             spare = c.n_shared_experts
             names += [f"{name}.shared_experts"] * spare
-            self.shared_experts = MLP(config, inner * spare, names[-1], products=False)
+            # stored as one wide MLP, in which here each expert begins a block
+            layout = behind(*[padded(inner, whole_blocks(inner))] * spare) if inner % BLOCK_SIZE else None
+            self.shared_experts = MLP(config, inner * spare, names[-1], products=False, layout=layout)
             self.shared_stored = self._shared_storage()
         self.gate_up = Product(*((e.gate_proj, e.up_proj) for e in self.experts), spare=spare)
         self.down = Product(*((e.down_proj,) for e in self.experts), spare=spare)

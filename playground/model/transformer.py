@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import chain, islice
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import kernels
@@ -25,9 +26,9 @@ ATTENTION = {MlaConfig: LatentAttention, GqaConfig: GroupedQueryAttention}
 class Layer(nn.Module):
     def __init__(self, config: ModelConfig, index: int):
         super().__init__()
-        c, name = config, f"layers.{index}"
+        c, name, attention = config, f"layers.{index}", ATTENTION[type(config.attention)]
         self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps, c.width)
-        self.self_attn = ATTENTION[type(c.attention)](c, f"{name}.self_attn")
+        self.self_attn = attention(c, index)
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps, c.width)
         if c.is_moe(index):
             self.mlp = MoE(c, f"{name}.mlp")
@@ -103,7 +104,8 @@ class Transformer(nn.Module):
         for part in self.modules():
             if hasattr(part, "prepare"):
                 part.prepare(dtype)
-        self.rope = rope_table(c.rope, c.max_position_embeddings, device)
+        rope = rope_table(c.rope, c.max_position_embeddings, device)
+        self.rope = F.pad(rope, (0, c.attention.rotary_width // 2 - rope.shape[-1]))
         self.eval()
 
     def forward(self, tokens: torch.Tensor, step: Step, cache: kernels.KV | None = None) -> torch.Tensor:

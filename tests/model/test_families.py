@@ -59,12 +59,13 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_logits_agree_with_transformers_in_one_piece_in_chunks_and_step_by_step(pair):
     model, folder = pair
     ours, _ = load_model(folder, CPU, form="bf16")
-    ids = tokens(600)  # past the original context of every scaled rope above
+    ids = tokens(700)  # past the original context of every scaled rope, and past the windows
     with torch.inference_mode():
         expected = model(ids[None]).logits[0]
-    assert relative(prefill(ours, ids), expected) < 1e-4
+    for length in (1, 127, 128, 129, 700):
+        assert relative(prefill(ours, ids[:length]), expected[:length]) < 1e-4
     assert relative(prefill(ours, ids, pieces=3), expected) < 1e-4
-    assert relative(decode(ours, ids, 560), expected[560:]) < 1e-4
+    assert relative(decode(ours, ids, 670), expected[670:]) < 1e-4
     assert relative(decode(ours, ids[:40], 1), expected[1:40]) < 1e-4
 
 
@@ -85,8 +86,7 @@ def restored(model, ours) -> None:
     state = model.state_dict()
     for name, part in ours.named_modules():
         if getattr(part, "is_fp8", False):
-            rows, cols = part.stored
-            state[f"{name}.weight"].copy_(part.dequantised(torch.float32)[:rows, :cols])
+            state[f"{name}.weight"].copy_(part.as_stored(torch.float32))
 
 
 def of_the_format(ours) -> float:
@@ -228,7 +228,6 @@ def test_the_embedded_checkpoint_opened_by_transformers_writes_the_same_greedy_t
         ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128],
                                   "modules_to_not_convert": ["(a*)*b"]}}, "too intricate"),
         ({"hidden_act": "gelu"}, "'gelu'"),
-        ({"rope_interleave": False}, "rope_interleave false"),
     ],
 )  # fmt: skip
 def test_what_cannot_run_is_refused_by_name_with_what_is_supported(change, message):
@@ -279,19 +278,28 @@ def test_a_context_that_yarn_stretches_is_as_long_as_it_makes_it():
     assert parse_config(config).max_position_embeddings == 4 * BEFORE
 
 
+QWEN_SLIDES = {"model_type": "qwen3", "sliding_window": 256, "use_sliding_window": True}
+
+
 @pytest.mark.parametrize(
-    ("change", "context"),
+    ("change", "windows"),
     [
-        ({"sliding_window": 256}, 256),
-        ({"sliding_window": None}, 1024),
-        ({}, 1024),  # the family's own 4,096
-        ({"model_type": "qwen3", "sliding_window": 256}, 1024),
-        ({"model_type": "qwen3", "sliding_window": 256, "use_sliding_window": True, "max_window_layers": 3}, 1024),
-        ({"model_type": "qwen3", "sliding_window": 256, "use_sliding_window": True, "max_window_layers": 2}, 256),
+        ({"sliding_window": 256}, [256] * 3),
+        ({"sliding_window": None}, [None] * 3),
+        ({}, [None] * 3),  # the family's own 4,096, which no row of this context outgrows
+        ({"model_type": "qwen3", "sliding_window": 256}, [None] * 3),
+        (QWEN_SLIDES | {"max_window_layers": 3}, [None] * 3),
+        (QWEN_SLIDES | {"max_window_layers": 2}, [None, None, 256]),
+        (QWEN_SLIDES | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}, [256, None, 256]),
+        (QWEN_SLIDES | {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2}, [256] * 3),
+        (QWEN_SLIDES | {"model_type": "smollm3", "no_rope_layers": [1, 0, 1]}, [None, 256, None]),
+        (QWEN_SLIDES | {"model_type": "llama"}, [None] * 3),
     ],
 )
-def test_a_row_is_no_longer_than_a_sliding_window_within_which_attention_is_plain(change, context):
-    assert parse_config(COMMON | GQA | {"model_type": "mistral"} | change).max_position_embeddings == context
+def test_layers_slide_where_transformers_lets_them(change, windows):
+    config = parse_config(COMMON | GQA | {"model_type": "mistral"} | change)
+    assert config.max_position_embeddings == 1024
+    assert [config.window_of(layer) for layer in range(3)] == windows
 
 
 @pytest.mark.parametrize(
