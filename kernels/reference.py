@@ -28,7 +28,8 @@ def _scale_of(amax: torch.Tensor, scale_fmt: str | None) -> torch.Tensor:
     scale = amax.clamp_(min=AMAX_FLOOR).div_(FP8_MAX)
     if scale_fmt == "ue8m0":
         mantissa, exponent = torch.frexp(scale)  # scale = mantissa * 2^exponent, mantissa in [0.5, 1)
-        scale = torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).to(exponent.dtype))
+        power = torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).to(exponent.dtype))
+        scale = torch.where(scale.isfinite(), power, scale)
     return scale
 
 

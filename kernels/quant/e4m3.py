@@ -30,7 +30,7 @@ def has_e4m3_instructions() -> bool:
 
 @triton.jit
 def encode_e4m3(x):
-    """Finite float32 to E4M3 codes (uint8): round to nearest even, saturating at 448."""
+    """Float32 to E4M3 codes (uint8): round to nearest even, saturating at 448; NaN stays NaN."""
     if has_e4m3_instructions():
         return x.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
     else:
@@ -47,7 +47,7 @@ def encode_e4m3_in_integers(x):
     # subnormal: a multiple of 2^-9; adding 2^23 rounds to an integer that stands in the low mantissa bits
     subnormal = (magnitude * 512.0 + 8388608.0).to(tl.int32, bitcast=True) & 0xF
     code = tl.where(magnitude >= 0.015625, normal, subnormal)
-    return (code | sign).to(tl.uint8)
+    return tl.where(x == x, code | sign, 0x7F).to(tl.uint8)
 
 
 @triton.jit

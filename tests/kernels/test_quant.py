@@ -46,6 +46,21 @@ def test_weight_quant_kernel_equals_its_twin_bit_by_bit_ragged_edges_included(sh
     )
 
 
+@pytest.mark.parametrize("scale_fmt", FORMATS)
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+def test_what_is_not_finite_stays_so_and_touches_no_other_block(bad, scale_fmt):
+    x = awkward(3, 384)
+    q_clean, s_clean = reference.act_quant(x, 128, scale_fmt)
+    x[1, 130] = bad
+    for quantise, at in ((reference.act_quant, "cpu"), (quant.act_quant, DEVICE)):
+        q, s = (t.cpu() for t in quantise(x.to(at), 128, scale_fmt))
+        assert not reference.act_dequant(q, s)[1, 130].isfinite()
+        others = torch.ones(3, 3, dtype=torch.bool)
+        others[1, 1] = False
+        assert_bits_equal(s[others], s_clean[others])
+        assert_bits_equal(*(codes.view(torch.uint8).unflatten(1, (3, 128))[others] for codes in (q, q_clean)))
+
+
 def test_every_e4m3_code_survives_decode_and_encode():
     codes = torch.arange(256, dtype=torch.uint8)
     codes = codes[(codes & 0x7F) != 0x7F]  # the two NaN
