@@ -16,7 +16,8 @@ PLAIN = tuple(f"playground.engine.{name}" for name in ("bar", "client", "events"
 """What crosses between the engine and those who ask it: numbers, texts, arrays."""
 ALLOWED = {  # room -> what it may import of ours, itself apart
     "kernels": set(),
-    CONFIG: set(),
+    "playground.checkpoint.patterns": set(),
+    CONFIG: {"playground.checkpoint.patterns"},
     "playground.checkpoint.fields": {CONFIG},
     "playground.checkpoint.formats": {CONFIG, "playground.checkpoint.fields"},
     "playground.checkpoint.positions": {CONFIG, "playground.checkpoint.fields"},

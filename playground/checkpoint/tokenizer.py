@@ -12,8 +12,9 @@ import tokenizers
 from tokenizers.decoders import DecodeStream
 
 from playground.checkpoint.config import CheckpointError
+from playground.checkpoint.patterns import may_never_end
 
-_LARGEST = 128 << 20  # of a tokenizer: Gemma 3's has 33 MB
+_LARGEST = 64 << 20  # of a tokenizer: Gemma 3's has 33 MB
 _MAX_JSON = 16 << 20
 _MARK = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)  # DeepSeek's roles are written so, and not called special
 BEHIND = 32  # tokens that say how the ones behind them read: a space before them, bytes of a character
@@ -32,13 +33,14 @@ class Tokenizer:
             raise CheckpointError(f"{path} is larger than {_LARGEST >> 20} MB; that is no tokenizer.")
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
+            _check_patterns(raw, path)
             self.inner = _library(raw)
             for token in (
                 raw.get("added_tokens") or []
             ):  # in these copies control tokens can be switched off, all of them
                 token["special"] = bool(token["special"] or _MARK.fullmatch(token["content"]))
             self.plain, self.within = _library(raw), _library(_never_first(raw))
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit, CheckpointError):
             raise
         except BaseException as error:  # the library raises bare Exception for a damaged file, and panics
             raise CheckpointError(f"{path} can't be read: {str(error)[:300]}") from None
@@ -99,6 +101,14 @@ def _library(raw: dict) -> tokenizers.Tokenizer:
     inner.no_truncation()
     inner.no_padding()
     return inner
+
+
+def _check_patterns(raw: Any, path: Path) -> None:
+    """The library gives up a match that takes too long, but one for every character adds up."""
+    for part in raw.values() if isinstance(raw, dict) else raw if isinstance(raw, list) else ():
+        if isinstance(part, dict) and isinstance(pattern := part.get("Regex"), str) and may_never_end(pattern):
+            raise CheckpointError(f"{path} has a pattern that may take forever to match: {pattern[:80]!r}.")
+        _check_patterns(part, path)
 
 
 def _never_first(raw: Any) -> Any:
