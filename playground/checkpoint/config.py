@@ -24,7 +24,11 @@ _REPEATED = re.compile(r"[*+{]")  # each multiplies the time that a match can ta
 
 
 class CheckpointError(ValueError):
-    """A model folder that can't be used: the message names the file, field or tensor and says what would do."""
+    """A model folder that can't be used: the message names the file, field or tensor and says what would do. It stays
+    a sentence, however much of a file it quotes."""
+
+    def __init__(self, message: str):
+        super().__init__(message if len(message) <= 600 else f"{message[:300]} ... {message[-200:]}")
 
 
 def whole_blocks(size: int) -> int:

@@ -154,9 +154,9 @@ class CurvePoint:
 @dataclass(frozen=True)
 class WeightScales:
     """The 128x128 tile scales of one projection, the shape `[N, K]` of its weight, and, where it was quantised as it
-    was loaded, each tile's relative error: median and largest; `twice`, where its file had another FP8 format, whose
-    numbers the error is against. `names` of the layer's projections; `grid` None where
-    the layer has none."""
+    was loaded, each tile's relative error: median and largest; `twice`, where its file had other blocks, whose numbers
+    the error is against. `names` of the layer's projections; `grid` None where the layer has none. `unused`: scales
+    for a cache or for activations in the model's files."""
 
     layer: int
     projection: str
@@ -165,6 +165,7 @@ class WeightScales:
     shape: tuple[int, ...] = ()
     error: tuple[float, ...] | None = None
     twice: bool = False
+    unused: int = 0
 
 
 @dataclass(frozen=True)

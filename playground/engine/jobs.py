@@ -112,6 +112,7 @@ def weight_scales(engine: Engine, layer: int, projection: str) -> WeightScales:
         tuple(linear.stored),
         None if error is None else (error.median().item(), error.max().item()),
         linear.twice,
+        engine.model.unused_scales,
     )
 
 

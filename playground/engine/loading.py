@@ -17,7 +17,7 @@ from playground.checkpoint.memory import Plan, free_bytes, plan
 from playground.checkpoint.tokenizer import Tokenizer
 from playground.engine.bar import Bar
 from playground.engine.events import Progress
-from playground.model.loading import check_headers
+from playground.model.loading import check_headers, unused_scales
 from playground.model.transformer import Transformer
 
 MAX_ROWS = kernels.INVARIANT_ROWS
@@ -78,6 +78,7 @@ class Loading:
         config = choose_form(checkpoint.config, form)
         model = Transformer(config)
         check_headers(model, checkpoint.headers)
+        model.unused_scales = unused_scales(checkpoint.headers)
         room = plan(model, device, dtype, MAX_ROWS, context, free_bytes(device), choose_cache(cache_dtype, dtype))
         model.config = replace(config, max_position_embeddings=room.context)
         return cls(checkpoint, model, room, device, dtype)

@@ -68,6 +68,11 @@ def is_skipped(config: ModelConfig, name: str) -> bool:
     return _UNUSED.search(name) is not None
 
 
+def unused_scales(headers: Mapping[str, Header]) -> int:
+    """How many scales for a cache or for activations the files hold: they go unused."""
+    return sum(_UNUSED.search(name) is not None and "_scale" in name for name in headers)
+
+
 def check_headers(model: nn.Module, headers: Mapping[str, Header]) -> None:
     """Compares the files' headers with the model, so that nothing is read in vain. Raises `CheckpointError` naming
     the first tensor that is unknown, missing, misshapen or of the wrong type, and its file."""

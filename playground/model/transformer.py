@@ -73,6 +73,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+        self.unused_scales = 0  # for a cache or for activations, in the files: both are measured here
         self.model = Body(config)
         self.lm_head = PlainLinear(config.hidden_size, config.vocab_size)
 

@@ -164,9 +164,11 @@ def weight_view(found: WeightScales) -> dict:
     (rows, columns), grid = found.shape, ScaleGrid.of(found.grid)
     note = f"{rows} x {columns} weight, one scale per 128x128 tile: {grid.rows} x {grid.columns}"
     if found.error:
-        how = "Its file scales whole rows or the tensor: restored and rounded a second time" if found.twice else ""
+        how = "Its file has other blocks than these: restored and rounded a second time" if found.twice else ""
         note += f". {how or 'Quantised at load'}: a tile's relative error is {found.error[0]:.2%}, "
         note += f"at most {found.error[1]:.2%}"
+    if found.unused:
+        note += f". The files' {found.unused} scales for a cache or for activations go unused: both are measured here"
     return Heatmap.show(grid, "Weight scales", note, "row", "column")
 
 

@@ -370,12 +370,13 @@ def test_a_head_in_the_file_counts_whatever_the_config_says_of_tying(tmp_path):
     assert relative(prefill(ours, tokens(20)), expected) < 1e-4
 
 
-def test_empty_tensors_and_scales_of_a_cache_are_left_in_the_file(tmp_path):
+def test_empty_tensors_and_scales_of_a_cache_are_left_in_the_file_and_told(tmp_path):
     tensors = saved(tmp_path, "mistral")
     extra = {"model.layers.0.self_attn.k_scale": torch.ones(1), "model.layers.1.self_attn.v_proj.output_scale":
              torch.ones(1), "model.layers.1.mlp.shared_experts.up_proj.weight": torch.zeros(0, 128)}  # fmt: skip
     save_file(tensors | extra, tmp_path / "model.safetensors")
-    assert load_model(tmp_path, CPU)[0].config.num_hidden_layers == 3
+    ours, _ = load_model(tmp_path, CPU)
+    assert ours.config.num_hidden_layers == 3 and ours.unused_scales == 2
 
 
 @pytest.mark.parametrize(
