@@ -73,8 +73,9 @@ def attention_error(model: Transformer, queries: int, before: int) -> float:
     a, options = model.config.attention, {"device": model.device, "dtype": model.dtype}
     q, k = (torch.randn(t, 2, a.qk_head_dim, **options) for t in (queries, queries + before))
     v, plain = torch.randn(queries + before, 2, a.value_dim, **options), kernels.Form(True, False)
-    exact = reference.causal_attention(q.double(), k.double(), v.double(), plain, scale=0.1).plain
-    return difference(kernels.causal_attention(q, k, v, plain, scale=0.1).plain, exact)
+    about = {"scale": 0.1, "window": model.config.window}
+    exact = reference.causal_attention(q.double(), k.double(), v.double(), plain, **about).plain
+    return difference(kernels.causal_attention(q, k, v, plain, **about).plain, exact)
 
 
 def written(engine: Engine, rows: int) -> Generator[None, None, list[int]]:
