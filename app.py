@@ -52,7 +52,7 @@ def reach_directly(host: str) -> None:
 
 def open_page(client: ProcessClient, args: argparse.Namespace, models: tuple[str, ...]):
     """Builds the page and puts it on the air, while the engine loads. Raises OSError where it can't listen."""
-    from playground.ui.page import CSS, THEME, build_page
+    from playground.ui.page import HEAD, THEME, build_page
 
     page = build_page(Shelf(client, models))
     page.queue(default_concurrency_limit=None)  # rows limit what runs; whoever has none waits in the engine's line
@@ -63,7 +63,7 @@ def open_page(client: ProcessClient, args: argparse.Namespace, models: tuple[str
         max_threads=200,  # places in gradio's queue: as many requests can be open at the same time
         state_session_capacity=1000,  # visitors whose runs are remembered
         theme=THEME,
-        css=CSS,
+        head=HEAD,
         show_error=False,
         ssr_mode=False,
         run_history=False,

@@ -29,6 +29,13 @@ def text_of(page, name="output") -> str:
 
 
 def figures(page, name="stats") -> dict[str, str]:
+    """Of the footer, or of a line `stats-N` of the table under compared columns."""
+    if name.removeprefix("stats-").isdigit():
+        read = "row => [...row.cells].map(cell => cell.textContent)"
+        rows = [
+            page.locator(where).evaluate_all(f"rows => rows.map({read})") for where in ("#figures thead tr", f"#{name}")
+        ]
+        return dict(zip(*(row[0] for row in rows), strict=True)) if all(rows) else {}
     pairs = "pairs => pairs.map(p => [p.children[0].textContent, p.children[1].textContent])"
     return dict(page.locator(f"#{name} .stats > div").evaluate_all(pairs))
 

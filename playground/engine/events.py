@@ -97,6 +97,7 @@ class ModelInfo:
     cache_form: str  # of the KV cache: plain or fp8
     context: int
     layers: int
+    weights: int  # of all matrices, how many
     vocab_size: int
     cache_tokens: int  # that the cache holds for all rows
     max_rows: int  # that write at the same time; the others wait

@@ -16,6 +16,7 @@ import torch
 
 import kernels
 from playground.checkpoint.config import CheckpointError
+from playground.checkpoint.families import weight_count
 from playground.checkpoint.hub import EMBEDDED, find, local_folder
 from playground.checkpoint.tokenizer import Tokenizer
 from playground.engine.engine import DeviceFault, Engine, in_a_sentence
@@ -227,6 +228,7 @@ def info_of(key: str, name: str, loading: Loading, folder: Path) -> ModelInfo:
         cache_form="plain" if room.cache_dtype == loading.dtype else "fp8",
         context=room.context,
         layers=config.num_hidden_layers,
+        weights=weight_count(config),
         vocab_size=config.vocab_size,
         cache_tokens=room.cache_tokens,
         max_rows=MAX_ROWS,

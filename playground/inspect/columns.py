@@ -44,6 +44,29 @@ def read_columns(settings: list[dict], shared_noise: bool) -> tuple[list[Samplin
     return [p.with_drawn_seed() for p in params], forms
 
 
+def titles(runs: list[Run]) -> list[str]:
+    """What tells each run from the others, in a few words."""
+    parts = [_parts(run) for run in runs]
+    names = [name for name in parts[0] if len({part[name] for part in parts} - {None}) > 1]
+    found = [", ".join(part[name] for name in names if part[name]) for part in parts]
+    return [title or f"Column {n}" for n, title in enumerate(found, 1)]
+
+
+def _parts(run: Run) -> dict[str, str | None]:
+    """None: that has no meaning here."""
+    p = run.params
+    drawn = not p.is_greedy
+    more = {name: getattr(p, name) for name in (FOLDED if drawn else PENALTIES)}
+    more = {name: in_a_word(name, value) for name, value in more.items() if value != SETTINGS[name].off}
+    return {
+        "sampler": SAMPLER_NAMES[p.sampler] if drawn else "Greedy",
+        "temperature": f"T = {p.temperature:g}" if drawn else None,
+        **{name: more.get(name, "") for name in FOLDED},
+        "weights": f"{FORMS[run.form]} weights",
+        "seed": f"seed {p.seed}" if drawn else None,
+    }
+
+
 def labels(runs: list[Run]) -> list[str]:
     """Each run's setting, and its weights where they differ."""
     differ = len({run.form for run in runs}) > 1

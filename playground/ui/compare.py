@@ -11,11 +11,11 @@ import gradio as gr
 
 from playground import RequestError
 from playground.engine.settings import FOLDED, SETTINGS, whole_number
-from playground.inspect.columns import FORMS, MOST, NAMES, PLAIN, read_columns
+from playground.inspect.columns import FORMS, MOST, NAMES, PLAIN, read_columns, titles
 from playground.inspect.fork import Alignment
-from playground.ui.components import ForkView, StatsBar, TextView
+from playground.ui.components import Figures, ForkView, TextView
 from playground.ui.controls import Radio
-from playground.ui.generate import SAVE, WRITING
+from playground.ui.generate import SAVE, WRITING, RunButtons
 from playground.ui.handlers import Handlers
 from playground.ui.painting import Pane
 from playground.ui.session import Session, refuse_during_a_run, run_of, told
@@ -29,6 +29,10 @@ PRESETS = {  # columns, and whether they share their noise
     "Same setting, four seeds": ([{"seed": s} for s in (1, 2, 3, 4)], False),
 }
 WEIGHTS = [(name.capitalize() if form == "" else name, form) for form, name in FORMS.items()]
+ABOUT_NOISE = (
+    "Gumbel-max columns meet the same noise per token; a multinomial draw uses one uniform number, and can differ from "
+    "them where probabilities are equal."
+)
 ABOUT_WEIGHTS = "BF16 quantises nothing; weights stored in FP8 are restored for it"
 FIRST = next(iter(PRESETS))
 ASIDE = (*FOLDED, "seed")
@@ -38,16 +42,19 @@ class Column(NamedTuple):
     block: gr.Column
     settings: list
     text: TextView
-    stats: StatsBar
 
 
 def aligned(found: Alignment) -> tuple[dict, list[dict], dict | None]:
     """What all share, once; each run's own tokens after that; and why they part."""
     runs, shared = found.runs, found.shared
-    own = [TextView.show_piece(run, shared, None, prompt=False, fork=found.fork is not None) for run in runs]
-    same = found.fork is None and all(run.stats and len(run.tokens) == shared for run in runs)
+    forked, named = found.fork is not None, [{"title": title} for title in titles(runs)]
+    own = [TextView.show_piece(run, shared, None, prompt=False, fork=forked) for run in runs]
+    same = not forked and all(run.stats and len(run.tokens) == shared for run in runs)
+    if same:  # shown in each, not as empty boxes
+        own = [TextView.show(run) for run in runs]
     fork = {"note": f"All columns wrote the same {shared} tokens."} if same else found.fork
-    return TextView.show_piece(runs[0], 0, shared, prompt=True, fork=False), own, fork
+    common = TextView.show_piece(runs[0], 0, shared, prompt=True, fork=False)
+    return common | {"title": f"All {len(runs)} wrote"}, [o | n for o, n in zip(own, named, strict=True)], fork
 
 
 class CompareHandlers:
@@ -79,7 +86,7 @@ class CompareHandlers:
     async def compare(
         self, request: gr.Request, session: Session, prompt, max_new_tokens, past_end, count, shared_noise, *values
     ) -> AsyncIterator[tuple]:
-        """Yields the shared text, the fork, and text and figures of each column."""
+        """Yields the shared text, the fork, the figures, and the text of each column."""
         with told():
             count = whole_number("Columns", count)
             if not 2 <= count <= MOST:
@@ -90,42 +97,41 @@ class CompareHandlers:
         ]  # fmt: skip
         asked = [setting["weights"] for setting in settings[:count]]
         if missing := [name for form, name in FORMS.items() if form in asked and form not in ready]:
-            yield None, {"note": f"Loading the {missing[0]} weights; they stay at hand."}, *[None] * (2 * MOST)
+            yield None, {"note": f"Loading the {missing[0]} weights; they stay at hand."}, *[None] * (1 + MOST)
         writing = self.write(request, session, prompt, settings[:count], shared_noise, max_new_tokens, past_end)
         async for found, panes in writing:
             common, own, fork = aligned(found)
-            columns = [value for view, pane in zip(own, panes, strict=True) for value in (view, dict(pane.stats))]
-            yield common, fork, *columns, *[None] * (2 * (MOST - count))
+            names = titles(found.runs)
+            figures = [{"label": name, "stats": dict(pane.stats)} for name, pane in zip(names, panes, strict=True)]
+            yield common, fork, figures, *own, *[None] * (MOST - count)
 
 
 class CompareTab(NamedTuple):
     tab: gr.Tab
-    run: gr.Button
-    stop: gr.Button
+    link: gr.Button
     save: gr.Button
     count: Radio
     shared: gr.Checkbox
     common: TextView
     fork: ForkView
+    figures: Figures
     columns: list[Column]
 
 
 def compare_tab(handlers: Handlers) -> CompareTab:
     with gr.Tab("Compare", id="compare") as tab:
-        with gr.Row():
-            preset = gr.Dropdown(list(PRESETS), value=FIRST, label="Preset", elem_id="preset", min_width=200)
-            count = Radio([2, 3, 4], value=3, label="Columns", elem_id="columns", min_width=120)
-            shared = gr.Checkbox(
-                True, label="Shared noise", info="All columns meet the same luck", elem_id="shared-noise"
-            )
-        with gr.Row(elem_classes="run-row"):
-            run = gr.Button("Run", variant="primary", elem_id="run-compare")
-            stop = gr.Button("Stop", variant="secondary", elem_id="stop-compare")
-            save = gr.Button("Save receipts", elem_id="save-compare")
-        common = TextView("What all columns share", handlers.book.explain, elem_id="output-common")
-        fork = ForkView(elem_id="fork")
+        with gr.Row(elem_id="compare-bar"):
+            preset = gr.Dropdown(list(PRESETS), value=FIRST, label="Preset", elem_id="preset", min_width=220)
+            count = Radio([2, 3, 4], value=3, label="Columns", elem_id="columns-count", min_width=120)
+            shared = gr.Checkbox(True, label="Shared noise", info=ABOUT_NOISE, elem_id="shared-noise", min_width=280)
+        common = TextView("What all columns share", handlers.explain, elem_id="output-common")
         with gr.Row(elem_id="compare-columns"):
             columns = [_column(number, handlers) for number in range(MOST)]
+        fork = ForkView(elem_id="fork")
+        figures = Figures(elem_id="figures")
+        with gr.Row(elem_classes="actions"):
+            link = gr.Button("Copy link", size="sm", elem_id="link-compare")
+            save = gr.Button("Save receipts", size="sm", elem_id="save-compare")
     everything = [control for column in columns for control in column.settings]
     blocks = [column.block for column in columns]
     count.change(lambda n: [gr.update(visible=i < int(n)) for i in range(MOST)], [count], blocks, **QUICK)
@@ -136,7 +142,7 @@ def compare_tab(handlers: Handlers) -> CompareTab:
         return [len(settings), shares, *(row[n] for row in rows for n in NAMES)]
 
     preset.input(choose, [preset], [count, shared, *everything], **QUICK)
-    return CompareTab(tab, run, stop, save, count, shared, common, fork, columns)
+    return CompareTab(tab, link, save, count, shared, common, fork, figures, columns)
 
 
 def _column(number: int, handlers: Handlers) -> Column:
@@ -144,20 +150,19 @@ def _column(number: int, handlers: Handlers) -> Column:
     given = PLAIN | (first[number] if number < len(first) else {})
     with gr.Column(min_width=190, visible=number < len(first)) as block:
         made = {}
-        with gr.Accordion(f"Column {number + 1}", open=True):
+        with gr.Row(elem_classes="column-settings"):
             for name in SETTINGS:
                 if name not in ASIDE:
                     made[name] = _control(number, name, given)
-            with gr.Accordion("More settings", open=False):
+            with gr.Accordion("More", open=False, elem_classes="badge"):
                 for name in ASIDE:
                     made[name] = _control(number, name, given)
                 made["weights"] = gr.Dropdown(
                     WEIGHTS, value="", label="Weights", info=ABOUT_WEIGHTS, elem_id=f"weights-{number}"
                 )
         settings = [made[name] for name in NAMES]
-        text = TextView(f"Column {number + 1}", handlers.book.explain, branches=True, elem_id=f"output-{number}")
-        stats = StatsBar(elem_id=f"stats-{number}")
-    return Column(block, settings, text, stats)
+        text = TextView(f"Column {number + 1}", handlers.explain, branches=True, elem_id=f"output-{number}")
+    return Column(block, settings, text)
 
 
 def _control(number: int, name: str, given: dict):
@@ -165,13 +170,15 @@ def _control(number: int, name: str, given: dict):
     return control(SETTINGS[name], str(given[name]) if SETTINGS[name].choices else given[name], False, elem_id=place)
 
 
-def connect_compare(compare: CompareTab, writer: CompareHandlers, prompt, tokens, past_end, paper, session: gr.State):
+def connect_compare(
+    compare: CompareTab, buttons: RunButtons, writer: CompareHandlers, prompt, tokens, past_end, paper, session
+) -> None:
     settings = [control for column in compare.columns for control in column.settings]
-    views = [view for column in compare.columns for view in (column.text, column.stats)]
-    compare.run.click(
+    texts = [column.text for column in compare.columns]
+    buttons.run.click(
         writer.compare,
         [session, prompt, tokens, past_end, compare.count, compare.shared, *settings],
-        [compare.common, compare.fork, *views],
+        [compare.common, compare.fork, compare.figures, *texts],
         api_visibility="private",
         **WRITING,
     )

@@ -12,6 +12,7 @@ import gradio as gr
 from playground import RequestError
 from playground.engine.requests import Load
 from playground.engine.settings import whole_number
+from playground.inspect.example import example_view
 from playground.inspect.receipt import Receipt, fingerprint, read_receipts
 from playground.inspect.replay import STOPPED
 from playground.inspect.run import Run
@@ -166,10 +167,20 @@ class GenerateHandlers:
                 raise RequestError(STOPPED)
 
 
-class GenerateTab(NamedTuple):
-    tab: gr.Tab
+class RunButtons(NamedTuple):
+    """One place: Run, and while the model writes, Stop (see page.css)."""
+
     run: gr.Button
     stop: gr.Button
+
+    @classmethod
+    def build(cls, suffix: str = "") -> RunButtons:
+        run = gr.Button("Run", variant="primary", elem_id=f"run{suffix}", min_width=90, scale=0)
+        return cls(run, gr.Button("Stop", variant="stop", elem_id=f"stop{suffix}", min_width=90, scale=0))
+
+
+class GenerateTab(NamedTuple):
+    tab: gr.Tab
     output: TextView
     stats: StatsBar
     tree: BranchTree
@@ -183,30 +194,34 @@ class GenerateTab(NamedTuple):
 
 def generate_tab(handlers: Handlers) -> GenerateTab:
     with gr.Tab("Generate", id="generate") as tab:
-        with gr.Row(elem_classes="run-row"):
-            run = gr.Button("Run", variant="primary", elem_id="run")
-            stop_ = gr.Button("Stop", variant="secondary", elem_id="stop")
-        output = TextView("Output", handlers.book.explain, branches=True, elem_id="output")
-        stats = StatsBar(elem_id="stats")
+        output = TextView("Output", handlers.explain, example_view(), branches=True, elem_id="output")
+        with gr.Row(elem_id="foot"):
+            stats = StatsBar(elem_id="stats")
+            with gr.Row(elem_classes="actions"):
+                more = gr.Button("Continue", size="sm", elem_id="continue")
+                link = gr.Button("Copy link", size="sm", elem_id="link")
+                receipt = gr.Button("Save receipt", size="sm", elem_id="receipt")
+                replay = gr.UploadButton(
+                    "Replay a receipt", size="sm", type="binary", file_types=[".json"], elem_id="replay"
+                )
         tree = BranchTree(elem_id="tree")
-        with gr.Row(elem_classes="run-row"):
-            more = gr.Button("Continue", size="sm", elem_id="continue")
-            link = gr.Button("Copy link", size="sm", elem_id="link")
-            receipt = gr.Button("Save receipt", size="sm", elem_id="receipt")
-            replay = gr.UploadButton(
-                "Replay a receipt", size="sm", type="binary", file_types=[".json"], elem_id="replay"
-            )
         paper = gr.Textbox(visible="hidden", elem_id="receipt-text")
         verdict = gr.Textbox(label="Replay", lines=1, max_lines=4, interactive=False, visible=False, elem_id="verdict")
-    return GenerateTab(tab, run, stop_, output, stats, tree, more, link, receipt, replay, paper, verdict)
+    return GenerateTab(tab, output, stats, tree, more, link, receipt, replay, paper, verdict)
 
 
 def connect_generate(
-    tab: GenerateTab, writer: GenerateHandlers, prompt: gr.Textbox, controls: Controls, strip, session: gr.State
+    tab: GenerateTab,
+    buttons: RunButtons,
+    writer: GenerateHandlers,
+    prompt: gr.Textbox,
+    controls: Controls,
+    strip,
+    session: gr.State,
 ) -> list:
     """Returns what every writer of this tab shows."""
     shown, writing = [tab.output, tab.stats, strip, tab.tree], WRITING | {"api_visibility": "private"}
-    tab.run.click(writer.generate, [session, prompt, *controls.inputs], shown, **writing)
+    buttons.run.click(writer.generate, [session, prompt, *controls.inputs], shown, **writing)
     tab.output.select(writer.branch, [session, *controls.inputs], shown, **writing)
     tab.more.click(writer.go_on, [session, *controls.inputs], shown, **writing)
     tab.tree.select(writer.show, [session], [tab.output, tab.stats, tab.tree], **QUICK)

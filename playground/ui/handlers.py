@@ -15,6 +15,7 @@ from playground.engine.events import Progress, TokenScales, WeightScales
 from playground.engine.requests import Load, Scales, Weights
 from playground.engine.settings import SamplingParams
 from playground.inspect.book import RunBook
+from playground.inspect.example import RUN, example_token
 from playground.inspect.run import Run
 from playground.inspect.scales import ScaleGrid
 from playground.shelf import Shelf
@@ -38,6 +39,15 @@ class Handlers:
     @property
     def playground(self) -> Playground:
         return self.shelf.current
+
+    def explain(self, asked: dict) -> dict:
+        """For a view's script: a token of a run, or of the recorded example, or an `error`."""
+        if isinstance(asked, dict) and asked.get("run") == RUN:
+            try:
+                return example_token(asked.get("index"))
+            except RequestError as error:
+                return {"error": str(error)}
+        return self.book.explain(asked)
 
     # --- runs
 
@@ -87,7 +97,7 @@ class Handlers:
         run failed."""
         session.streams = [run.stream for run in runs]
         try:
-            panes = [Pane(run, self.playground.info.cache_tokens) for run in runs]
+            panes = [Pane(run, self.playground.context) for run in runs]
             yield panes
             async for _ in paints(panes, self.pace, Listener(self.page, request)):
                 session.scales, session.recomputed = panes[0].scales, False

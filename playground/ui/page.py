@@ -11,36 +11,32 @@ import gradio as gr
 
 from playground import Playground
 from playground.engine.events import ModelInfo
-from playground.engine.settings import SWITCHES
+from playground.engine.settings import FOLDED, SWITCHES
 from playground.shelf import Shelf
 from playground.ui import components
 from playground.ui.chat import ChatTab, chat_tab, connect_chat
 from playground.ui.compare import CompareHandlers, compare_tab, connect_compare
-from playground.ui.components import Heatmap
+from playground.ui.components import Heatmap, Inspector, Masthead
 from playground.ui.endpoints import add_endpoints
-from playground.ui.generate import WRITING, GenerateHandlers, connect_generate, generate_tab
+from playground.ui.generate import WRITING, GenerateHandlers, RunButtons, connect_generate, generate_tab
 from playground.ui.handlers import STRIP, Handlers
 from playground.ui.lab import connect_lab, lab_tab
 from playground.ui.session import Session, stop, told
-from playground.ui.settings import NAMES, QUICK, Controls, linked, settings_column
+from playground.ui.settings import NAMES, QUICK, Controls, linked, named_filters, settings_bar
 from playground.ui.visitors import describe_once
-from playground.ui.words import defaults_note, state_in_words, title
+from playground.ui.words import defaults_note, state_in_words
 
-CSS = components.CSS + (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+# In the head: of what gradio takes as `css` it loses media queries. Our views' rules stand below its class twice, so
+# that they count for more than its own.
+PAGE_CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+HEAD = f"<style>.gradio-container.gradio-container {{ {components.CSS} }}\n{PAGE_CSS}</style>"
 THEME = gr.themes.Default(
     primary_hue="indigo",
     neutral_hue="slate",
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
 ).set(body_text_color_subdued="*neutral_500")  # gradio's own is too pale to read on white
-SUBMIT_KEY = """
-() => document.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.closest("#prompt")) {
-    const visible = (id) => { const b = document.getElementById(id); return b && b.offsetParent ? b : null; };
-    (visible("run") || visible("run-compare"))?.click();
-  }
-})
-"""
+SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
 OPEN_GENERATE = """
 () => [...document.querySelectorAll("[role=tab]")].find((tab) => tab.textContent.trim() === "Generate").click()
 """
@@ -50,6 +46,9 @@ EXAMPLES = [
     "The fox looked at the old clock and said,",
     "Tom and his grandmother went to the sea. There",
 ]
+ABOUT_SCALES = """### FP8 scales
+Every number is stored in 8 bits; a block of 128 shares one scale, which restores them. Bright: the block holds larger
+numbers."""
 STATE_SECONDS = 1.0  # between looks at what the engine is doing
 
 
@@ -63,14 +62,17 @@ class Panel(NamedTuple):
 
     @classmethod
     def build(cls, info: ModelInfo) -> Panel:
-        gr.Markdown("### Scales")
-        layer = gr.Dropdown(layer_choices(info), value=0, label="Layer", elem_id="layer")
+        gr.Markdown(ABOUT_SCALES, elem_id="about-scales")
         first = [info.projection] if info.projection else []
-        projection = gr.Dropdown(first, value=first[0] if first else None, label="Projection", elem_id="projection")
-        weights = Heatmap(Heatmap.empty("Weight scales", "They appear when the model is loaded."))
-        weights.elem_id = "weight-scales"
+        with gr.Row(elem_id="which-scales"):
+            layer = gr.Dropdown(layer_choices(info), value=0, label="Layer", elem_id="layer", min_width=90)
+            projection = gr.Dropdown(
+                first, value=first[0] if first else None, label="Projection", elem_id="projection", min_width=140
+            )
         strip = Heatmap(Heatmap.empty(STRIP, "They appear here while the model writes."))
         strip.elem_id = "activation-scales"
+        weights = Heatmap(Heatmap.empty("Weight scales", "They appear when the model is loaded."))
+        weights.elem_id = "weight-scales"
         return cls(layer, projection, weights, strip)
 
     def connect(self, handlers: Handlers, session: gr.State) -> None:
@@ -81,20 +83,21 @@ class Panel(NamedTuple):
 class Head(NamedTuple):
     """The model and the engine: what they are, and what they are doing."""
 
-    heading: gr.Markdown
+    heading: Masthead
     state: gr.Markdown
     model: gr.Dropdown
     failure: gr.Textbox
 
     @classmethod
     def build(cls, shelf: Shelf, info: ModelInfo) -> Head:
-        with gr.Row():
-            with gr.Column(scale=5, min_width=330):
-                heading = gr.Markdown(title(info), elem_id="title")
-                state = gr.Markdown(elem_id="engine-state", visible=False)
-            with gr.Column(scale=2, min_width=240, visible=len(shelf.names) > 1):
-                model = gr.Dropdown(shelf.labels, value=shelf.name, label="Model", elem_id="model")
+        with gr.Row(elem_id="head"):
+            heading = Masthead(Masthead.show(info), elem_id="title")
+            with gr.Column(min_width=200, scale=0, visible=len(shelf.names) > 1):
+                model = gr.Dropdown(
+                    shelf.labels, value=shelf.name, label="Model", show_label=False, container=False, elem_id="model"
+                )
                 failure = gr.Textbox(visible=False, label="Not loaded", interactive=False, elem_id="failure")
+        state = gr.Markdown(elem_id="engine-state", visible=False)
         return cls(heading, state, model, failure)
 
 
@@ -103,7 +106,7 @@ class Arrivals:
 
     def __init__(self, handlers: Handlers, head: Head, controls: Controls, panel: Panel, chat: ChatTab, prompt):
         self.handlers = handlers
-        self.parts = [prompt, *controls.inputs, controls.note, head.heading, head.model, head.failure]
+        self.parts = [prompt, *controls.inputs, controls.filters, controls.note, head.heading, head.model, head.failure]
         self.parts += [chat.tab, chat.talk, panel.layer, *panel[1:]]
         self.built = setting_updates(handlers.playground, {})
 
@@ -135,8 +138,9 @@ class Arrivals:
         return [
             given.get("prompt", gr.skip()),
             *(gr.skip() if settings[name] == known.get(name) else settings[name] for name in NAMES),
+            named_filters(*(settings[name]["value"] for name in FOLDED)),
             defaults_note(info),
-            title(info),
+            Masthead.show(info),
             gr.update(value=name),
             gr.update(value=failure, visible=bool(failure)),
             gr.update(visible=playground.template is not None),
@@ -168,34 +172,42 @@ def build_page(shelf: Shelf) -> gr.Blocks:
         add_endpoints(handlers)  # first: names are given in order, and the page's own events don't need one
         session = gr.State(Session())
         head = Head.build(shelf, playground.info)
-        with gr.Row():
-            with gr.Column(scale=6, min_width=330):
-                with gr.Column(elem_id="prompt-part"):
-                    prompt = gr.Textbox(EXAMPLES[0], label="Prompt", lines=2, max_lines=8, elem_id="prompt")
-                    gr.Examples([[e] for e in EXAMPLES], inputs=[prompt], label="Examples", api_visibility="private")
+        with gr.Row(elem_id="columns"):
+            with gr.Column(elem_id="main", min_width=300):
+                prompt = prompt_part()
+                with gr.Row(elem_id="settings"):
+                    controls = settings_bar(playground, last_seed, session)
+                    buttons, comparing = RunButtons.build(), RunButtons.build("-compare")
                 generate, compare, lab = generate_tab(handlers), compare_tab(handlers), lab_tab()
                 chat = chat_tab(playground, handlers.book.explain)
-            with gr.Column(scale=3, min_width=260, elem_id="settings"):
-                controls = settings_column(playground, last_seed, session)
-            with gr.Column(scale=4, min_width=300, elem_id="panel"):
-                panel = Panel.build(playground.info)
+            with gr.Column(elem_id="aside", min_width=300):
+                Inspector(elem_id="inspector")
+                with gr.Column(elem_id="panel"):
+                    panel = Panel.build(playground.info)
         panel.connect(handlers, session)
         writer, limits = GenerateHandlers(handlers), [controls.by_name[n] for n in ("max_new_tokens", "past_end")]
-        shown = connect_generate(generate, writer, prompt, controls, panel.strip, session)
+        shown = connect_generate(generate, buttons, writer, prompt, controls, panel.strip, session)
         for column in compare.columns:  # their branches grow in the other tab
             column.text.select(None, js=OPEN_GENERATE)
             column.text.select(writer.branch_column, [session, *limits], shown, api_visibility="private", **WRITING)
         connect_lab(lab, handlers, prompt, controls, session)
-        connect_compare(compare, CompareHandlers(handlers), prompt, *limits, generate.paper, session)
+        connect_compare(compare, comparing, CompareHandlers(handlers), prompt, *limits, generate.paper, session)
         connect_chat(chat, handlers, controls, panel.strip, session)
-        for button in (generate.stop, compare.stop, chat.stop):
+        for button in (buttons.stop, comparing.stop, chat.stop):
             button.click(stop, [session], None, api_visibility="private", show_progress="hidden", queue=False)
         for tab in (generate.tab, compare.tab, lab.tab, chat.tab):  # page.css hides what a tab has no use for
             tab.select(None, js=f"() => {{ document.body.dataset.tab = '{tab.id}'; }}")
+        page.load(None, js=SCRIPT)
         _connect_model(handlers, head, Arrivals(handlers, head, controls, panel, chat, prompt), session)
-        page.load(None, js=SUBMIT_KEY)
     describe_once(page)
     return page
+
+
+def prompt_part() -> gr.Textbox:
+    with gr.Column(elem_id="prompt-part"):
+        prompt = gr.Textbox(EXAMPLES[0], label="Prompt", lines=1, max_lines=6, elem_id="prompt")
+        gr.Examples([[e] for e in EXAMPLES], inputs=[prompt], label="Examples", api_visibility="private")
+    return prompt
 
 
 def last_seed(session: Session):

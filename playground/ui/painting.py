@@ -66,7 +66,7 @@ class Listener:
 class Pane:
     """One run, and its figures so far."""
 
-    def __init__(self, run: Run, cache_total: int):
+    def __init__(self, run: Run, context: int):
         self.run, self.stream, self.ended = run, run.stream, False
         self.scales: np.ndarray | None = None  # of the newest token, of the projection that is watched
         self.failure = ""
@@ -84,7 +84,8 @@ class Pane:
             "prefill_rate": None,
             "decode_rate": None,
             "cache_used": self.stream.prompt_tokens,
-            "cache_total": cache_total,
+            "cache_total": 0,  # the engine says at the end
+            "context": context,  # what a row may have
         }
 
     def take(self) -> bool:

@@ -20,6 +20,7 @@ from playground.engine.settings import (
     SWITCHES,
     SamplingParams,
     Setting,
+    in_a_word,
     whole_number,
 )
 from playground.ui.controls import Number, Radio, Slider
@@ -30,7 +31,7 @@ KINDS = {name: setting.kind for name, setting in SETTINGS.items()} | {"max_new_t
 KINDS |= dict.fromkeys(SWITCHES, bool)
 DEFAULTS = SUGGESTED | dict.fromkeys(SWITCHES, False)
 OWN = "single"  # settings that the columns of a comparison have of their own
-GREEDY_INFO = "Greedy takes the likeliest token: temperature, filters and seed have nothing to decide."
+GREEDY = "Greedy takes the likeliest token: temperature, filters and seed have nothing to decide."
 LONGEST_LINK = 20_000  # characters of a prompt
 QUICK = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
 """Of events that the page answers in an instant, whatever else goes on."""
@@ -63,6 +64,7 @@ class Asked(NamedTuple):
 class Controls(NamedTuple):
     by_name: dict[str, Any]  # a control for each of `NAMES`
     note: gr.Markdown  # where their first values come from
+    filters: gr.Accordion  # the badge of those that are folded
 
     @property
     def inputs(self) -> list:
@@ -81,53 +83,73 @@ def control(setting: Setting, value: Any, with_info: bool = True, **more) -> Any
     return gr.Textbox(lines=1, max_lines=3, **about) if setting.kind is str else Number(precision=0, **about)
 
 
-def settings_column(playground: Playground, last_seed: Callable[[Any], Any], session: gr.State) -> Controls:
-    """Sampler first, then the rest; filters are folded."""
+def settings_bar(playground: Playground, last_seed: Callable[[Any], Any], session: gr.State) -> Controls:
+    """One line: sampler, temperature, lengths, seed; filters and switches open from badges that name what is active."""
     made: dict[str, Any] = {}
 
-    def make(name: str) -> None:
+    def make(name: str, **more) -> None:
         value = str(playground.info.defaults[name]) if SETTINGS[name].choices else playground.info.defaults[name]
         place = {"elem_id": name.replace("_", "-"), "elem_classes": OWN}
-        made[name] = control(SETTINGS[name], value, **place)
+        made[name] = control(SETTINGS[name], value, **place, **more)
 
     for name in NAMES[: NAMES.index("max_new_tokens")]:
-        make(name)
+        make(name, min_width=100)
     made["max_new_tokens"] = Slider(
-        1, playground.context, value=playground.default_tokens, step=1, label="Max new tokens", elem_id="max-new-tokens"
-    )
-    make("seed")
-    reuse = gr.Button("Reuse the last seed", size="sm", elem_id="reuse", elem_classes=OWN)
-    reuse.click(last_seed, [session], [made["seed"]], **QUICK)
-    with gr.Accordion("Filters and penalties", open=False, elem_classes=OWN):
+        1, playground.context, value=playground.default_tokens, step=1, label="Max tokens", elem_id="max-new-tokens",
+        min_width=100,
+    )  # fmt: skip
+    make("seed", min_width=80)
+    badge = {name: playground.info.defaults[name] for name in FOLDED}
+    with gr.Accordion(filters_in_a_word(badge), open=False, elem_id="filters", elem_classes=[OWN, "badge"]) as filters:
         for name in FOLDED:
             make(name)
         gr.Markdown(ORDER, elem_classes="order")
-    note = gr.Markdown(elem_id="defaults")
-    made["past_end"] = gr.Checkbox(False, label="Write past the end", elem_id="past-end")
-    made["parse_special"] = gr.Checkbox(
-        False,
-        label="Parse special tokens",
-        info="In the prompt of Generate, <|im_start|> and its kin are tokens; otherwise they are text",
-        elem_id="parse-special",
-        elem_classes=OWN,
-    )
-    made["skip_thinking"] = gr.Checkbox(
-        False,
-        label="Answer without thinking",
-        info="In Chat: this model's template knows both ways",
-        elem_id="skip-thinking",
-        visible=playground.knows_thinking,
-    )
+        note = gr.Markdown(elem_id="defaults")
+    with gr.Accordion("More", open=False, elem_id="more-settings", elem_classes="badge"):
+        reuse = gr.Button("Reuse the last seed", size="sm", elem_id="reuse", elem_classes=OWN)
+        made |= switches(playground)
+    greedy = gr.Markdown(GREEDY, visible=False, elem_id="greedy-note", elem_classes=OWN)
+    controls = Controls(made, note, filters)
+    reuse.click(last_seed, [session], [made["seed"]], **QUICK)
     decided = [name for name in SETTINGS if name != "sampler" and name not in PENALTIES]
-    sampler, others = made["sampler"], [made[name] for name in decided]
 
     def explain(chosen: str) -> list:
-        greedy = chosen == "greedy"
-        info = gr.update(info=GREEDY_INFO if greedy else SETTINGS["sampler"].info)
-        return [info] + [gr.update(interactive=not greedy)] * len(others)
+        return [gr.update(visible=chosen == "greedy")] + [gr.update(interactive=chosen != "greedy")] * len(decided)
 
-    sampler.change(explain, [sampler], [sampler, *others], **QUICK)
-    return Controls(made, note)
+    made["sampler"].change(explain, [made["sampler"]], [greedy, *(made[name] for name in decided)], **QUICK)
+    for name in FOLDED:
+        made[name].change(named_filters, [made[n] for n in FOLDED], [filters], **QUICK)
+    return controls
+
+
+def switches(playground: Playground) -> dict[str, gr.Checkbox]:
+    return {
+        "past_end": gr.Checkbox(False, label="Write past the end", elem_id="past-end"),
+        "parse_special": gr.Checkbox(
+            False,
+            label="Parse special tokens",
+            info="In the prompt of Generate, <|im_start|> and its kin are tokens; otherwise they are text",
+            elem_id="parse-special",
+            elem_classes=OWN,
+        ),
+        "skip_thinking": gr.Checkbox(
+            False,
+            label="Answer without thinking",
+            info="In Chat: this model's template knows both ways",
+            elem_id="skip-thinking",
+            visible=playground.knows_thinking,
+        ),
+    }
+
+
+def filters_in_a_word(values: dict[str, Any]) -> str:
+    """What the badge says: the filters and penalties that are active."""
+    active = [in_a_word(name, value) for name, value in values.items() if value != SETTINGS[name].off]
+    return f"Filters: {', '.join(active)}" if active else "Filters: none"
+
+
+def named_filters(*values) -> dict:
+    return gr.update(label=filters_in_a_word(dict(zip(FOLDED, values, strict=True))))
 
 
 def spelled(

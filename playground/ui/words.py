@@ -25,14 +25,6 @@ def in_words(found: dict) -> str:
     return "\n".join(lines)
 
 
-def title(info: ModelInfo) -> str:
-    """The page's first lines."""
-    form = "FP8 E4M3 in 128x128 tiles" if info.form == "fp8" else "unquantised"
-    kept = "; KV cache in E4M3, a scale for each vector" if info.cache_form == "fp8" else ""
-    where = f"{info.layers} layers, {form}{kept}; {info.path}."
-    return f"# FP8 Playground\nModel **{info.name}**, {where}"
-
-
 def defaults_note(info: ModelInfo) -> str:
     """Where the sampling settings come from, if the checkpoint says."""
     if not info.suggested:

@@ -10,11 +10,17 @@ from pathlib import Path
 from playground.ui.components.bar_table.bar_table import BarTable
 from playground.ui.components.branch_tree.branch_tree import BranchTree
 from playground.ui.components.chat_view.chat_view import ChatView
+from playground.ui.components.figures.figures import Figures
 from playground.ui.components.fork_view.fork_view import ForkView
 from playground.ui.components.heatmap.heatmap import Heatmap
+from playground.ui.components.inspector.inspector import Inspector
+from playground.ui.components.masthead.masthead import Masthead
 from playground.ui.components.stats.stats import StatsBar
 from playground.ui.components.text_view.text_view import TextView
 
 CSS = "\n".join(file.read_text(encoding="utf-8") for file in sorted(Path(__file__).parent.glob("*/*.css")))
 
-__all__ = ["CSS", "BarTable", "BranchTree", "ChatView", "ForkView", "Heatmap", "StatsBar", "TextView"]
+__all__ = [
+    "CSS", "BarTable", "BranchTree", "ChatView", "Figures", "ForkView", "Heatmap", "Inspector", "Masthead", "StatsBar",
+    "TextView",
+]  # fmt: skip

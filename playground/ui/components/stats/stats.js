@@ -23,16 +23,25 @@ function state(s) {
   return s.new_tokens ? "writing" : "prefill";
 }
 
+// Run turns into Stop while a text is being written: see page.css.
+function mark(s) {
+  const name = element.id || element.closest("[id]")?.id, body = document.body;
+  const writing = new Set((body.dataset.writing || "").split(" "));
+  writing[s && !s.finish_reason ? "add" : "delete"](name);
+  body.dataset.writing = [...writing].join(" ").trim();
+}
+
 function paint() {
   const s = props.value;
+  mark(s);
   const items = s
     ? [
         ["State", state(s)],
-        ["Tokens", `${number(s.prompt_tokens)} + ${number(s.new_tokens)}`],
+        ["Tokens", `${number(s.prompt_tokens)} prompt + ${number(s.new_tokens)} written`],
         ["First token", s.ttft == null ? "–" : `${number(s.ttft * 1000)} ms`],
         ["Prefill", prefill(s)],
         ["Decode", s.decode_rate == null ? "–" : `${number(s.decode_rate, 1)} tokens/s`],
-        ["KV cache", `${number(s.cache_used)} of ${number(s.cache_total)} tokens`],
+        ["KV cache", `${number(s.cache_used)} of ${number(s.context)} tokens`],
         ["Seed", s.seed == null ? "not used" : String(s.seed)],
       ]
     : [["State", "ready"]];

@@ -11,17 +11,17 @@ from playground.ui.components.view import View
 class TextView(View):
     """Value: what `show` returns, or None. `explain({"run", "index"})` answers for a token, or with an `error`.
 
-    Where it `branches`, a click on an alternative triggers `select` with the run, the index and the token, None to draw
-    again.
+    The inspector shows the token that somebody looks at. Where the text `branches`, choosing an alternative there
+    triggers `select` with the run, the index and the token, None to draw again.
     """
 
     about = "run, prompt, text, and marks: figures of every token"
 
-    def __init__(self, title: str, explain: Callable[[dict], dict], branches: bool = False, **kwargs):
+    def __init__(self, title: str, explain: Callable[[dict], dict], value=None, branches: bool = False, **kwargs):
         def answer(asked: dict) -> dict:  # gradio marks the function itself, which a method does not allow
             return explain(asked)
 
-        super().__init__(None, label=title, server_functions=[answer], branches=branches, **kwargs)
+        super().__init__(value, label=title, server_functions=[answer], branches=branches, **kwargs)
 
     @staticmethod
     def show(run: Run, prompt: bool = True) -> dict:

@@ -1,0 +1,88 @@
+// What belongs to the page as a whole: one script, run once when it opens.
+() => {
+  const visible = (id) => {
+    const found = document.getElementById(id);
+    return found?.offsetParent ? found : null;
+  };
+
+  // `navigator.clipboard` is missing on plain http.
+  window.copyText = (text) => {
+    if (navigator.clipboard) return navigator.clipboard.writeText(text);
+    const box = document.createElement("textarea");
+    box.value = text;
+    document.body.append(box);
+    box.select();
+    document.execCommand("copy");
+    box.remove();
+  };
+
+  window.copyLink = (query, id) => {
+    window.copyText(new URL(`?${query}`, location.href.split("?")[0]).href);
+    const button = document.getElementById(id), before = button.textContent;
+    button.textContent = "Link copied";
+    setTimeout(() => { button.textContent = before; }, 1500);
+  };
+
+  // Badges open a box below them; it closes by Escape, by a click outside and when focus leaves by Tab.
+  const openBadges = () => [...document.querySelectorAll(".badge > .label-wrap.open")];
+  const closeBadges = (except) => openBadges().forEach((head) => head.parentElement.contains(except) || head.click());
+  document.addEventListener("pointerdown", (event) => closeBadges(event.target));
+  document.addEventListener("focusin", (event) => closeBadges(event.target));
+
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.closest("#prompt")) {
+      (visible("run") || visible("run-compare"))?.click();
+    }
+    if (event.key === "Escape") {
+      const badge = openBadges()[0];
+      if (badge) {
+        badge.click();
+        badge.focus();
+      } else if (document.body.dataset.token) {
+        document.dispatchEvent(new CustomEvent("token-closed"));
+      }
+    }
+  });
+
+  // Clicking beside the text and the inspector closes what is open.
+  document.addEventListener("click", (event) => {
+    if (!document.body.dataset.token || event.target.closest(".tv-text, #inspector, #settings, #panel, .mh-card")) return;
+    document.dispatchEvent(new CustomEvent("token-closed"));
+  });
+
+  // gradio's menus stay open when focus leaves by Tab
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Tab" && event.target.getAttribute("role") === "listbox") event.target.blur();
+  });
+
+  // A link says which tab it means.
+  const tab = new URLSearchParams(location.search).get("tab");
+  document.querySelector(`[role=tab][data-tab-id="${CSS.escape(tab || "")}"]`)?.click();
+
+  // A server that is gone is announced, and so is its return.
+  const banner = document.createElement("p");
+  banner.id = "connection";
+  banner.setAttribute("role", "alert");
+  banner.hidden = true;
+  document.body.append(banner);
+  let lost = false;
+  const tell = (text, for_ms) => {
+    banner.textContent = text;
+    banner.hidden = false;
+    if (for_ms) setTimeout(() => { banner.hidden = true; }, for_ms);
+  };
+  setInterval(async () => {
+    if (document.hidden && !lost) return;
+    try {
+      await fetch("gradio_api/startup-events", { cache: "no-store", signal: AbortSignal.timeout(5000) });
+      if (lost) {
+        document.body.removeAttribute("data-writing"); // what was under way has ended with the server
+        tell("Connected again. What was being written has stopped; press Run to write anew.", 6000);
+      }
+      lost = false;
+    } catch {
+      if (!lost) tell("The connection to the server is lost; trying again…");
+      lost = true;
+    }
+  }, 4000);
+}
