@@ -10,7 +10,23 @@ from playground.engine.host import STATE, Host
 from playground.engine.requests import Options
 
 INFO = ModelInfo(
-    "1:", "small", "", "fp8", "plain", 256, 2, 256, 8192, 32, "cpu", "cpu", "", "", "self_attn.o_proj", ("fp8",)
+    "1:",
+    "small",
+    "",
+    "fp8",
+    "plain",
+    256,
+    2,
+    100_000,
+    256,
+    8192,
+    32,
+    "cpu",
+    "cpu",
+    "",
+    "",
+    "self_attn.o_proj",
+    ("fp8",),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -123,24 +124,25 @@ class EngineState:
     info: ModelInfo | None = None  # from "loading" on: known before the weights are
 
 
-@dataclass(frozen=True)
-class Likeliest:
-    """The tokens that are likeliest to follow, best first."""
+class Agreement(NamedTuple):
+    """How a sampler's draws of all tokens compare with their probabilities."""
 
-    ids: np.ndarray  # [C] int64
-    logprobs: np.ndarray  # [C] float64, raw
-    covered: float  # the share of the probability that they have together
+    distance: float  # total variation, 0 to 1
+    statistic: float  # chi-square
+    freedom: int  # degrees of it; 0: one token only, nothing to test
+    p: float
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How often each sampler drew each of C tokens, `[samplers, C]` int64: greedy, multinomial, gumbel."""
+    """How often each sampler (greedy, multinomial, gumbel) drew each of C tokens and, last, any other:
+    `[samplers, C + 1]` int64."""
 
     counts: np.ndarray
-    expected: np.ndarray  # [C] float64: what the softmax says
+    expected: np.ndarray  # [C + 1] float64: what the processed distribution says
     done: int
     total: int
-    tests: tuple[tuple[float, int, float], ...]  # of each sampler: chi-square, degrees of freedom, p
+    tests: tuple[Agreement, ...]  # of each sampler, over the whole vocabulary
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from playground.engine.curve import cache_curve
 from playground.engine.engine import Engine
 from playground.engine.events import TokenScales, WeightScales
-from playground.engine.experiments import count_draws, likeliest, noise, shaped
+from playground.engine.experiments import count_draws, noise, shaped
 from playground.engine.gate import faults
 from playground.engine.requests import (
     Check,
@@ -41,13 +41,13 @@ def slices(engine: Engine, job: Job) -> Iterator[Any]:
         case Logits():
             check_prompt(job.prompt, engine.context, engine.model.config.vocab_size)
             fed = yield from fed_alone(engine, job.prompt)
-            yield likeliest(fed.logits[0], job.count)
+            yield fed.logits[0].float().cpu().numpy()
         case Shape():
-            yield shaped(job.logprobs, job.params)
+            yield shaped(job)
         case Noise():
             yield noise(job.seed, job.position, job.count)
         case Draws():
-            yield from count_draws(job.logprobs, job.params, job.draws)
+            yield from count_draws(job)
         case Score():
             yield (yield from score(engine, job.ids))
         case Curve():

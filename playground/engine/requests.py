@@ -91,28 +91,31 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Logits:
-    """What may follow a prompt: answered by `Likeliest`."""
+    """What may follow a prompt: answered by the raw logits of the whole vocabulary, `[V]` float32."""
 
     prompt: tuple[int, ...]
-    count: int = 64
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What settings make of a distribution of C tokens, raw log-probabilities `[C]` float64, best first: answered by
-    probabilities `[C]` float64, 0 where a filter cut."""
+    """What settings make of a prompt's `logits [V]`: answered by probabilities `[V]` float64, 0 where a filter cut. A
+    repetition penalty looks at the prompt."""
 
-    logprobs: np.ndarray
+    logits: np.ndarray
     params: SamplingParams
+    prompt: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Draws:
-    """So many draws by every sampler: answered, again and again, by `Counts` so far."""
+    """So many draws by every sampler from a prompt's `logits [V]`: answered, again and again, by `Counts` so far, of
+    the tokens `shown` and of all others together."""
 
-    logprobs: np.ndarray
+    logits: np.ndarray
     params: SamplingParams
     draws: int
+    shown: tuple[int, ...]
+    prompt: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from playground.inspect.receipt import read_receipts
 from playground.ui.compare import CompareHandlers
 from playground.ui.generate import GenerateHandlers
 from playground.ui.handlers import Handlers
+from playground.ui.lab import NAMES as DRAWN
 from playground.ui.lab import LabHandlers
 from playground.ui.session import Session, told
-from playground.ui.settings import NAMES, SHAPING, spelled
+from playground.ui.settings import NAMES, spelled
 
 REQUIRED = ("sampler", "temperature", "max_new_tokens")  # without them a request says too little
 
@@ -79,7 +80,7 @@ def add_endpoints(handlers: Handlers) -> None:
             "they part.",
         ),
         "draws": (
-            spelled(draws, SHAPING, temperature=1.0, seed=0),
+            spelled(draws, DRAWN, sampler="gumbel", temperature=1.0, seed=0),
             "Counts draws by every sampler from the prompt's next-token distribution; yields the table as it fills.",
         ),
         "inspect": (inspect_, "What was behind a token of a run, or, with -1, behind each of them."),

@@ -193,7 +193,7 @@ def build_page(shelf: Shelf) -> gr.Blocks:
         connect_lab(lab, handlers, prompt, controls, session)
         connect_compare(compare, comparing, CompareHandlers(handlers), prompt, *limits, generate.paper, session)
         connect_chat(chat, handlers, controls, panel.strip, session)
-        for button in (buttons.stop, comparing.stop, chat.stop):
+        for button in (buttons.stop, comparing.stop, chat.stop, lab.stop):
             button.click(stop, [session], None, api_visibility="private", show_progress="hidden", queue=False)
         for tab in (generate.tab, compare.tab, lab.tab, chat.tab):  # page.css hides what a tab has no use for
             tab.select(None, js=f"() => {{ document.body.dataset.tab = '{tab.id}'; }}")

@@ -35,6 +35,7 @@ class Session:
         self.current: Run | None = None  # the one of them that is shown
         self.columns: list[Run] = []  # of the last comparison
         self.lab: tuple[tuple[str, str], Distribution] | None = None  # what the lab drew from last, and its key
+        self.tables: dict[str, dict] = {}  # that the lab shows, by experiment
         self.drawn = 0  # single draws in the lab: each takes the next position's noise
         self.scales: np.ndarray | None = None  # of the newest token, of the projection that the panel shows
         self.recomputed = False  # they were, for want of the run's own
@@ -48,7 +49,7 @@ class Session:
     def forget_model(self) -> None:
         """What belonged to a model that is no longer the one loaded."""
         self.layer, self.projection, self.names, self.scales, self.chat = 0, "", (), None, []
-        self.tree, self.current, self.columns, self.lab = [], None, [], None
+        self.tree, self.current, self.columns, self.lab, self.tables = [], None, [], None, {}
 
 
 def as_error(sentence: str) -> gr.Error:

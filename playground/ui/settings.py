@@ -25,8 +25,6 @@ from playground.engine.settings import (
 )
 from playground.ui.controls import Number, Radio, Slider
 
-SHAPING = tuple(name for name in NAMES if name in SETTINGS and name != "sampler" and name not in PENALTIES)
-"""Settings that experiments with a distribution take: no penalties, which look at a text."""
 KINDS = {name: setting.kind for name, setting in SETTINGS.items()} | {"max_new_tokens": int}
 KINDS |= dict.fromkeys(SWITCHES, bool)
 DEFAULTS = SUGGESTED | dict.fromkeys(SWITCHES, False)

@@ -70,8 +70,7 @@ def test_a_row_can_be_stopped_at_every_stage_and_leaves_nothing(client, steps):
 )
 def test_a_job_can_be_stopped_between_two_slices_while_rows_write_on(client, job):
     if job is None:
-        logprobs = client.ask(Logits((0, 5, 9))).last().logprobs
-        job = Draws(logprobs, SamplingParams("gumbel", seed=3), 10**6)
+        job = Draws(client.ask(Logits((0, 5, 9))).last(), SamplingParams("gumbel", seed=3), 10**6, (0, 1))
     (expected,) = client.generate([request(20)])
     ids = [event.id for event in expected if isinstance(event, TokenEvent)]
     (stream,), answers = client.generate([request(20)]), client.ask(job)

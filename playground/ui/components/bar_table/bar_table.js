@@ -9,7 +9,7 @@ function make(name, className, content) {
 }
 
 function cell(value, column, figures) {
-  if (figures) return make("td", "bb-figure", value == null ? "cut" : value.toFixed(4));
+  if (figures) return make("td", "bb-figure", value == null ? "cut" : value.toPrecision(4));
   const box = make("td", `bb-cell bb-${column}`);
   const fill = make("span", "bb-fill");
   fill.style.width = `${value * 100}%`;
@@ -21,6 +21,7 @@ function paint() {
   const value = props.value || {};
   const box = element.querySelector(".bb");
   box.replaceChildren();
+  box.classList.toggle("bb-drawing", value.done != null && value.done < 1); // Draw turns into Stop: see page.css
   if (!value.rows) {
     box.append(make("p", "bb-note", value.empty || ""));
     return;
@@ -40,11 +41,13 @@ function paint() {
   }
   table.append(head);
   for (const row of value.rows) {
-    const line = make("tr", row.chosen ? "bb-chosen" : "");
+    const line = make("tr", row.chosen ? "bb-chosen" : row.aside ? "bb-aside" : "");
     line.append(make("td", "bb-token", visible(row.label)));
     row.values.forEach((number, column) => line.append(cell(number, column, value.figures)));
     table.append(line);
   }
+  box.classList.toggle("bb-stale", Boolean(value.stale));
+  if (value.stale) box.append(make("p", "bb-warning", value.stale));
   box.append(table, make("p", "bb-note", value.note || ""));
 }
 

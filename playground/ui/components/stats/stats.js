@@ -25,7 +25,7 @@ function state(s) {
 
 // Run turns into Stop while a text is being written: see page.css.
 function mark(s) {
-  const name = element.id || element.closest("[id]")?.id, body = document.body;
+  const name = element.closest("#stats, #stats-chat")?.id, body = document.body;
   const writing = new Set((body.dataset.writing || "").split(" "));
   writing[s && !s.finish_reason ? "add" : "delete"](name);
   body.dataset.writing = [...writing].join(" ").trim();
