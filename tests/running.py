@@ -10,24 +10,9 @@ from playground.engine.host import STATE, Host
 from playground.engine.requests import Options
 
 INFO = ModelInfo(
-    "1:",
-    "small",
-    "",
-    "fp8",
-    "plain",
-    256,
-    2,
-    100_000,
-    256,
-    8192,
-    32,
-    "cpu",
-    "cpu",
-    "",
-    "",
-    "self_attn.o_proj",
+    "1:", "small", "", "fp8", "plain", 256, 2, 100_000, 256, 8192, 32, "cpu", "cpu", "", "", "self_attn.o_proj",
     ("fp8",),
-)
+)  # fmt: skip
 
 
 def engine_of(playground, form: str = "") -> Engine:

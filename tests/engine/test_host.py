@@ -29,7 +29,7 @@ def test_requests_that_come_before_the_model_wait_for_it_and_can_be_stopped_one_
     assert list(alone)[-1].stats.finish_reason == "cancelled"
     with pytest.raises(RequestError, match="stopped"):
         stopped.last()
-    assert len(list(second)) == 6 and job.last().covered > 0.5
+    assert len(list(second)) == 6 and len(job.last()) == 4096
     assert not client.running and not client.host.rows and not client.host.jobs
     client.close()
 

@@ -24,8 +24,12 @@ def write(page, tokens: int = 30) -> None:
     wait_until(lambda: figures(page).get("State") == "token limit", 40, "the end")
 
 
-def pop(page, name="output"):
-    return page.locator(f"#{name} .tv-pop")
+def inspector(page):
+    return page.locator("#inspector .in-body")
+
+
+def closed(page) -> bool:
+    return not page.locator("#inspector .in-close").is_visible()
 
 
 def tab(page, name: str) -> None:
@@ -37,15 +41,15 @@ def test_each_token_shows_its_alternatives_and_why_it_was_drawn(page):
     tokens = page.locator("#output .tk")
     assert tokens.count() == 30
     tokens.nth(7).click()
-    pop(page).wait_for()
-    rows = pop(page).locator(".tv-why tr").all_inner_texts()
+    page.locator("#inspector .in-close").wait_for()
+    rows = inspector(page).locator(".in-why tr").all_inner_texts()
     winner = [float(part) for part in re.findall(r"-?\d+\.\d+", rows[1])]
     assert abs(winner[0] + winner[1] - winner[2]) < 0.0021
     assert all(winner[2] >= float(re.findall(r"-?\d+\.\d+", row)[-1]) for row in rows[2:])
-    shares = pop(page).locator(".tv-chosen .tv-share").all_inner_texts()
+    shares = inspector(page).locator(".in-list .in-chosen .in-share").all_inner_texts()
     assert len(shares) == 2 and all(share.endswith("%") for share in shares)
-    assert "others" in pop(page).inner_text()
-    box = pop(page).bounding_box()
+    assert "others" in inspector(page).inner_text()
+    box = inspector(page).bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= page.viewport_size["width"]
 
 
@@ -54,11 +58,11 @@ def test_the_inspector_can_be_worked_by_keyboard_alone(page):
     page.locator("#output .tv-text").focus()
     for _ in range(3):
         page.keyboard.press("ArrowRight")
-    wait_until(lambda: "position 3" in pop(page).inner_text(), 5, "the third token")
+    wait_until(lambda: "position 3" in inspector(page).inner_text(), 5, "the third token")
     page.keyboard.press("Enter")
-    assert page.evaluate("document.activeElement.className") == "tv-pick"
+    assert page.evaluate("document.activeElement.className").startswith("in-row")
     page.keyboard.press("Escape")
-    wait_until(lambda: pop(page).is_hidden(), 5, "the inspector to close")
+    wait_until(lambda: closed(page), 5, "the inspector to close")
 
 
 def test_tokens_are_coloured_by_the_measure_chosen_and_the_legend_says_how(page):
@@ -74,8 +78,8 @@ def test_a_branch_keeps_the_text_before_it_and_the_tree_leads_back(page):
     first = text_of(page)
     tokens = page.locator("#output .tk").all_inner_texts()
     page.locator("#output .tk").nth(10).click()
-    pop(page).wait_for()
-    page.locator("#output tr:not(.tv-chosen) .tv-pick").nth(0).click()
+    page.locator("#inspector .in-close").wait_for()
+    page.locator("#inspector button.in-row:not(.in-chosen)").nth(0).click()
     wait_until(lambda: page.locator("#tree .bt-run").count() == 2 and finished(page), 30, "the branch's end")
     other = page.locator("#output .tk").all_inner_texts()
     assert other[:10] == tokens[:10] and other[10] != tokens[10] and len(other) == 41
@@ -161,7 +165,7 @@ def test_a_receipt_saved_from_the_page_replays_there_and_a_changed_one_says_wher
     wait_until(lambda: "First differs at token 7" in verdict.input_value(), 30, "the difference")
 
 
-OWN_DOM = [".tv", ".fv", ".bb", ".bt", ".stats", ".hm"]
+OWN_DOM = [".tv", ".fv", ".bb", ".bt", ".stats", ".hm", ".in", ".mh", ".fg"]
 
 
 def violations(page) -> list[str]:
@@ -176,7 +180,7 @@ def test_our_own_parts_break_no_rule_of_accessibility(page):
     write(page, 20)
     page.locator("#output .tv-measure").select_option("p")
     page.locator("#output .tk").nth(9).click()
-    pop(page).wait_for()
+    page.locator("#inspector .in-close").wait_for()
     assert violations(page) == []
     page.keyboard.press("Escape")
     tab(page, "Compare")
@@ -189,12 +193,16 @@ def test_our_own_parts_break_no_rule_of_accessibility(page):
     assert violations(page) == []
 
 
-def test_pointing_at_a_token_shows_it_and_leaving_hides_it(page):
+def test_pointing_at_a_token_shows_it_and_leaving_shows_the_chosen_one_again(page):
     write(page, 12)
+    page.locator("#output .tk").nth(7).click()
+    wait_until(lambda: "position 8" in inspector(page).inner_text(), 5, "the token")
     page.locator("#output .tk").nth(3).hover()
-    wait_until(lambda: "position 4" in pop(page).inner_text(), 5, "the token")
-    page.locator("#title").hover()
-    wait_until(lambda: pop(page).is_hidden(), 5, "the inspector to close")
+    wait_until(lambda: "position 4" in inspector(page).inner_text(), 5, "the other token")
+    page.locator("#output .tv-measure").hover()
+    wait_until(lambda: "position 8" in inspector(page).inner_text(), 5, "the chosen token")
+    page.locator(".in-close").click()
+    wait_until(lambda: closed(page), 5, "the inspector to close")
 
 
 def test_a_column_can_fill_the_row_and_all_receipts_can_be_saved(page, tmp_path):
@@ -242,12 +250,12 @@ def test_a_branch_of_a_column_grows_in_the_other_tab_under_the_columns_own_setti
     run(page, "#run-compare")
     wait_until(lambda: all(finished(page, f"stats-{n}") for n in range(3)), 40, "three ends")
     page.locator("#output-0 .tk").first.click()  # greedy
-    pop(page, "output-0").wait_for()
-    page.locator("#output-0 tr:not(.tv-chosen) .tv-pick").nth(0).click()
+    page.locator("#inspector .in-close").wait_for()
+    page.locator("#inspector button.in-row:not(.in-chosen)").nth(0).click()
     wait_until(lambda: page.locator("#tree .bt-run").count() == 2 and finished(page), 30, "the branch's end")
     assert page.locator("#output .tk-forced").count() == 1
     page.locator("#output .tk").last.click()
-    wait_until(lambda: "Greedy takes the likeliest token" in pop(page).inner_text(), 5, "the column's sampler")
+    wait_until(lambda: "Greedy takes the likeliest token" in inspector(page).inner_text(), 5, "the column's sampler")
 
 
 def test_styles_are_not_written_anew_while_a_run_writes(page):

@@ -27,7 +27,7 @@ def choose(page, model: str) -> None:
 
 
 def shown_model(page) -> str:
-    return page.locator("#title p").last.inner_text()
+    return page.locator("#title .mh-model").inner_text()
 
 
 def load_chatty(page, choice) -> None:

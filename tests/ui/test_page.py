@@ -11,6 +11,11 @@ from driving import figures, finished, open_page, run, set_number, text_of, wait
 pytestmark = pytest.mark.browser
 
 
+def past_the_end(page) -> None:
+    page.locator("#more-settings > button").click()
+    page.get_by_label("Write past the end").check()
+
+
 @pytest.fixture
 def page(browser, server):
     with open_page(browser, server) as page:
@@ -43,9 +48,9 @@ def test_each_sampler_writes_text_that_grows_and_leaves_its_figures(page, sample
 
 def test_stop_ends_a_run_and_the_next_one_works(page):
     set_number(page, "#max-new-tokens", 1500)
-    page.get_by_label("Write past the end").check()
+    past_the_end(page)
     run(page)
-    wait_until(lambda: len(text_of(page)) > 60, what="text")
+    wait_until(lambda: len(text_of(page)) > 60 and figures(page)["State"] == "writing", what="text")
     page.click("#stop")
     wait_until(lambda: figures(page).get("State") == "stopped", 5, "the footer to say so")
     time.sleep(0.5)
@@ -57,15 +62,19 @@ def test_stop_ends_a_run_and_the_next_one_works(page):
     wait_until(lambda: finished(page) and figures(page)["State"] != "stopped", 15, "the next run's end")
 
 
-def test_a_second_run_during_a_run_is_told_so_and_harms_nothing(page):
-    set_number(page, "#max-new-tokens", 120)
-    page.get_by_label("Write past the end").check()
+def test_run_turns_into_stop_and_a_second_run_during_a_run_is_told_so_and_harms_nothing(page):
+    set_number(page, "#max-new-tokens", 150)
+    past_the_end(page)
     run(page)
-    wait_until(lambda: len(text_of(page)) > 40, what="text")
-    run(page)
+    wait_until(lambda: figures(page)["State"] == "writing", what="text")
+    assert page.locator("#stop").is_visible() and not page.locator("#run").is_visible()
+    page.get_by_role("tab", name="Compare").click()
+    run(page, "#run-compare")
     page.get_by_text("already writing").first.wait_for(timeout=5000)
+    page.get_by_role("tab", name="Generate").click()
     wait_until(lambda: finished(page), 30, "the first run's end")
     assert figures(page)["State"] == "token limit"
+    assert page.locator("#run").is_visible() and not page.locator("#stop").is_visible()
 
 
 def test_the_panel_follows_layer_and_projection_and_shows_the_newest_token(page):
