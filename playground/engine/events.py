@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
@@ -124,7 +123,8 @@ class EngineState:
     info: ModelInfo | None = None  # from "loading" on: known before the weights are
 
 
-class Agreement(NamedTuple):
+@dataclass(frozen=True)
+class Agreement:
     """How a sampler's draws of all tokens compare with their probabilities."""
 
     distance: float  # total variation, 0 to 1

@@ -19,7 +19,7 @@ from playground.engine.sampler import Needs, Settings, draw_rows, penalised_rows
 from playground.engine.settings import RequestError, Sampler, SamplingParams
 
 MOST_DRAWS = 1_000_000
-FIRST_SLICE, SLICE_SECONDS = 4_000_000, 0.03  # numbers of draws times vocabulary, and what a slice may take
+FIRST_SLICE, SLICE_SECONDS = 200_000, 0.03  # numbers of draws times vocabulary, and what a slice may take
 CPU = torch.device("cpu")
 
 

@@ -4,7 +4,8 @@ shared noise all columns meet the same luck, so that what differs between them i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple
 
 import gradio as gr
@@ -19,7 +20,7 @@ from playground.ui.generate import SAVE, WRITING, RunButtons
 from playground.ui.handlers import Handlers
 from playground.ui.painting import Pane
 from playground.ui.session import Session, refuse_during_a_run, run_of, told
-from playground.ui.settings import QUICK, Asked, control
+from playground.ui.settings import QUICK, Asked, control, link_to
 
 PRESETS = {  # columns, and whether they share their noise
     "Three samplers": ([{"sampler": s} for s in ("greedy", "multinomial", "gumbel")], True),
@@ -51,10 +52,27 @@ def aligned(found: Alignment) -> tuple[dict, list[dict], dict | None]:
     own = [TextView.show_piece(run, shared, None, prompt=False, fork=forked) for run in runs]
     same = not forked and all(run.stats and len(run.tokens) == shared for run in runs)
     if same:  # shown in each, not as empty boxes
-        own = [TextView.show(run) for run in runs]
+        own = [TextView.show(run, prompt=False) for run in runs]
     fork = {"note": f"All columns wrote the same {shared} tokens."} if same else found.fork
     common = TextView.show_piece(runs[0], 0, shared, prompt=True, fork=False)
     return common | {"title": f"All {len(runs)} wrote"}, [o | n for o, n in zip(own, named, strict=True)], fork
+
+
+def columns_of(values: Sequence) -> list[dict]:
+    """The settings of all columns, from the values of their controls."""
+    size = len(NAMES)
+    return [dict(zip(NAMES, values[c * size : (c + 1) * size], strict=True)) for c in range(MOST)]
+
+
+def linked_columns(query: dict[str, str]) -> tuple[list[dict], bool] | None:
+    """The columns that an address carries, and whether they share their noise; None where it carries none, or wrong
+    ones."""
+    try:
+        settings = json.loads(query["columns"])
+        read_columns(settings, False)
+    except (KeyError, ValueError, RecursionError):
+        return None
+    return [PLAIN | setting for setting in settings], query.get("shared_noise") == "true"
 
 
 class CompareHandlers:
@@ -83,6 +101,20 @@ class CompareHandlers:
                 raise RequestError("There is no comparison yet; press Run first.")
             return await asyncio.to_thread(self.handlers.book.receipt, self.handlers.playground, *session.columns)
 
+    async def link(self, session: Session, prompt, max_new_tokens, past_end, count, shared_noise, *values) -> str:
+        """The query of an address that writes the comparison that is shown again, or, before any, of the columns."""
+        with told():
+            settings = columns_of(values)[: whole_number("Columns", count)]
+            runs = session.columns
+            if runs:
+                prompt, max_new_tokens, past_end = runs[0].prompt, runs[0].limit, runs[0].ignore_eos
+                forms = [run.form if len({r.form for r in runs}) > 1 else "" for run in runs]
+                own = [{n: getattr(run.params, n) for n in SETTINGS} for run in runs]
+                settings = [o | {"sampler": o["sampler"].value, "weights": f} for o, f in zip(own, forms, strict=True)]
+            told_apart = [{n: v for n, v in setting.items() if v != PLAIN[n] or n == "seed"} for setting in settings]
+            about = {"max_new_tokens": max_new_tokens, "past_end": bool(past_end), "shared_noise": bool(shared_noise)}
+            return link_to("compare", prompt, about, columns=json.dumps(told_apart, separators=(",", ":")))
+
     async def compare(
         self, request: gr.Request, session: Session, prompt, max_new_tokens, past_end, count, shared_noise, *values
     ) -> AsyncIterator[tuple]:
@@ -92,9 +124,7 @@ class CompareHandlers:
             if not 2 <= count <= MOST:
                 raise RequestError(f"Columns is {count}; use a number from 2 to {MOST}.")
             ready = {"", *self.handlers.playground.loaded_forms}
-        settings = [
-            dict(zip(NAMES, values[c * len(NAMES) : (c + 1) * len(NAMES)], strict=True)) for c in range(MOST)
-        ]  # fmt: skip
+        settings = columns_of(values)
         asked = [setting["weights"] for setting in settings[:count]]
         if missing := [name for form, name in FORMS.items() if form in asked and form not in ready]:
             yield None, {"note": f"Loading the {missing[0]} weights; they stay at hand."}, *[None] * (1 + MOST)
@@ -110,12 +140,19 @@ class CompareTab(NamedTuple):
     tab: gr.Tab
     link: gr.Button
     save: gr.Button
+    address: gr.Textbox
     count: Radio
     shared: gr.Checkbox
     common: TextView
     fork: ForkView
     figures: Figures
     columns: list[Column]
+
+
+def filled(settings: list[dict], shares: bool) -> list:
+    """Values of the controls: how many columns, whether they share noise, and each one's settings."""
+    rows = [PLAIN | (settings[i] if i < len(settings) else {}) for i in range(MOST)]
+    return [len(settings), shares, *(row[n] for row in rows for n in NAMES)]
 
 
 def compare_tab(handlers: Handlers) -> CompareTab:
@@ -132,17 +169,17 @@ def compare_tab(handlers: Handlers) -> CompareTab:
         with gr.Row(elem_classes="actions"):
             link = gr.Button("Copy link", size="sm", elem_id="link-compare")
             save = gr.Button("Save receipts", size="sm", elem_id="save-compare")
+        address = gr.Textbox(visible="hidden", elem_id="link-compare-text")
     everything = [control for column in columns for control in column.settings]
     blocks = [column.block for column in columns]
     count.change(lambda n: [gr.update(visible=i < int(n)) for i in range(MOST)], [count], blocks, **QUICK)
 
     def choose(name: str) -> list:
         settings, shares = PRESETS[name]
-        rows = [PLAIN | (settings[i] if i < len(settings) else {}) for i in range(MOST)]
-        return [len(settings), shares, *(row[n] for row in rows for n in NAMES)]
+        return filled(settings, shares)
 
     preset.input(choose, [preset], [count, shared, *everything], **QUICK)
-    return CompareTab(tab, link, save, count, shared, common, fork, figures, columns)
+    return CompareTab(tab, link, save, address, count, shared, common, fork, figures, columns)
 
 
 def _column(number: int, handlers: Handlers) -> Column:
@@ -175,11 +212,14 @@ def connect_compare(
 ) -> None:
     settings = [control for column in compare.columns for control in column.settings]
     texts = [column.text for column in compare.columns]
+    given = [session, prompt, tokens, past_end, compare.count, compare.shared, *settings]
     buttons.run.click(
         writer.compare,
-        [session, prompt, tokens, past_end, compare.count, compare.shared, *settings],
+        given,
         [compare.common, compare.fork, compare.figures, *texts],
         api_visibility="private",
         **WRITING,
     )
+    copied = compare.link.click(writer.link, given, [compare.address], **QUICK)
+    copied.success(None, [compare.address], None, js="(query) => window.copyLink(query, 'link-compare')")
     compare.save.click(writer.receipts, [session], [paper], **QUICK).success(None, [paper], None, js=SAVE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ import gradio as gr
 
 from playground import RequestError
 from playground.engine.requests import Load
-from playground.engine.settings import whole_number
+from playground.engine.settings import SETTINGS, whole_number
 from playground.inspect.example import example_view
 from playground.inspect.receipt import Receipt, fingerprint, read_receipts
 from playground.inspect.replay import STOPPED
@@ -20,7 +19,7 @@ from playground.ui.components import BranchTree, StatsBar, TextView
 from playground.ui.handlers import Handlers, asked_for
 from playground.ui.painting import next_of
 from playground.ui.session import Session, refuse_during_a_run, run_of, stop, told
-from playground.ui.settings import NAMES, QUICK, Asked, Controls
+from playground.ui.settings import NAMES, QUICK, Asked, Controls, link_to
 from playground.ui.words import in_words
 
 SAVE = """
@@ -32,16 +31,7 @@ SAVE = """
   URL.revokeObjectURL(link.href);
 }
 """
-COPY_LINK = """
-(...values) => {
-  const names = NAMES;
-  const url = new URL(location.pathname, location.origin);
-  names.forEach((name, index) => url.searchParams.set(name, values[index]));
-  navigator.clipboard?.writeText(url.href);
-  document.getElementById("link").textContent = "Link copied";
-  setTimeout(() => { document.getElementById("link").textContent = "Copy link"; }, 1500);
-}
-""".replace("NAMES", json.dumps(["prompt", *NAMES]))
+COPY_LINK = "(query) => window.copyLink(query, 'link')"
 WRITING = {"show_progress": "hidden", "concurrency_limit": None, "trigger_mode": "multiple"}
 """Of events that write for as long as the model does."""
 
@@ -125,6 +115,17 @@ class GenerateHandlers:
             run = session.current = self.book.get(asked_for(event).get("run"))
         return TextView.show(run), run.stats, BranchTree.show(session.tree, run)
 
+    async def link(self, session: Session, prompt, *values) -> str:
+        """The query of an address that writes the text that is shown again, its seed included: of the tree's first
+        run, from which branches grew by hand. Before any run: of the settings as they are."""
+        run, given = session.current, dict(zip(NAMES, values, strict=True))
+        if run is None:
+            return link_to("generate", prompt, given, **panel_of(session))
+        run = run.root
+        own = {name: getattr(run.params, name) for name in SETTINGS} | {"sampler": run.params.sampler.value}
+        own |= {"max_new_tokens": run.limit, "past_end": run.ignore_eos}
+        return link_to("generate", run.prompt, given | own, **panel_of(session))
+
     async def receipt(self, session: Session) -> str:
         """Of the run that is shown."""
         with told():
@@ -167,6 +168,11 @@ class GenerateHandlers:
                 raise RequestError(STOPPED)
 
 
+def panel_of(session: Session) -> dict:
+    """What the panel shows, for a link."""
+    return {"layer": session.layer, "projection": session.projection} if session.projection else {}
+
+
 class RunButtons(NamedTuple):
     """One place: Run, and while the model writes, Stop (see page.css)."""
 
@@ -189,6 +195,7 @@ class GenerateTab(NamedTuple):
     receipt: gr.Button
     replay: gr.UploadButton
     paper: gr.Textbox
+    address: gr.Textbox
     verdict: gr.Textbox
 
 
@@ -206,8 +213,9 @@ def generate_tab(handlers: Handlers) -> GenerateTab:
                 )
         tree = BranchTree(elem_id="tree")
         paper = gr.Textbox(visible="hidden", elem_id="receipt-text")
+        address = gr.Textbox(visible="hidden", elem_id="link-text")
         verdict = gr.Textbox(label="Replay", lines=1, max_lines=4, interactive=False, visible=False, elem_id="verdict")
-    return GenerateTab(tab, output, stats, tree, more, link, receipt, replay, paper, verdict)
+    return GenerateTab(tab, output, stats, tree, more, link, receipt, replay, paper, address, verdict)
 
 
 def connect_generate(
@@ -229,5 +237,6 @@ def connect_generate(
     tab.replay.upload(lambda: gr.update(value="Running it again…", visible=True), None, [tab.verdict], **QUICK).then(
         writer.replay, [tab.replay, session], [tab.verdict], **QUICK
     )
-    tab.link.click(None, [prompt, *controls.inputs], None, js=COPY_LINK)
+    copied = tab.link.click(writer.link, [session, prompt, *controls.inputs], [tab.address], **QUICK)
+    copied.success(None, [tab.address], None, js=COPY_LINK)
     return shown

@@ -9,6 +9,7 @@ import gradio as gr
 import pandas
 
 from playground import RequestError, SamplingParams
+from playground.engine import settings
 from playground.engine.client import Answers
 from playground.engine.requests import Curve, Draws, Logits, Noise, Shape
 from playground.engine.settings import SETTINGS, whole_number
@@ -20,7 +21,7 @@ from playground.ui.painting import answer_of, answers_of
 from playground.ui.session import Session, run_of, told
 from playground.ui.settings import QUICK, Controls
 
-NAMES = tuple(SETTINGS)
+NAMES = (*(name for name in settings.NAMES if name in SETTINGS and name != "sampler"), "sampler")
 CURVE_TOKENS, FEWEST = 400, 36  # written for the curve; fewer than this are not worth a picture
 LONGEST = 2048  # without a cache all of a text is fed at once, again and again
 CURVE_COLUMNS = {"length": "Tokens", "ms": "Milliseconds per token", "form": "KV cache"}
@@ -170,13 +171,13 @@ def lab_tab() -> LabTab:
 
 def connect_lab(lab: LabTab, handlers: Handlers, prompt, controls: Controls, session: gr.State) -> None:
     experiments = LabHandlers(handlers)
-    settings = [controls.by_name[name] for name in NAMES]
-    inputs = [session, prompt, *settings]
+    shaping = [controls.by_name[name] for name in NAMES]
+    inputs = [session, prompt, *shaping]
     lab.tab.select(experiments.table, inputs, [lab.table], **QUICK)
     # controls speak in every tab: only while the lab is open is there anything to show
-    for control in (prompt, *settings):
+    for control in (prompt, *shaping):
         control.change(experiments.live, inputs, [lab.table, lab.drawn, lab.steps], trigger_mode="always_last", **QUICK)
-    lab.draw.click(experiments.draws, [session, prompt, lab.count, *settings], [lab.drawn], **QUICK)
+    lab.draw.click(experiments.draws, [session, prompt, lab.count, *shaping], [lab.drawn], **QUICK)
     lab.again.click(experiments.step, inputs, [lab.steps], **QUICK)
     lab.measure.click(
         experiments.curve, [session, prompt], [lab.plot], api_visibility="private", concurrency_limit=None

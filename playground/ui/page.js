@@ -47,7 +47,7 @@
   // Clicking beside the text and the inspector closes what is open.
   document.addEventListener("click", (event) => {
     if (!document.body.dataset.token || event.target.closest(".tv-text, #inspector, #settings, #panel, .mh-card")) return;
-    document.dispatchEvent(new CustomEvent("token-closed"));
+    document.dispatchEvent(new CustomEvent("token-closed", { detail: { elsewhere: true } }));
   });
 
   // gradio's menus stay open when focus leaves by Tab

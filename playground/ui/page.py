@@ -12,10 +12,12 @@ import gradio as gr
 from playground import Playground
 from playground.engine.events import ModelInfo
 from playground.engine.settings import FOLDED, SWITCHES
+from playground.inspect.columns import MOST
+from playground.inspect.columns import NAMES as COLUMN
 from playground.shelf import Shelf
 from playground.ui import components
 from playground.ui.chat import ChatTab, chat_tab, connect_chat
-from playground.ui.compare import CompareHandlers, compare_tab, connect_compare
+from playground.ui.compare import CompareHandlers, compare_tab, connect_compare, filled, linked_columns
 from playground.ui.components import Heatmap, Inspector, Masthead
 from playground.ui.endpoints import add_endpoints
 from playground.ui.generate import WRITING, GenerateHandlers, RunButtons, connect_generate, generate_tab
@@ -114,8 +116,18 @@ class Arrivals:
         """The model that is loaded now, and the prompt and settings that the page's address carries. The panel follows
         when its weights are there. Settings that the page shows already are left alone: somebody may have changed them
         before this comes."""
-        yield self._described(session, linked(dict(request.query_params)), known=self.built)
-        yield await self._panel(session)
+        query = dict(request.query_params)
+        given, wrong = linked(query)
+        if wrong:
+            gr.Warning(f"The link has values that can't be used, and they are left out: {', '.join(wrong)}.")
+        yield self._described(session, given, known=self.built)
+        layer = query.get("layer", "")
+        yield await self._panel(session, int(layer) if layer.isdecimal() else 0, query.get("projection"))
+
+    async def columns(self, request: gr.Request) -> list:
+        """The columns that the page's address carries."""
+        found = linked_columns(dict(request.query_params))
+        return filled(*found) if found else [gr.skip()] * (2 + MOST * len(COLUMN))
 
     async def switch(self, name: str, session: Session, progress=gr.Progress()) -> AsyncIterator[list]:  # noqa: B008
         failure = await self.handlers.switch(name, progress)
@@ -123,9 +135,9 @@ class Arrivals:
         yield self._described(session, {}, failure)
         yield await self._panel(session)
 
-    async def _panel(self, session: Session) -> list:
+    async def _panel(self, session: Session, layer: int = 0, projection: str | None = None) -> list:
         """The panel alone, once the weights are there."""
-        shown = await self.handlers.choose(0, None, session)
+        shown = await self.handlers.choose(layer, projection, session)
         return [*[gr.skip()] * (len(self.parts) - len(shown)), *shown]
 
     def _described(self, session: Session, given: dict, failure: str = "", known: dict | None = None) -> list:
@@ -198,7 +210,10 @@ def build_page(shelf: Shelf) -> gr.Blocks:
         for tab in (generate.tab, compare.tab, lab.tab, chat.tab):  # page.css hides what a tab has no use for
             tab.select(None, js=f"() => {{ document.body.dataset.tab = '{tab.id}'; }}")
         page.load(None, js=SCRIPT)
-        _connect_model(handlers, head, Arrivals(handlers, head, controls, panel, chat, prompt), session)
+        arrivals = Arrivals(handlers, head, controls, panel, chat, prompt)
+        _connect_model(handlers, head, arrivals, session)
+        columns = [control for column in compare.columns for control in column.settings]
+        page.load(arrivals.columns, None, [compare.count, compare.shared, *columns], **QUICK)
     describe_once(page)
     return page
 

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 import gradio as gr
 
@@ -179,14 +180,22 @@ def spelled(
     return writer
 
 
-def linked(query: dict[str, str]) -> dict[str, Any]:
-    """Prompt and settings that an address carries; what is missing or wrong there is left out."""
+def linked(query: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """Prompt and settings that an address carries, and the names of those that are wrong there and left out."""
     found = {"prompt": query["prompt"][:LONGEST_LINK]} if "prompt" in query else {}
     readers = {name: setting.parse for name, setting in SETTINGS.items()}
     readers |= {"max_new_tokens": int} | dict.fromkeys(SWITCHES, lambda text: text == "true")
-    for name, read in readers.items():
+    wrong = []
+    for name in readers.keys() & query.keys():
         try:
-            found[name] = read(query[name])
-        except (KeyError, ValueError):
-            continue
-    return found
+            found[name] = readers[name](query[name])
+        except ValueError:
+            wrong.append(name)
+    return found, sorted(wrong)
+
+
+def link_to(tab: str, prompt: str, values: dict[str, Any], **more: Any) -> str:
+    """The query of an address that opens the page with these settings; switches that are off need no mention."""
+    said = {name: value for name, value in values.items() if value is not False}
+    texts = {name: "true" if value is True else str(value) for name, value in (said | more).items()}
+    return urlencode({"tab": tab, "prompt": prompt} | texts)

@@ -142,6 +142,49 @@ def test_a_link_carries_prompt_and_settings_and_ignores_what_is_wrong(page, serv
     assert page.locator("#sampler input:checked").input_value() == "multinomial"
 
 
+def test_what_is_wrong_in_a_link_is_named(page, server):
+    page.goto(f"{server}/?prompt=The+old+fox&top_k=lots&temperature=-3")
+    page.get_by_text("they are left out: temperature, top_k").wait_for(timeout=8000)
+
+
+def copied(page, button: str) -> str:
+    """The address that a button puts into the clipboard."""
+    page.evaluate("() => { window.copyText = (text) => { window.copied = text; }; window.copied = ''; }")
+    page.click(button)
+    wait_until(lambda: page.evaluate("window.copied"), 5, "the link")
+    return page.evaluate("window.copied")
+
+
+def test_a_copied_link_opens_the_same_settings_and_writes_the_same_text(page):
+    page.fill("#prompt textarea", "The old fox & his <b>friend</b>")
+    set_number(page, "#temperature", 1.1)
+    write(page, 25)
+    before, seed = text_of(page), figures(page)["Seed"]
+    page.fill("#prompt textarea", "something else")  # a link is of what was written
+    page.goto(copied(page, "#link"))
+    wait_until(lambda: page.locator("#seed input").input_value() == seed, 10, "the seed that was drawn")
+    write(page, 25)
+    assert text_of(page) == before
+
+
+def test_a_copied_link_of_a_comparison_writes_the_same_texts(page):
+    tab(page, "Compare")
+    choose_preset(page, "Temperature ladder on one noise")
+    wait_until(lambda: page.locator("#output-3").is_visible(), 5, "four columns")
+    set_number(page, "#max-new-tokens", 20)
+
+    def texts() -> list[str]:
+        run(page, "#run-compare")
+        wait_until(lambda: all(finished(page, f"stats-{n}") for n in range(4)), 40, "four ends")
+        page.wait_for_timeout(500)
+        return [text_of(page, f"output-{name}") for name in ("common", *range(4))]
+
+    before = texts()
+    page.goto(copied(page, "#link-compare"))
+    wait_until(lambda: page.locator("#output-3").is_visible(), 10, "the tab, and its columns")
+    assert texts() == before
+
+
 def upload(page, file) -> None:
     with page.expect_file_chooser() as chooser:
         page.click("#replay")
@@ -239,9 +282,16 @@ def test_the_same_setting_on_fp8_and_on_bf16_weights_stands_side_by_side(page):
     set_number(page, "#max-new-tokens", 40)
     run(page, "#run-compare")
     wait_until(lambda: all(finished(page, f"stats-{n}") for n in range(2)), 60, "two ends")
-    texts = [text_of(page, f"output-{n}") for n in range(2)]
-    note = page.locator("#fork").inner_text()
-    assert ("BF16 weights" in note and "raw" in note) if texts[0] != texts[1] else "All columns wrote the same" in note
+
+    def explained() -> bool:  # figures are painted before texts
+        texts = [text_of(page, f"output-{n}") for n in range(2)]
+        note = page.locator("#fork").inner_text()
+        assert all(texts), "a column is empty"
+        return (
+            "All columns wrote the same" in note if texts[0] == texts[1] else "BF16 weights" in note and "raw" in note
+        )
+
+    wait_until(explained, 5, "the fork, or that there is none")
 
 
 def test_a_branch_of_a_column_grows_in_the_other_tab_under_the_columns_own_settings(page):

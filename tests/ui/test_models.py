@@ -71,7 +71,7 @@ def test_another_model_brings_its_chat_tab_its_settings_and_keeps_writing(page, 
     wait_until(lambda: "storyteller" in shown_model(page), 30, "the first model")
     assert page.get_by_role("tab", name="Chat").count() == 0
     load_chatty(page, choice)
-    assert "generation_config.json" in page.locator("#defaults").inner_text()
+    assert "generation_config.json" in page.locator("#defaults").text_content()
     assert page.locator("#temperature input[type=number]").input_value() == "0.6"
     page.get_by_role("tab", name="Generate").click()
     set_number(page, "#max-new-tokens", 20)
@@ -120,7 +120,7 @@ def test_a_conversation_goes_on_is_retried_edited_and_begun_anew(page, choice):
     unfold(page, "The newest answer, token by token", "#output-chat .tk")
     words = page.locator("#output-chat .tk", has_text=re.compile(r"\w"))  # a line break is a token that has no room
     words.first.click()
-    wait_until(lambda: "= score" in page.locator("#output-chat .tv-pop").inner_text(), 5, "the draw of a token")
+    wait_until(lambda: "= score" in page.locator("#inspector").inner_text(), 5, "the draw of a token")
     page.keyboard.press("Escape")
     second = talk(page)[3]
     settle(page)
@@ -142,6 +142,7 @@ def test_a_conversation_goes_on_is_retried_edited_and_begun_anew(page, choice):
 
 def test_stop_keeps_what_was_said(page, choice):
     load_chatty(page, choice)
+    page.locator("#more-settings > button").click()
     page.get_by_label("Write past the end").check()
     set_number(page, "#max-new-tokens", 1500)
     send(page, "A long story:")

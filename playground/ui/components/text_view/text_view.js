@@ -164,10 +164,10 @@ element.addEventListener("keydown", (event) => {
 document.addEventListener("token-shown", (event) => {
   if (event.detail.source !== element) forget();
 });
-document.addEventListener("token-closed", () => {
+document.addEventListener("token-closed", (event) => {
   if (at < 0) return;
   hide();
-  view.focus({ preventScroll: true });
+  if (!event.detail?.elsewhere) view.focus({ preventScroll: true }); // a click elsewhere has its own focus
 });
 
 // One choice of colours for all texts of the page.
