@@ -44,6 +44,11 @@
     }
   });
 
+  window.showTab = (name) => {
+    document.body.dataset.tab = name;
+    document.dispatchEvent(new CustomEvent("token-closed", { detail: { elsewhere: true } }));
+  };
+
   // Clicking beside the text and the inspector closes what is open.
   document.addEventListener("click", (event) => {
     if (!document.body.dataset.token || event.target.closest(".tv-text, #inspector, #settings, #panel, .mh-card")) return;

@@ -208,7 +208,7 @@ def build_page(shelf: Shelf) -> gr.Blocks:
         for button in (buttons.stop, comparing.stop, chat.stop, lab.stop):
             button.click(stop, [session], None, api_visibility="private", show_progress="hidden", queue=False)
         for tab in (generate.tab, compare.tab, lab.tab, chat.tab):  # page.css hides what a tab has no use for
-            tab.select(None, js=f"() => {{ document.body.dataset.tab = '{tab.id}'; }}")
+            tab.select(None, js=f"() => window.showTab('{tab.id}')")
         page.load(None, js=SCRIPT)
         arrivals = Arrivals(handlers, head, controls, panel, chat, prompt)
         _connect_model(handlers, head, arrivals, session)

@@ -71,7 +71,9 @@ def test_another_model_brings_its_chat_tab_its_settings_and_keeps_writing(page, 
     wait_until(lambda: "storyteller" in shown_model(page), 30, "the first model")
     assert page.get_by_role("tab", name="Chat").count() == 0
     load_chatty(page, choice)
-    assert "generation_config.json" in page.locator("#defaults").text_content()
+    page.locator("#filters > button").click()
+    assert "generation_config.json" in page.locator("#defaults").inner_text()
+    page.keyboard.press("Escape")
     assert page.locator("#temperature input[type=number]").input_value() == "0.6"
     page.get_by_role("tab", name="Generate").click()
     set_number(page, "#max-new-tokens", 20)

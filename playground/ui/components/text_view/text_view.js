@@ -70,7 +70,7 @@ function paint() {
     fork?.classList.add("tk-fork");
   }
   if (atEnd && !value.open) view.scrollTop = view.scrollHeight;
-  if (value.open != null && at < 0 && innerWidth > 999) look(value.open, true);
+  if (value.open != null && at < 0 && innerWidth > 999 && (document.body.dataset.tab ?? "generate") === "generate") look(value.open, true);
 }
 
 // --- one token: asked from the server when somebody looks, shown by the inspector (`inspector.js`)
