@@ -20,7 +20,7 @@ def engine_of(playground, form: str = "") -> Engine:
     return playground.client.host.engines[form or playground.form]
 
 
-def replayed(book, playground, receipt, started=lambda stream: None) -> dict:
+def replayed(book, playground, receipt, started=lambda stream: None, take=lambda stream, event: None) -> dict:
     """A receipt, run again to its end."""
     replay, event = book.replay(playground, receipt, started), None
     while True:
@@ -29,6 +29,8 @@ def replayed(book, playground, receipt, started=lambda stream: None) -> dict:
         except StopIteration as end:
             return end.value
         event = stream.get()
+        if event is not None:
+            take(stream, event)
 
 
 def steps(engine: Engine) -> list:

@@ -13,6 +13,8 @@ from running import engine_of, replayed
 from playground import RequestError, SamplingParams
 from playground.inspect.book import RunBook
 from playground.inspect.receipt import FORMAT, MOST_SEGMENTS, read_receipts
+from playground.inspect.retold import Retold
+from playground.inspect.tokens import explain
 from playground.ui.words import in_words
 
 PARAMS = SamplingParams("gumbel", 0.9, top_k=50, seed=5)
@@ -49,6 +51,20 @@ def test_every_run_of_a_tree_replays_token_by_token(book, storyteller, tree):
     for run in tree:
         found = rerun(book, storyteller, book.receipt(storyteller, run))
         assert found["identical"] and found["checked"] == len(run.tokens), found
+
+
+def test_a_receipt_opens_as_the_runs_that_it_was_made_of(book, storyteller, tree):
+    for run in tree:
+        receipt = read_receipts(book.receipt(storyteller, run))[0]
+        retold = Retold(receipt, storyteller.tokenizer)
+        assert replayed(book, storyteller, receipt, take=retold.take)["identical"]
+        own = retold.runs[-1]
+        assert (own.ids, own.text, own.params, own.prompt) == (run.ids, run.text, run.params, run.prompt)
+        assert own.tokens.forced == run.tokens.forced and len(retold.runs) == len(run.lineage())
+        for index in range(len(run.tokens)):  # what stood behind each, forced ones included
+            assert explain(own, index) == explain(run, index)
+        for mine, theirs in zip(retold.runs, run.lineage(), strict=True):
+            assert (book.receipt(storyteller, mine) and mine.parent is None) or mine.at == theirs.at
 
 
 def test_a_replay_goes_the_ways_of_the_run_itself(book, storyteller, tree, monkeypatch):

@@ -127,7 +127,8 @@ class RunBook:
 
         def start(ids, params, limit, ignore_eos, parent):
             written = len(ids) - len(receipt.prompt)
-            options = {"ignore_eos": ignore_eos, "inspect": True, "keep": True, "written": written}
+            begun = written + (len(receipt.prompt) if receipt.goes_on else 0)
+            options = {"ignore_eos": ignore_eos, "inspect": True, "keep": True, "written": written, "begun": begun}
             stream = writer.resume(ids, [params], limit, parent, **options)[0]
             started(stream)
             return stream

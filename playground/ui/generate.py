@@ -14,6 +14,7 @@ from playground.engine.settings import SETTINGS, whole_number
 from playground.inspect.example import example_view
 from playground.inspect.receipt import Receipt, fingerprint, read_receipts
 from playground.inspect.replay import STOPPED
+from playground.inspect.retold import Retold
 from playground.inspect.run import Run
 from playground.ui.components import BranchTree, StatsBar, TextView
 from playground.ui.handlers import Handlers, asked_for
@@ -134,35 +135,46 @@ class GenerateHandlers:
                 raise RequestError("There is no run yet; press Run first.")
             return await asyncio.to_thread(self.book.receipt, self.handlers.playground, session.current)
 
-    async def replay(self, file: bytes | None, session: Session) -> str:
-        """Runs an uploaded receipt, or those of a comparison, again; says in words how it went."""
+    async def replay(self, file: bytes | None, session: Session) -> tuple:
+        """Runs an uploaded receipt, or those of a comparison, again; says in words how it went, and shows what one
+        wrote as a run of its own, to look into and to branch from."""
+        told_: list[Retold] = []
         try:
             async with run_of(session):
                 receipts = read_receipts((file or b"").decode(errors="replace"))
                 try:
-                    found = [await self.replayed(one, session) for one in receipts]
+                    found = [await self.replayed(one, session, told_) for one in receipts]
                 finally:
                     stop(session)
         except gr.Error as error:
-            return error.message
-        if len(found) == 1:
-            return in_words(found[0])
-        return "\n".join(f"Column {n}: {in_words(one)}" for n, one in enumerate(found, 1))
+            return error.message, *[gr.skip()] * 3
+        if len(found) > 1:
+            lines = [f"Column {n}: {in_words(one)}" for n, one in enumerate(found, 1)]
+            return "\n".join(lines), *[gr.skip()] * 3
+        session.tree, playground = [self.book.keep(run) for run in told_[0].runs], self.handlers.playground
+        run = session.current = session.tree[-1]
+        stats = run.stats and run.stats | {"run": run.id, "seed": run.params.seed, "context": playground.context}
+        view = TextView.show(run) | {"title": "Replayed from a receipt."}
+        return in_words(found[0]), view, stats, BranchTree.show(session.tree, run)
 
-    async def replayed(self, receipt: Receipt, session: Session) -> dict:
-        """One receipt, segment by segment; a stop in between counts as well."""
+    async def replayed(self, receipt: Receipt, session: Session, told_: list[Retold] | None = None) -> dict:
+        """One receipt, segment by segment; a stop in between counts as well. `told_` gets what it writes."""
         playground = self.handlers.playground
         if receipt.weights not in playground.loaded_forms:
             await self.handlers.wait_for(session, playground.ask(Load(receipt.weights)))
         await asyncio.to_thread(fingerprint, playground.folder)  # which the end of a replay asks for
         replay = self.book.replay(playground, receipt, session.streams.append)
-        event = None
+        event, retold = None, Retold(receipt, playground.tokenizer)
+        if told_ is not None:
+            told_.append(retold)
         while True:
             try:
                 stream = replay.send(event)
             except StopIteration as end:
                 return end.value
             event = await next_of(stream)
+            if event is not None:
+                retold.take(stream, event)
             if session.stopping:
                 replay.close()
                 raise RequestError(STOPPED)
@@ -235,7 +247,7 @@ def connect_generate(
     tab.tree.select(writer.show, [session], [tab.output, tab.stats, tab.tree], **QUICK)
     tab.receipt.click(writer.receipt, [session], [tab.paper], **QUICK).success(None, [tab.paper], None, js=SAVE)
     tab.replay.upload(lambda: gr.update(value="Running it again…", visible=True), None, [tab.verdict], **QUICK).then(
-        writer.replay, [tab.replay, session], [tab.verdict], **QUICK
+        writer.replay, [tab.replay, session], [tab.verdict, tab.output, tab.stats, tab.tree], **QUICK
     )
     copied = tab.link.click(writer.link, [session, prompt, *controls.inputs], [tab.address], **QUICK)
     copied.success(None, [tab.address], None, js=COPY_LINK)

@@ -195,13 +195,18 @@ def test_a_receipt_saved_from_the_page_replays_there_and_a_changed_one_says_wher
     write(page, 15)
     with page.expect_download() as download:
         page.click("#receipt")
-    saved = tmp_path / "receipt.json"
+    saved, written = tmp_path / "receipt.json", text_of(page)
     download.value.save_as(saved)
     receipt = json.loads(saved.read_text())
     assert len(receipt["tokens"]) == 15
     upload(page, saved)
     verdict = page.locator("#verdict textarea")
     wait_until(lambda: verdict.is_visible() and "Identical: all 15" in verdict.input_value(), 30, "the verdict")
+    wait_until(lambda: page.locator("#output .tv-title").inner_text() == "Replayed from a receipt.", 5, "its run")
+    assert text_of(page) == written and page.locator("#output .tk").count() == 15
+    page.locator("#output .tk").nth(4).click()
+    wait_until(lambda: "position 5" in inspector(page).inner_text(), 5, "a token of the receipt's run")
+    page.keyboard.press("Escape")
     receipt["tokens"][6]["id"] += 1
     saved.write_text(json.dumps(receipt))
     upload(page, saved)

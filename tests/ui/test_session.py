@@ -79,10 +79,10 @@ def test_stop_ends_a_replay_and_the_next_one_runs(writer, storyteller):
         stop(session)
         return await replaying
 
-    assert waited_for(replay_and_stop()) == "The replay was stopped; run it again." and not session.running
+    assert waited_for(replay_and_stop())[0] == "The replay was stopped; run it again." and not session.running
     run.tokens = run.tokens[:20]
     short = book.receipt(storyteller, run).encode()
-    assert waited_for(writer.replay(short, session)) == "Identical: all 20 tokens."
+    assert waited_for(writer.replay(short, session))[0] == "Identical: all 20 tokens."
 
 
 def test_a_stop_between_two_segments_of_a_replay_ends_it(writer, storyteller, monkeypatch):
@@ -102,7 +102,7 @@ def test_a_stop_between_two_segments_of_a_replay_ends_it(writer, storyteller, mo
 
     monkeypatch.setattr(type(storyteller), "resume", stopped_before_the_second)
     receipt = book.receipt(storyteller, branch).encode()
-    assert waited_for(writer.replay(receipt, session)) == "The replay was stopped; run it again."
+    assert waited_for(writer.replay(receipt, session))[0] == "The replay was stopped; run it again."
 
 
 def test_a_replay_that_is_refused_leaves_the_run_under_way_alone(writer):
@@ -115,7 +115,7 @@ def test_a_replay_that_is_refused_leaves_the_run_under_way_alone(writer):
                 found.append(await writer.replay(b"{}", session))
 
     waited_for(write_and_replay())
-    assert "already writing" in found[0]
+    assert "already writing" in found[0][0]
     assert last[-1][1]["finish_reason"] == "length" and last[-1][1]["new_tokens"] == 60
 
 
