@@ -19,7 +19,7 @@ from playground.inspect.example import RUN, example_token
 from playground.inspect.run import Run
 from playground.inspect.scales import ScaleGrid
 from playground.shelf import Shelf
-from playground.ui.components import Heatmap
+from playground.ui.components import Heatmap, TokenChips
 from playground.ui.painting import Listener, Pace, Pane, answer_of, answers_of, paints
 from playground.ui.session import Session, as_error, check_going, stop, told
 from playground.ui.settings import Asked
@@ -153,6 +153,15 @@ class Handlers:
         if session.projection.endswith("kv_b_proj"):
             return Heatmap.empty(STRIP, ABSORBED)
         return Heatmap.empty(STRIP, "The gate did not send the newest token to this expert.")
+
+    # --- the prompt
+
+    async def prompt_tokens(self, prompt, parse_special) -> dict:
+        """The prompt as the tokens that a run would begin with."""
+        with told():
+            playground = self.playground
+            ids = await asyncio.to_thread(playground.encode, prompt, bool(parse_special))
+            return TokenChips.show(ids, playground.tokenizer)
 
     # --- models
 

@@ -18,7 +18,7 @@ from playground.shelf import Shelf
 from playground.ui import components
 from playground.ui.chat import ChatTab, chat_tab, connect_chat
 from playground.ui.compare import CompareHandlers, compare_tab, connect_compare, filled, linked_columns
-from playground.ui.components import Heatmap, Inspector, Masthead
+from playground.ui.components import Heatmap, Inspector, Masthead, TokenChips
 from playground.ui.endpoints import add_endpoints
 from playground.ui.generate import WRITING, GenerateHandlers, RunButtons, connect_generate, generate_tab
 from playground.ui.handlers import STRIP, Handlers
@@ -186,7 +186,7 @@ def build_page(shelf: Shelf) -> gr.Blocks:
         head = Head.build(shelf, playground.info)
         with gr.Row(elem_id="columns"):
             with gr.Column(elem_id="main", min_width=300):
-                prompt = prompt_part()
+                prompt, chips, opened = prompt_part()
                 with gr.Row(elem_id="settings"):
                     controls = settings_bar(playground, last_seed, session)
                     buttons, comparing = RunButtons.build(), RunButtons.build("-compare")
@@ -197,6 +197,8 @@ def build_page(shelf: Shelf) -> gr.Blocks:
                 with gr.Column(elem_id="panel"):
                     panel = Panel.build(playground.info)
         panel.connect(handlers, session)
+        parsed = controls.by_name["parse_special"]
+        opened.expand(handlers.prompt_tokens, [prompt, parsed], [chips], **QUICK)
         writer, limits = GenerateHandlers(handlers), [controls.by_name[n] for n in ("max_new_tokens", "past_end")]
         shown = connect_generate(generate, buttons, writer, prompt, controls, panel.strip, session)
         for column in compare.columns:  # their branches grow in the other tab
@@ -218,11 +220,14 @@ def build_page(shelf: Shelf) -> gr.Blocks:
     return page
 
 
-def prompt_part() -> gr.Textbox:
+def prompt_part() -> tuple[gr.Textbox, TokenChips, gr.Accordion]:
     with gr.Column(elem_id="prompt-part"):
         prompt = gr.Textbox(EXAMPLES[0], label="Prompt", lines=1, max_lines=6, elem_id="prompt")
-        gr.Examples([[e] for e in EXAMPLES], inputs=[prompt], label="Examples", api_visibility="private")
-    return prompt
+        with gr.Row(elem_id="under-prompt"):
+            gr.Examples([[e] for e in EXAMPLES], inputs=[prompt], label="Examples", api_visibility="private")
+            with gr.Accordion("Tokens", open=False, elem_id="prompt-tokens", elem_classes="badge") as opened:
+                chips = TokenChips(elem_id="chips")
+    return prompt, chips, opened
 
 
 def last_seed(session: Session):

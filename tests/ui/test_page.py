@@ -120,6 +120,21 @@ def test_compare_streams_three_columns_together(page):
     assert "The texts part at token" in table and "fell between" in table and "noise" in table
 
 
+def test_the_prompts_tokens_are_shown_as_chips_and_special_ones_marked(page):
+    page.fill("#prompt textarea", "Once <|endoftext|> upon")
+    page.locator("#prompt-tokens > button").click()
+    chips = page.locator("#chips .tc-chip")
+    wait_until(lambda: chips.count() > 4, 5, "chips")
+    assert page.locator("#chips .tc-special").count() == 1  # what the tokenizer itself puts before a text
+    page.keyboard.press("Escape")
+    page.locator("#more-settings > button").click()
+    page.get_by_label("Parse special tokens").check()
+    page.keyboard.press("Escape")
+    page.locator("#prompt-tokens > button").click()
+    wait_until(lambda: page.locator("#chips .tc-special").count() == 2, 5, "the token that was typed")
+    assert "<|endoftext|>" in page.locator("#chips .tc-special").last.inner_text()
+
+
 def test_html_in_the_prompt_is_shown_as_text(page):
     attack = "<script>window.hit=1</script><img src=x onerror='window.hit=1'> Once"
     page.fill("#prompt textarea", attack)

@@ -17,10 +17,11 @@ from playground.ui.components.inspector.inspector import Inspector
 from playground.ui.components.masthead.masthead import Masthead
 from playground.ui.components.stats.stats import StatsBar
 from playground.ui.components.text_view.text_view import TextView
+from playground.ui.components.token_chips.token_chips import TokenChips
 
 CSS = "\n".join(file.read_text(encoding="utf-8") for file in sorted(Path(__file__).parent.glob("*/*.css")))
 
 __all__ = [
     "CSS", "BarTable", "BranchTree", "ChatView", "Figures", "ForkView", "Heatmap", "Inspector", "Masthead", "StatsBar",
-    "TextView",
+    "TextView", "TokenChips",
 ]  # fmt: skip
