@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+from playground.checkpoint.tokenizer import Tokenizer
 from playground.engine.insight import Insight
 from playground.engine.settings import SETTINGS
 from playground.inspect.run import Run, Written
+
+MOST_CHIPS = 400  # a prompt may have thousands of tokens
 
 
 def explain(run: Run, index: int) -> dict:
@@ -80,3 +84,15 @@ def why(run: Run, token: Written) -> dict:
 
 def settings(run: Run) -> dict:
     return {name: getattr(run.params, name) for name in SETTINGS} | {"sampler": run.params.sampler.value}
+
+
+def chips(ids: Sequence[int], tokenizer: Tokenizer) -> dict:
+    """A prompt's tokens, each an `id`, its `text` and whether it is `special`, and a `note` of how many there are."""
+    special = set(tokenizer.control_tokens)
+    names = [tokenizer.inner.id_to_token(token) or "" for token in ids[:MOST_CHIPS]]
+    tokens = [
+        {"id": token, "text": name if name in special else tokenizer.spelled(token), "special": name in special}
+        for token, name in zip(ids, names, strict=False)
+    ]
+    more = f", of which these are the first {MOST_CHIPS}" if len(ids) > MOST_CHIPS else ""
+    return {"tokens": tokens, "note": f"{len(ids):,} {'token' if len(ids) == 1 else 'tokens'}{more}."}

@@ -18,8 +18,9 @@ from playground.inspect.book import RunBook
 from playground.inspect.example import RUN, example_token
 from playground.inspect.run import Run
 from playground.inspect.scales import ScaleGrid
+from playground.inspect.tokens import chips
 from playground.shelf import Shelf
-from playground.ui.components import Heatmap, TokenChips
+from playground.ui.components import Heatmap
 from playground.ui.painting import Listener, Pace, Pane, answer_of, answers_of, paints
 from playground.ui.session import Session, as_error, check_going, stop, told
 from playground.ui.settings import Asked
@@ -161,7 +162,7 @@ class Handlers:
         with told():
             playground = self.playground
             ids = await asyncio.to_thread(playground.encode, prompt, bool(parse_special))
-            return TokenChips.show(ids, playground.tokenizer)
+            return chips(ids, playground.tokenizer)
 
     # --- models
 

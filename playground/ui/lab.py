@@ -9,9 +9,9 @@ import gradio as gr
 import pandas
 
 from playground import RequestError, SamplingParams
-from playground.engine import settings
 from playground.engine.client import Answers
 from playground.engine.requests import Curve, Draws, Logits, Noise, Shape
+from playground.engine.settings import NAMES as CONTROLS
 from playground.engine.settings import SETTINGS, whole_number
 from playground.inspect.lab import Distribution, counted, draw_in_steps, temperature_table
 from playground.ui.components import BarTable
@@ -21,7 +21,7 @@ from playground.ui.painting import answer_of, answers_of
 from playground.ui.session import Session, run_of, told
 from playground.ui.settings import QUICK, Controls
 
-NAMES = (*(name for name in settings.NAMES if name in SETTINGS and name != "sampler"), "sampler")
+NAMES = (*(name for name in CONTROLS if name in SETTINGS and name != "sampler"), "sampler")
 CURVE_TOKENS, FEWEST = 400, 36  # written for the curve; fewer than this are not worth a picture
 LONGEST = 2048  # without a cache all of a text is fed at once, again and again
 CURVE_COLUMNS = {"length": "Tokens", "ms": "Milliseconds per token", "form": "KV cache"}

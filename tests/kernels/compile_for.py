@@ -117,7 +117,7 @@ def cached(rows: int, dtype: torch.dtype) -> None:
     angles, latents = torch.zeros(rows, 2, 32), KV.zeros(8, 64, widths=(512, 64), dtype=dtype, device="cpu")
     partials, absorb = torch.zeros(4, rows, 1536 + 576), torch.zeros(16, 512, 128, dtype=bf16)
     keep = Keep(1536, torch.ones(512), 1e-6, slots, latents)
-    e["split_latents"](partials, torch.ones(1536), angles, keep, form, dtype=bf16)
+    e["split_latents"](partials, torch.ones(1536), angles, keep, form, dtype=bf16, eps=1e-6)
     e["absorb_queries"](torch.zeros(2, rows, 16 * 192), absorb, angles, dtype=bf16)
     e["absorb_queries"](torch.zeros(2, rows, 16 * 192), absorb, angles, keep, dtype=bf16)
     q, expand = torch.zeros(rows, 16, 576, dtype=bf16), torch.zeros(16, 128, 512, dtype=bf16)

@@ -237,8 +237,8 @@ def test_gqa_decode_kernels_equal_their_twin_on_ragged_paged_rows(heads, kv_head
     where = to(DEVICE, pages, lengths)
     out = attention.gqa_decode(q.to(DEVICE), there(cache), *where, form, scale=0.2, kv_heads=kv_heads)
     assert_formed(out, ref)
-    # a page, across pages, a whole row; a value alone was E4M3 before, and often lies on a tie of E4M3
-    for window in (16, 21, 37, *[1] * form.plain):
+    # across pages; and a value alone, which was E4M3 before, and often lies on a tie of E4M3
+    for window in (21, *[1] * form.plain):
         about = {"scale": 0.2, "kv_heads": kv_heads, "window": window}
         ref = reference.gqa_decode(q, cache, pages, lengths, form, **about)
         assert_formed(attention.gqa_decode(q.to(DEVICE), there(cache), *where, form, **about), ref)
@@ -307,7 +307,7 @@ def test_causal_attention_kernel_equals_its_twin(queries, tokens, heads, groups,
     both = both.to(DEVICE)
     out = attention.causal_attention(q.to(DEVICE), *both.split([width, value], dim=-1), form, scale=0.3)
     assert_formed(out, ref)
-    for window in (1, 9, 32, 50):
+    for window in (9, 50):
         ref = reference.causal_attention(q, k, v, form, scale=0.3, window=window)
         split = both.split([width, value], dim=-1)
         assert_formed(attention.causal_attention(q.to(DEVICE), *split, form, scale=0.3, window=window), ref)

@@ -7,16 +7,22 @@ from driving import figures, finished, open_page, run, set_number, wait_until
 
 pytestmark = pytest.mark.browser
 SIZES = [(390, 844), (853, 1280), (1280, 720), (1440, 900), (1920, 1080), (2560, 1440)]
+FIRST = [("light", (390, 844)), ("dark", (1280, 720)), ("light", (1440, 900))]
+"""What everybody's tests look at; the others take longer, and are marked so."""
 
 
-@pytest.fixture(params=["light", "dark"])
-def theme(request):
-    return request.param
+def looks() -> list:
+    every = [(theme, size) for theme in ("light", "dark") for size in SIZES]
+    marks = [() if look in FIRST else (pytest.mark.long,) for look in every]
+    return [
+        pytest.param(look, id=f"{look[0]}, {look[1][0]}x{look[1][1]}", marks=mark)
+        for look, mark in zip(every, marks, strict=True)
+    ]
 
 
-@pytest.fixture(params=SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-def page(browser, server, theme, request):
-    width, height = request.param
+@pytest.fixture(params=looks())
+def page(browser, server, request):
+    theme, (width, height) = request.param
     with open_page(browser, f"{server}/?__theme={theme}", width, height) as page:
         yield page
 
