@@ -147,10 +147,11 @@ class Arrivals:
         self.handlers.know(session, playground)
         info = playground.info
         settings, known = setting_updates(playground, given), known or {}
+        same = all(settings[name] == known.get(name) for name in FOLDED)
         return [
             given.get("prompt", gr.skip()),
             *(gr.skip() if settings[name] == known.get(name) else settings[name] for name in NAMES),
-            named_filters(*(settings[name]["value"] for name in FOLDED)),
+            gr.skip() if same else named_filters(*(settings[name]["value"] for name in FOLDED)),
             defaults_note(info),
             Masthead.show(info),
             gr.update(value=name),

@@ -23,7 +23,9 @@ NEWER = {
 }
 
 
-@pytest.mark.parametrize("capability", [80, 89, 90, 120])
+@pytest.mark.parametrize(  # the oldest and the newest kind of kernels; the others take as long again
+    "capability", [80, pytest.param(89, marks=pytest.mark.long), 90, pytest.param(120, marks=pytest.mark.long)]
+)
 def test_every_kernel_compiles_and_fits_the_shared_memory_of(capability, compiling):
     process, shared = compiling[capability]
     out, errors = process.communicate(timeout=400)
