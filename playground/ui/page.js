@@ -16,7 +16,13 @@
     box.remove();
   };
 
-  window.copyLink = (query, id) => {
+  window.copyLink = async (query, id) => {
+    // on a busy machine the answer may reach the page after the event that announces it
+    for (let look = 0; !query && look < 20; look++) {
+      await new Promise((later) => setTimeout(later, 50));
+      query = document.querySelector(`#${id}-text textarea`)?.value || "";
+    }
+    if (!query) return;
     window.copyText(new URL(`?${query}`, location.href.split("?")[0]).href);
     const button = document.getElementById(id), before = button.textContent;
     button.textContent = "Link copied";
