@@ -162,10 +162,11 @@ class MlaConfig:
         return self.heads * (self.qk_head_dim + self.v_head_dim + self.qk_nope_head_dim)
 
     def weight_count(self, hidden: int) -> int:
-        """Of a layer's projections."""
-        queries, rank = self.heads * self.qk_head_dim, self.q_lora_rank
+        """Of a layer's projections, as the files hold them."""
+        queries, rank, rank_kv = self.heads * self.qk_head_dim, self.q_lora_rank, self.kv_lora_rank
         query = hidden * queries if rank is None else rank * (hidden + queries)
-        return query + hidden * sum(self.cache_widths) + self.absorbed_weights + self.heads * self.v_head_dim * hidden
+        expand = rank_kv * self.heads * (self.qk_nope_head_dim + self.v_head_dim)
+        return query + hidden * (rank_kv + self.qk_rope_head_dim) + expand + self.heads * self.v_head_dim * hidden
 
     @property
     def cache_widths(self) -> tuple[int, ...]:
@@ -227,8 +228,8 @@ class GqaConfig:
         return self.heads * 2 * self.width
 
     def weight_count(self, hidden: int) -> int:
-        """Of a layer's projections."""
-        return 2 * hidden * self.width * (self.heads + self.kv_heads)
+        """Of a layer's projections, as the files hold them."""
+        return 2 * hidden * self.head_dim * (self.heads + self.kv_heads)
 
     @property
     def cache_widths(self) -> tuple[int, ...]:

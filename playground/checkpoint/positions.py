@@ -1,4 +1,4 @@
-"""Where tokens stand: rotary embedding and its scalings, the context, layers that do without."""
+"""Where tokens stand: rotary embedding and its scalings, the context, and layers that see a window or do without."""
 
 from __future__ import annotations
 

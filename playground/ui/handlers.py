@@ -98,7 +98,7 @@ class Handlers:
         run failed."""
         session.streams = [run.stream for run in runs]
         try:
-            panes = [Pane(run, self.playground.context) for run in runs]
+            panes = [Pane(run, self.playground.info) for run in runs]
             yield panes
             async for _ in paints(panes, self.pace, Listener(self.page, request)):
                 session.scales, session.recomputed = panes[0].scales, False

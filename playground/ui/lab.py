@@ -84,7 +84,7 @@ class LabHandlers:
 
     async def live(self, session: Session, prompt, *values) -> tuple:
         """The table for a prompt or setting that changes, and that the other experiments are stale: nothing before the
-        lab was opened. A prompt or setting that is wrong on the way is no complaint: the old table says it is stale."""
+        lab was opened. A prompt or setting that is wrong on the way is told in the table's place."""
         if session.lab is None:
             return gr.skip(), gr.skip(), gr.skip()
         shown = [session.tables.get(name) for name in ("drawn", "steps")]

@@ -118,11 +118,13 @@ class Arrivals:
         before this comes."""
         query = dict(request.query_params)
         given, wrong = linked(query)
+        if "columns" in query and linked_columns(query) is None:
+            wrong.append("columns")
         if wrong:
             gr.Warning(f"The link has values that can't be used, and they are left out: {', '.join(wrong)}.")
         yield self._described(session, given, known=self.built)
         layer = query.get("layer", "")
-        yield await self._panel(session, int(layer) if layer.isdecimal() else 0, query.get("projection"))
+        yield await self._panel(session, int(layer[:4]) if layer.isdecimal() else 0, query.get("projection"))
 
     async def columns(self, request: gr.Request) -> list:
         """The columns that the page's address carries."""

@@ -13,7 +13,7 @@ import gradio as gr
 import numpy as np
 
 from playground.engine.client import Answers, EngineError
-from playground.engine.events import FinishEvent, TokenEvent
+from playground.engine.events import FinishEvent, ModelInfo, TokenEvent
 from playground.engine.settings import RequestError
 from playground.inspect.run import Run
 
@@ -66,7 +66,7 @@ class Listener:
 class Pane:
     """One run, and its figures so far."""
 
-    def __init__(self, run: Run, context: int):
+    def __init__(self, run: Run, info: ModelInfo):
         self.run, self.stream, self.ended = run, run.stream, False
         self.scales: np.ndarray | None = None  # of the newest token, of the projection that is watched
         self.failure = ""
@@ -84,8 +84,8 @@ class Pane:
             "prefill_rate": None,
             "decode_rate": None,
             "cache_used": self.stream.prompt_tokens,
-            "cache_total": 0,  # the engine says at the end
-            "context": context,  # what a row may have
+            "cache_total": info.cache_tokens,
+            "context": info.context,  # what a row may have
         }
 
     def take(self) -> bool:
