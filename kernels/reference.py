@@ -373,9 +373,11 @@ def _logsumexp(logits: torch.Tensor) -> torch.Tensor:
     return torch.cat([row.logsumexp(-1) for row in rows])
 
 
-def draw_and_normaliser(logits, temperature, seeds, positions) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def draw_and_normaliser(
+    logits, temperature, seeds, positions, changed=None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     drawn = temperature > 0
-    scores = logits.double()
+    scores = (logits if changed is None else changed).double()
     if bool(drawn.any()):
         noise = _noise(seeds, positions, logits.shape[-1])
         scores = torch.where(drawn[:, None], scores / torch.where(drawn, temperature, 1.0)[:, None] + noise, scores)
@@ -415,7 +417,7 @@ def advance(ids, moves, block_table, *, tokens, positions, lengths, slots, turn,
     turn.copy_(1 - turn)
 
 
-def survey(logits, temperature, seeds, positions, ids) -> torch.Tensor:
+def survey(logits, temperature, seeds, positions, ids, scored=True) -> torch.Tensor:
     def best(values: torch.Tensor, count: int, *others: torch.Tensor) -> list[torch.Tensor]:
         ids = values.topk(min(count, values.shape[-1])).indices
         missing = (0, count - ids.shape[-1])
@@ -426,5 +428,8 @@ def survey(logits, temperature, seeds, positions, ids) -> torch.Tensor:
     noise = _noise(seeds, positions, logits.shape[-1])
     totals = [t for x in (wide, heated) for t in (x.logsumexp(-1), torch.special.entr(x.softmax(-1)).sum(-1))]
     single = [temperature, (wide > float("-inf")).sum(-1), *totals, (wide > drawn).sum(-1), drawn[:, 0]]
-    lists = [*best(wide, SHOWN, wide), *best(heated + noise, SCORED, heated, noise)]
+    candidates = best(heated + noise, SCORED, heated, noise)
+    if not scored:
+        candidates = [torch.zeros_like(candidates[0]), *(torch.full_like(t, float("-inf")) for t in candidates[1:])]
+    lists = [*best(wide, SHOWN, wide), *candidates]
     return torch.cat([*(t[:, None] for t in single), *lists], dim=-1)

@@ -19,12 +19,18 @@ def draw(
 
 
 def draw_and_normaliser(
-    logits: torch.Tensor, temperature: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    changed: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`draw`, and the logsumexp `[R]` float32 of each row's logits, which the log-probability of any of its tokens is
     made of: `logits[id].float() - logsumexp` has the bits that `draw` returns for `id`, whatever drew it and whoever
-    shares the step. (Torch's own `logsumexp` adds in an order that depends on the number of rows.)"""
-    return implementation("draw_and_normaliser", logits)(logits, temperature, seeds, positions)
+    shares the step. (Torch's own `logsumexp` adds in an order that depends on the number of rows.)
+
+    `changed [R, V]` are the logits to draw from, where they are others: the rest is of `logits` still."""
+    return implementation("draw_and_normaliser", logits)(logits, temperature, seeds, positions, changed)
 
 
 def penalise(
@@ -61,7 +67,8 @@ def survey(
     seeds: torch.Tensor,
     positions: torch.Tensor,
     ids: torch.Tensor,
+    scored: bool = True,
 ) -> torch.Tensor:
     """What stood behind the draw of `ids [R]` by `draw` from the other arguments: `[R, SURVEYED]` float64, of which
-    `Survey.of` takes a row apart."""
-    return implementation("survey", logits)(logits, temperature, seeds, positions, ids)
+    `Survey.of` takes a row apart. Without `scored` there are no candidates: their ids are 0, their values -inf."""
+    return implementation("survey", logits)(logits, temperature, seeds, positions, ids, scored)

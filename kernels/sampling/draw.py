@@ -43,10 +43,11 @@ def gumbel(seed, position, token):
 
 @triton.jit
 def draw_kernel(
-    logits_ptr, temperature_ptr, seeds_ptr, positions_ptr, top_ptr, total_ptr, best_ptr, id_ptr, vocab, tiles,
-    TILE: tl.constexpr, PDL: tl.constexpr,
+    logits_ptr, changed_ptr, temperature_ptr, seeds_ptr, positions_ptr, top_ptr, total_ptr, best_ptr, id_ptr, vocab,
+    tiles, CHANGED: tl.constexpr, TILE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Of one tile of a row: largest logit, sum of exponentials against it, best score and its token."""
+    """Of one tile of a row: largest logit, sum of exponentials against it, best score and its token. With CHANGED,
+    scores are of other logits."""
     row, tile = tl.program_id(0), tl.program_id(1)
     token = tile * TILE + tl.arange(0, TILE)
     real = token < vocab
@@ -60,6 +61,8 @@ def draw_kernel(
     narrow = logits.to(tl.float32)
     top = tl.max(narrow, axis=0)
     finite = tl.where(top == float("-inf"), 0.0, top)
+    if CHANGED:
+        logits = tl.load(changed_ptr + row.to(tl.int64) * vocab + token, mask=real, other=float("-inf"))
     score = logits.to(tl.float64)
     if temperature > 0:
         score = score / temperature + noise
@@ -98,7 +101,11 @@ def join_draw_kernel(
 
 
 def draw_and_normaliser(
-    logits: torch.Tensor, temperature: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    changed: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rows, vocab = logits.shape
     tiles, device = triton.cdiv(vocab, TILE), logits.device
@@ -109,8 +116,8 @@ def draw_and_normaliser(
     logprobs, logsumexp = torch.empty(2, rows, dtype=torch.float32, device=device)
     logits = logits.contiguous()
     draw_kernel[(rows, tiles)](
-        logits, temperature, seeds, positions, top, total, best, tile_ids, vocab, tiles,
-        TILE=TILE, num_warps=4, **overlap(logits),
+        logits, logits if changed is None else changed.contiguous(), temperature, seeds, positions, top, total, best,
+        tile_ids, vocab, tiles, CHANGED=changed is not None, TILE=TILE, num_warps=4, **overlap(logits),
     )  # fmt: skip
     join_draw_kernel[(rows,)](
         logits, top, total, best, tile_ids, ids, logprobs, logsumexp, vocab, tiles,

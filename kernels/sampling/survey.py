@@ -174,7 +174,7 @@ def join_best(
 def join_survey_kernel(
     logits_ptr, temperature_ptr, seeds_ptr, positions_ptr, ids_ptr, sums_ptr, counts_ptr, keys_ptr, score_ptr, best_ptr,
     out_ptr, vocab, tiles, SINGLE: tl.constexpr, SHOWN: tl.constexpr, SCORED: tl.constexpr, ROOM: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_B: tl.constexpr, PDL: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_B: tl.constexpr, CANDIDATES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A row's SINGLE numbers, its largest logits with their ids, or its best scores with theirs: in the order of
     `Survey`."""
@@ -192,14 +192,20 @@ def join_survey_kernel(
         join_single(logits_ptr, ids_ptr + row, sums_ptr, counts_ptr, out_ptr, temperature, tiles, BLOCK)
     elif part == 1:
         join_largest(logits_ptr, keys_ptr + at * SHOWN, out_ptr + SINGLE, tiles * SHOWN, BLOCK_S, SHOWN, ROOM)
-    else:
+    elif CANDIDATES:
         join_best(
             logits_ptr, score_ptr + at * SCORED, best_ptr + at * SCORED, out_ptr + SINGLE + 2 * SHOWN, tiles * SCORED,
             temperature, seed, position, BLOCK_B, SCORED, ROOM,
         )  # fmt: skip
+    else:
+        out_ptr, place = out_ptr + SINGLE + 2 * SHOWN, tl.arange(0, ROOM)
+        tl.store(out_ptr + place, tl.zeros((ROOM,), tl.float64), mask=place < SCORED)
+        for number in tl.static_range(1, 3):
+            none = tl.full((ROOM,), float("-inf"), tl.float64)
+            tl.store(out_ptr + number * SCORED + place, none, mask=place < SCORED)
 
 
-def survey(logits, temperature, seeds, positions, ids) -> torch.Tensor:
+def survey(logits, temperature, seeds, positions, ids, scored=True) -> torch.Tensor:
     (rows, vocab), device = logits.shape, logits.device
     tiles, logits = triton.cdiv(vocab, TILE), logits.contiguous()
     parts = torch.empty(rows, tiles, 6, dtype=torch.float64, device=device)
@@ -209,11 +215,13 @@ def survey(logits, temperature, seeds, positions, ids) -> torch.Tensor:
     best = torch.empty(rows, tiles, SCORED, dtype=torch.int32, device=device)
     given = (logits, temperature, seeds, positions, ids, parts, counts, keys, score, best)
     shown = {"SHOWN": SHOWN, "SCORED": SCORED, "ROOM": triton.next_power_of_2(max(SHOWN, SCORED))}
-    survey_kernel[(rows, tiles, 3)](*given, vocab, tiles, TILE=TILE, **shown, num_warps=4, **overlap(logits))
+    survey_kernel[(rows, tiles, 3 if scored else 2)](
+        *given, vocab, tiles, TILE=TILE, **shown, num_warps=4, **overlap(logits)
+    )
     out = torch.empty(rows, SURVEYED, dtype=torch.float64, device=device)
     join_survey_kernel[(rows, 3)](
         *given, out, vocab, tiles, SINGLE=SINGLE, **shown, BLOCK=triton.next_power_of_2(tiles),
         BLOCK_S=triton.next_power_of_2(tiles * SHOWN), BLOCK_B=triton.next_power_of_2(tiles * SCORED),
-        num_warps=8, **overlap(logits),
+        CANDIDATES=scored, num_warps=8, **overlap(logits),
     )  # fmt: skip
     return out

@@ -50,4 +50,4 @@ class Histories(NamedTuple):
 
     def add(self, ids: torch.Tensor) -> None:
         """The rows have written `ids [R]`."""
-        self.counts.scatter_add_(1, ids[:, None], torch.ones_like(ids, dtype=torch.int32)[:, None])
+        self.counts.scatter_(1, ids[:, None], 1, reduce="add")

@@ -89,15 +89,13 @@ def draw_rows(
 
     A row goes the way that its own parameters say, whatever the others need: its draw has the same bits in any company.
     """
-    s = settings
-    ids, logprobs, normaliser = kernels.draw_and_normaliser(logits, s.temperature, s.seeds, positions)
-    if not any(needs):
+    s, penalised = settings, changed if needs.penalised else None
+    ids, logprobs, normaliser = kernels.draw_and_normaliser(logits, s.temperature, s.seeds, positions, penalised)
+    if not (needs.filtered or needs.summed):
         return ids, logprobs
     one = torch.ones_like(s.temperature)  # made before what follows it: a draw reads it before it waits
     drawn, changed = s.temperature > 0, logits if changed is None else changed
-    if needs.penalised:
-        ids, _ = kernels.draw(changed, s.temperature, s.seeds, positions)
-    processed = processed_rows(changed, s, needs) if needs.filtered or needs.summed else changed
+    processed = processed_rows(changed, s, needs)
     if needs.filtered:
         by_noise, _ = kernels.draw(processed, one, s.seeds, positions)
         ids = torch.where(drawn & ((s.top_k > 0) | (s.top_p < 1) | (s.min_p > 0)), by_noise, ids)
@@ -118,10 +116,11 @@ def explain_rows(
     """What `Insight` takes apart, `[R, N]` float64, of the draw by `draw_rows` from these arguments that gave `ids`."""
     s = settings
     one = torch.ones_like(s.temperature) if needs.filtered else None  # long before a survey reads it without waiting
-    told = [kernels.survey(logits, s.temperature, s.seeds, positions, ids)]
+    # candidates are those of what the row drew from: the last survey has them
+    told = [kernels.survey(logits, s.temperature, s.seeds, positions, ids, not (needs.penalised or needs.filtered))]
     changed = logits if changed is None else changed
     if needs.penalised:
-        told.append(kernels.survey(changed, s.temperature, s.seeds, positions, ids))
+        told.append(kernels.survey(changed, s.temperature, s.seeds, positions, ids, not needs.filtered))
     processed = processed_rows(changed, s, needs) if needs.filtered or needs.summed else None
     if needs.filtered:
         heated = torch.where(s.temperature > 0, s.temperature, 1.0)

@@ -6,7 +6,7 @@ from compare import assert_bits_equal, assert_close
 from scipy import stats
 
 import kernels
-from kernels import SCORED, SHOWN, Survey, reference
+from kernels import SCORED, SHOWN, SURVEYED, Survey, reference
 from kernels.sampling import cumulative as summing
 from kernels.sampling import draw as drawing
 from kernels.sampling import noise as sampling
@@ -182,6 +182,24 @@ def test_the_draw_kernel_draws_what_its_twin_draws(vocab):
         assert_bits_equal(chosen - got[2], got[1])
 
 
+def test_a_draw_from_changed_logits_has_the_raw_logprob_of_its_token():
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    logits = torch.randn(4, 3001, generator=torch.Generator().manual_seed(2))
+    changed = logits.clone()
+    changed[:3, ::2] -= 5.0
+    temperature = torch.tensor([0.0, 1.0, 0.5, 1.0], dtype=torch.float64)
+    seeds = positions = torch.arange(4)
+    given = [t.to(device) for t in (logits, temperature, seeds, positions)]
+    ids, logprobs, logsumexp = drawing.draw_and_normaliser(*given, changed.to(device))
+    raw_ids, raw_logprobs, raw_logsumexp = drawing.draw_and_normaliser(*given)
+    assert ids.tolist() == drawing.draw_and_normaliser(changed.to(device), *given[1:])[0].tolist()
+    assert ids.tolist() == reference.draw_and_normaliser(logits, temperature, seeds, positions, changed)[0].tolist()
+    assert ids[0] != raw_ids[0]
+    assert_bits_equal(logsumexp, raw_logsumexp)
+    assert_bits_equal(logprobs[3:], raw_logprobs[3:])  # a row whose logits stay
+    assert_bits_equal(given[0].gather(-1, ids[:, None])[:, 0] - logsumexp, logprobs)
+
+
 @pytest.mark.parametrize("vocab", [1, 48, 3001])
 def test_the_cumulative_kernel_has_the_bits_of_its_twin_and_rises_only_where_there_is_probability(vocab):
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -260,6 +278,17 @@ def test_the_survey_kernel_finds_what_its_twin_finds(vocab):
             assert a.top[:shown] == (list(range(shown)) if number == 4 else b.top[:shown])
             assert a.scored[:scored] == b.scored[:scored]
             assert a.noise[:scored] == pytest.approx(b.noise[:scored], abs=1e-6)
+
+
+def test_a_survey_without_candidates_says_all_else():
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    logits, one = torch.randn(2, 1500, generator=torch.Generator().manual_seed(3)), torch.ones(2, dtype=torch.float64)
+    given = [t.to(device) for t in (logits, one, torch.arange(2), torch.arange(2), torch.arange(2))]
+    whole, part = surveying.survey(*given), surveying.survey(*given, False)
+    told = SURVEYED - 3 * SCORED
+    assert_bits_equal(part[:, :told], whole[:, :told])
+    twin = reference.survey(*(t.cpu() for t in given), False)
+    assert part[:, told:].tolist() == twin[:, told:].tolist() == [[0.0] * SCORED + [float("-inf")] * 2 * SCORED] * 2
 
 
 def test_a_logit_that_is_no_number_takes_no_candidates_place():
