@@ -10,7 +10,7 @@ from dataclasses import asdict
 from playground import CheckpointError, EngineError, FinishEvent, RequestError, SamplingParams, load
 from playground.arguments import add_model_arguments, model_options
 from playground.engine.settings import SETTINGS
-from playground.inspect.columns import labels, read_columns
+from playground.inspect.columns import read_columns, titles
 from playground.inspect.fork import Alignment
 from playground.inspect.run import Run
 from playground.terminal import ended
@@ -131,7 +131,7 @@ def compare() -> int:
 def show_comparison(runs: list[Run], as_json: bool) -> None:
     found = Alignment(runs)
     found.update()
-    fork, shared, names = found.fork, found.shared, labels(runs)
+    fork, shared, names = found.fork, found.shared, titles(runs, whole=True)
     if as_json:
         columns = [
             {"setting": name, "text": run.text, "tokens": len(run.tokens)}
@@ -142,7 +142,7 @@ def show_comparison(runs: list[Run], as_json: bool) -> None:
     for name, run in zip(names, runs, strict=True):
         print(f"--- {name}\n{run.prompt}{run.text}\n")
     if fork is None:
-        print(f"All columns share their first {shared} tokens.")
+        print(found.note or f"All columns share their first {shared} tokens.")
         return
     print(f"They part at token {shared + 1}:")
     for name, column in zip(names, fork["columns"], strict=True):

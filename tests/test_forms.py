@@ -6,7 +6,7 @@ import pytest
 from running import engine_of
 
 from playground import EngineError, RequestError, SamplingParams, load
-from playground.inspect.columns import labels, read_columns
+from playground.inspect.columns import read_columns, titles
 from playground.inspect.fork import Alignment
 from playground.inspect.run import Run
 
@@ -42,7 +42,7 @@ def test_a_column_writes_what_a_playground_loaded_in_its_form_writes(both, story
 def test_where_weights_differ_the_fork_gives_each_column_its_own_raw_probabilities(both):
     found = Alignment(both)
     found.update()
-    assert [name.endswith(f"{form} weights") for name, form in zip(labels(both), ("FP8", "BF16"), strict=True)]
+    assert [name.endswith(f"{form} weights") for name, form in zip(titles(both), ("FP8", "BF16"), strict=True)]
     for row in found.fork["rows"]:
         assert row["raw"] is None and any(cell["raw"] is not None for cell in row["cells"])
     first = found.fork["rows"][0]["cells"]

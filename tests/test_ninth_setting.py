@@ -66,7 +66,7 @@ def test_the_page_has_a_control_for_it_beside_the_text_and_in_every_column(url):
 def test_a_link_carries_it(tree):
     code = "from playground.ui.settings import linked; print(linked({'bias': '0.5'}), linked({'bias': '9'}))"
     assert said_by(tree, code).strip() == "({'bias': 0.5}, []) ({}, ['bias'])"
-    code = "from playground.ui.settings import link_to; print(link_to('generate', 'Hi', {'bias': 0.5}))"
+    code = "from playground.ui.settings import link_to; print(link_to('generate', prompt='Hi', bias=0.5))"
     assert said_by(tree, code).strip().endswith("bias=0.5")
 
 

@@ -131,7 +131,7 @@ def test_compare_prints_the_columns_and_why_they_part():
     columns = ["--column", "sampler=greedy", "--column", "temperature=1.4,seed=3"]
     done = run("playground", "compare", "Once upon a time", *columns, "--max-new-tokens", "20", "--device", "cpu")
     assert done.returncode == 0 and "They part at token" in done.stdout and "noise" in done.stdout
-    assert "Gumbel-max 1.4, seed 3" in done.stdout
+    assert "Gumbel-max, T = 1.4, seed 3" in done.stdout
 
 
 def test_compare_refuses_a_column_that_it_does_not_know_before_loading():

@@ -44,10 +44,11 @@ def read_columns(settings: list[dict], shared_noise: bool) -> tuple[list[Samplin
     return [p.with_drawn_seed() for p in params], forms
 
 
-def titles(runs: list[Run]) -> list[str]:
-    """What tells each run from the others, in a few words."""
+def titles(runs: list[Run], whole: bool = False) -> list[str]:
+    """What tells each run from the others, in a few words, or the `whole` setting of each."""
     parts = [_parts(run) for run in runs]
-    names = [name for name in parts[0] if len({part[name] for part in parts} - {None}) > 1]
+    differ = [name for name in parts[0] if len({part[name] for part in parts} - {None}) > 1]
+    names = [name for name in parts[0] if name in differ or (whole and name != "weights")]
     found = [", ".join(part[name] for name in names if part[name]) for part in parts]
     return [title or f"Column {n}" for n, title in enumerate(found, 1)]
 
@@ -65,19 +66,3 @@ def _parts(run: Run) -> dict[str, str | None]:
         "weights": f"{FORMS[run.form]} weights",
         "seed": f"seed {p.seed}" if drawn else None,
     }
-
-
-def labels(runs: list[Run]) -> list[str]:
-    """Each run's setting, and its weights where they differ."""
-    differ = len({run.form for run in runs}) > 1
-    return [label(run.params) + (f", {FORMS[run.form]} weights" if differ else "") for run in runs]
-
-
-def label(params: SamplingParams) -> str:
-    """A column's setting in a few words."""
-    names = PENALTIES if params.is_greedy else FOLDED
-    shown = [name for name in names if getattr(params, name) != SETTINGS[name].off]
-    more = [in_a_word(name, getattr(params, name)) for name in shown]
-    if params.is_greedy:
-        return ", ".join(["Greedy", *more])
-    return ", ".join([f"{SAMPLER_NAMES[params.sampler]} {params.temperature:g}", *more, f"seed {params.seed}"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from playground.inspect.columns import labels
+from playground.inspect.columns import titles
 from playground.inspect.run import Run
 from playground.inspect.tokens import why
 
@@ -22,9 +22,22 @@ class Alignment:
         """Takes in what has been written since; a fork stays what it is."""
         while self.fork is None and all(len(run.tokens) > self.shared for run in self.runs):
             if len({run.tokens[self.shared].id for run in self.runs}) > 1:
-                self.fork = explain_fork(self.runs, self.shared) | {"labels": labels(self.runs)}
+                self.fork = explain_fork(self.runs, self.shared) | {"labels": titles(self.runs)}
             else:
                 self.shared += 1
+
+    @property
+    def note(self) -> str | None:
+        """Of texts that never differ in a token: that they agree, or that some end where others go on."""
+        done = [run.ended and len(run.tokens) == self.shared for run in self.runs]
+        if self.fork is not None or not any(done):
+            return None
+        if all(done):
+            return f"All columns wrote the same {self.shared} tokens."
+        if all(d or len(run.tokens) == self.shared for d, run in zip(done, self.runs, strict=True)):
+            return None  # whether the others go on is not known yet
+        names = ", ".join(name for name, d in zip(titles(self.runs), done, strict=True) if d)
+        return f"The columns share {self.shared} tokens; there {names} ended, and the rest went on."
 
 
 def explain_fork(runs: list[Run], at: int) -> dict:

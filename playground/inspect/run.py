@@ -89,6 +89,7 @@ class Run:
         given, self.tokens = self.tokens, Tokens()
         self.taken = len(given)  # from its parent, a forced token included
         self.depth = self.parent.depth + 1 if self.parent else 0
+        self.ended = False
         for token in given:
             self._append(token)
 
@@ -96,6 +97,11 @@ class Run:
     def form(self) -> str:
         """Of the weights."""
         return self.stream.form
+
+    @property
+    def parse_special(self) -> bool:
+        """Whether these are the prompt's ids only where special tokens in it are read as such."""
+        return tuple(self.tokenizer.encode(self.prompt)) != self.prompt_ids
 
     @property
     def forced(self) -> int | None:
@@ -115,6 +121,7 @@ class Run:
         if isinstance(event, TokenEvent):
             self._append(Written(event.id, event.text, event.logprob, event.insight))
             return
+        self.ended = True
         if event.text:  # held back until the end: a token's text that had not become certain
             self.text += event.text
             self.marks += f"{len(event.text.encode('utf-16-le', 'surrogatepass')) // 2},,,,;"

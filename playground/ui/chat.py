@@ -4,18 +4,20 @@ widget only shows it."""
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
 import gradio as gr
 
-from playground import Playground
+from playground import Playground, SamplingParams
+from playground.checkpoint.chat import Message
 from playground.inspect.run import Run
 from playground.ui.components import ChatView, StatsBar, TextView
 from playground.ui.generate import WRITING
 from playground.ui.handlers import Handlers
-from playground.ui.session import Session, check_going, refuse_during_a_run, run_of
-from playground.ui.settings import NAMES, QUICK, Asked, Controls, spelled
+from playground.ui.session import Session, check_going, refuse_during_a_run, run_of, told
+from playground.ui.settings import LONGEST_LINK, NAMES, QUICK, Asked, Controls, link_to, own_settings, spelled
 
 
 class ChatTab(NamedTuple):
@@ -28,6 +30,8 @@ class ChatTab(NamedTuple):
     retry: gr.Button
     edit: gr.Button
     clear: gr.Button
+    link: gr.Button
+    address: gr.Textbox
     stats: StatsBar
     tokens: TextView
 
@@ -49,14 +53,30 @@ def chat_tab(playground: Playground, explain: Callable[[dict], dict]) -> ChatTab
         with gr.Row(elem_classes="run-row"):
             send = gr.Button("Send", variant="primary", elem_id="send")
             stop = gr.Button("Stop", variant="secondary", elem_id="stop-chat")
-        with gr.Row(elem_classes="run-row"):
+        with gr.Row(elem_classes="actions"):
             retry = gr.Button("Another answer", size="sm", elem_id="retry")
             edit = gr.Button("Edit last message", size="sm", elem_id="edit")
             clear = gr.Button("New chat", size="sm", elem_id="clear-chat")
+            link = gr.Button("Copy link", size="sm", elem_id="link-chat")
+        address = gr.Textbox(visible="hidden", elem_id="link-chat-text")
         stats = StatsBar(elem_id="stats-chat")
         with gr.Accordion("The newest answer, token by token", open=False):
             tokens = TextView("Answer", explain, elem_id="output-chat")
-    return ChatTab(tab, system, talk, message, send, stop, retry, edit, clear, stats, tokens)
+    return ChatTab(tab, system, talk, message, send, stop, retry, edit, clear, link, address, stats, tokens)
+
+
+def linked_talk(query: dict[str, str]) -> tuple[list[Message], str, str] | None:
+    """The turns before the last, the last one and the system prompt that an address carries; None where it carries no
+    conversation, or a wrong one."""
+    try:
+        turns = json.loads(query["turns"][:LONGEST_LINK])
+        roles, texts = zip(*((turn["role"], turn["content"]) for turn in turns), strict=True)
+    except (KeyError, ValueError, TypeError, RecursionError):
+        return None
+    if not all(isinstance(text, str) for text in texts) or not {*roles} <= {"user", "assistant"} or roles[-1] != "user":
+        return None
+    turns = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+    return turns[:-1], texts[-1], query.get("system", "")[:LONGEST_LINK]
 
 
 def connect_chat(chat: ChatTab, handlers: Handlers, controls: Controls, strip, session: gr.State) -> None:
@@ -68,6 +88,8 @@ def connect_chat(chat: ChatTab, handlers: Handlers, controls: Controls, strip, s
     chat.message.submit(talker.send, [session, chat.message, *rest], shown, **private)
     chat.retry.click(talker.retry, [session, *rest], shown, **private)
     chat.edit.click(talker.edit, [session], [chat.talk, chat.message], **QUICK)
+    copied = chat.link.click(talker.link, [session, chat.message, *rest], [chat.address], **QUICK)
+    copied.success(None, [chat.address], None, js="(query) => window.copyLink(query, 'link-chat')")
     chat.clear.click(talker.clear, [session], [chat.talk, chat.stats], **QUICK)
 
 
@@ -99,9 +121,17 @@ class ChatHandlers:
         session.chat = session.chat[: users[-1]]
         return {"turns": session.chat}, text
 
+    async def link(self, session: Session, message, system, *values) -> str:
+        """The query of an address that asks for the last answer again; before any, for one to the message."""
+        if not session.said:
+            turn = {"role": "user", "content": message if isinstance(message, str) else ""}
+            with told():
+                return link_to("chat", **talk_in_a_link([turn], system, values, Asked.read(values).params))
+        return link_to("chat", **session.said)
+
     async def clear(self, session: Session) -> tuple:
         await refuse_during_a_run(session)
-        session.chat = []
+        session.chat, session.said = [], {}
         return {"turns": []}, None
 
     async def _answer(self, request, session: Session, turns, system, values) -> AsyncIterator[tuple]:
@@ -117,10 +147,17 @@ class ChatHandlers:
             options |= {"inspect": True, "keep": True, "begun": 0}  # an answer is a text of its own
             (stream,) = playground.resume(ids, [asked.params], asked.limit, **options)
             run = handlers.book.keep(Run.of(stream, playground.tokenizer, ""))
-            session.chat, session.current = list(turns), run
+            session.chat, session.newest = list(turns), run
+            session.said = talk_in_a_link(turns, system, values, asked.params)
             try:
                 async for (pane,) in handlers.paint(session, [run], request):
                     shown = {"turns": [*turns, {"role": "assistant", "content": run.text}]}
                     yield shown, "", dict(pane.stats), handlers.activation_view(session), TextView.show(run)
             finally:  # stopped or not: what was written stands in the conversation
                 session.chat = [*turns, {"role": "assistant", "content": run.text}]
+
+
+def talk_in_a_link(turns: list[Message], system, values, params: SamplingParams) -> dict:
+    """Everything that an answer follows from."""
+    given = dict(zip(NAMES, values, strict=True)) | own_settings(params)
+    return given | {"system": system if isinstance(system, str) else "", "turns": json.dumps(turns)}

@@ -20,7 +20,7 @@ from playground.ui.generate import SAVE, WRITING, RunButtons
 from playground.ui.handlers import Handlers
 from playground.ui.painting import Pane
 from playground.ui.session import Session, refuse_during_a_run, run_of, told
-from playground.ui.settings import QUICK, Asked, control, link_to
+from playground.ui.settings import DECIDED, QUICK, Asked, control, link_to, own_settings, rest_with_greedy
 
 PRESETS = {  # columns, and whether they share their noise
     "Three samplers": ([{"sampler": s} for s in ("greedy", "multinomial", "gumbel")], True),
@@ -50,10 +50,9 @@ def aligned(found: Alignment) -> tuple[dict, list[dict], dict | None]:
     runs, shared = found.runs, found.shared
     forked, named = found.fork is not None, [{"title": title} for title in titles(runs)]
     own = [TextView.show_piece(run, shared, None, prompt=False, fork=forked) for run in runs]
-    same = not forked and all(run.stats and len(run.tokens) == shared for run in runs)
-    if same:  # shown in each, not as empty boxes
+    if found.note and all(len(run.tokens) == shared for run in runs):  # shown in each, not as empty boxes
         own = [TextView.show(run, prompt=False) for run in runs]
-    fork = {"note": f"All columns wrote the same {shared} tokens."} if same else found.fork
+    fork = {"note": found.note} if found.note else found.fork
     common = TextView.show_piece(runs[0], 0, shared, prompt=True, fork=False)
     return common | {"title": f"All {len(runs)} wrote"}, [o | n for o, n in zip(own, named, strict=True)], fork
 
@@ -109,11 +108,10 @@ class CompareHandlers:
             if runs:
                 prompt, max_new_tokens, past_end = runs[0].prompt, runs[0].limit, runs[0].ignore_eos
                 forms = [run.form if len({r.form for r in runs}) > 1 else "" for run in runs]
-                own = [{n: getattr(run.params, n) for n in SETTINGS} for run in runs]
-                settings = [o | {"sampler": o["sampler"].value, "weights": f} for o, f in zip(own, forms, strict=True)]
+                settings = [own_settings(r.params) | {"weights": f} for r, f in zip(runs, forms, strict=True)]
             told_apart = [{n: v for n, v in setting.items() if v != PLAIN[n] or n == "seed"} for setting in settings]
             about = {"max_new_tokens": max_new_tokens, "past_end": bool(past_end), "shared_noise": bool(shared_noise)}
-            return link_to("compare", prompt, about, columns=json.dumps(told_apart, separators=(",", ":")))
+            return link_to("compare", prompt=prompt, **about, columns=json.dumps(told_apart, separators=(",", ":")))
 
     async def compare(
         self, request: gr.Request, session: Session, prompt, max_new_tokens, past_end, count, shared_noise, *values
@@ -197,14 +195,17 @@ def _column(number: int, handlers: Handlers) -> Column:
                 made["weights"] = gr.Dropdown(
                     WEIGHTS, value="", label="Weights", info=ABOUT_WEIGHTS, elem_id=f"weights-{number}"
                 )
+        rest_with_greedy(made)
         settings = [made[name] for name in NAMES]
         text = TextView(f"Column {number + 1}", handlers.explain, branches=True, elem_id=f"output-{number}")
     return Column(block, settings, text)
 
 
 def _control(number: int, name: str, given: dict):
-    place = f"{name.replace('_', '-')}-{number}"
-    return control(SETTINGS[name], str(given[name]) if SETTINGS[name].choices else given[name], False, elem_id=place)
+    place = {"elem_id": f"{name.replace('_', '-')}-{number}"}
+    if name in DECIDED and given["sampler"] == "greedy":
+        place["interactive"] = False
+    return control(SETTINGS[name], str(given[name]) if SETTINGS[name].choices else given[name], False, **place)
 
 
 def connect_compare(

@@ -2,6 +2,7 @@
 file does without postponed ones; a generator's annotation is what it yields."""
 
 import asyncio
+from collections.abc import Callable
 
 import gradio as gr
 
@@ -69,30 +70,43 @@ def add_endpoints(handlers: Handlers) -> None:
         ready["running"] = handlers.shelf.client.running
         return ready | {n: getattr(state, n) for n in ("phase", "done", "total", "message")} | {"model": model}
 
-    about = {
-        "generate": (
-            spelled(generate, NAMES, REQUIRED),
-            "Writes; yields text, figures (with the `run` for /inspect and /receipt), activation scales.",
-        ),
-        "compare": (
-            compare,
-            f"Writes under 2 to 4 settings at once ({', '.join(SETTINGS)}, weights); yields texts, figures, and where "
-            "they part.",
-        ),
-        "draws": (
-            spelled(draws, DRAWN, sampler="gumbel", temperature=1.0, seed=0),
-            "Counts draws by every sampler from the prompt's next-token distribution; yields the table as it fills.",
-        ),
-        "inspect": (inspect_, "What was behind a token of a run, or, with -1, behind each of them."),
-        "receipt": (receipt, "The JSON that replays a run."),
-        "replay": (
-            replay,
-            "Runs a receipt again: identical, or the first token that differs, with both distributions.",
-        ),
-        "status": (
-            status,
-            "What the engine is doing: loading, preparing or ready, on which model, and for how many requests.",
-        ),
-    }
-    for name, (function, description) in about.items():
+    def endpoint(name: str, function: Callable, returns: str, description: str) -> None:
+        """`returns`: names of what the function returns; gradio would number them."""
         gr.api(function, api_name=name, api_description=description, concurrency_limit=None)
+        outputs = next(event.outputs for event in handlers.page.fns.values() if event.api_name == name)
+        for output, label in zip(outputs, returns.split(), strict=True):
+            output.label = label
+
+    settings = ", ".join(SETTINGS)
+    endpoint(
+        "generate",
+        spelled(generate, NAMES, REQUIRED),
+        "text figures scales",
+        "Writes; yields text, figures (with the `run` for /inspect and /receipt), activation scales.",
+    )
+    endpoint(
+        "compare",
+        compare,
+        "texts figures fork",
+        f"Writes under 2 to 4 settings at once ({settings}, weights); yields texts, figures, and where they part.",
+    )
+    endpoint(
+        "draws",
+        spelled(draws, DRAWN, sampler="gumbel", temperature=1.0, seed=0),
+        "table",
+        "Counts draws by every sampler from the prompt's next-token distribution; yields the table as it fills.",
+    )
+    endpoint("inspect", inspect_, "tokens", "What was behind a token of a run, or, with -1, behind each of them.")
+    endpoint("receipt", receipt, "receipt", "The JSON that replays a run.")
+    endpoint(
+        "replay",
+        replay,
+        "verdict",
+        "Runs a receipt again: identical, or the first token that differs, with both distributions.",
+    )
+    endpoint(
+        "status",
+        status,
+        "status",
+        "What the engine is doing: loading, preparing or ready, on which model, and for how many requests.",
+    )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
 import gradio as gr
 
 from playground import RequestError
 from playground.engine.requests import Load
-from playground.engine.settings import SETTINGS, whole_number
+from playground.engine.settings import whole_number
 from playground.inspect.example import example_view
 from playground.inspect.receipt import Receipt, fingerprint, read_receipts
 from playground.inspect.replay import STOPPED
@@ -20,7 +20,7 @@ from playground.ui.components import BranchTree, StatsBar, TextView
 from playground.ui.handlers import Handlers, asked_for
 from playground.ui.painting import next_of
 from playground.ui.session import Session, refuse_during_a_run, run_of, stop, told
-from playground.ui.settings import NAMES, QUICK, Asked, Controls, link_to
+from playground.ui.settings import NAMES, QUICK, Asked, Controls, link_to, own_settings
 from playground.ui.words import in_words
 
 SAVE = """
@@ -104,7 +104,8 @@ class GenerateHandlers:
 
     async def write(self, session: Session, run: Run, request: gr.Request | None) -> AsyncIterator[tuple]:
         """Shows a run of the page's tree while it writes."""
-        session.tree, session.current, session.scales = [*session.tree, run], run, None
+        session.tree, session.scales = [*session.tree, run], None
+        session.current = session.newest = run
         tree = BranchTree.show(session.tree, run)
         async for (pane,) in self.handlers.paint(session, [run], request):
             yield TextView.show(run), dict(pane.stats), self.handlers.activation_view(session), tree
@@ -113,19 +114,19 @@ class GenerateHandlers:
         """Another run of the tree."""
         with told():
             await refuse_during_a_run(session)
-            run = session.current = self.book.get(asked_for(event).get("run"))
+            run = session.current = session.newest = self.book.get(asked_for(event).get("run"))
         return TextView.show(run), run.stats, BranchTree.show(session.tree, run)
 
     async def link(self, session: Session, prompt, *values) -> str:
         """The query of an address that writes the text that is shown again, its seed included: of the tree's first
         run, from which branches grew by hand. Before any run: of the settings as they are."""
         run, given = session.current, dict(zip(NAMES, values, strict=True))
-        if run is None:
-            return link_to("generate", prompt, given, **panel_of(session))
-        run = run.root
-        own = {name: getattr(run.params, name) for name in SETTINGS} | {"sampler": run.params.sampler.value}
-        own |= {"max_new_tokens": run.limit, "past_end": run.ignore_eos}
-        return link_to("generate", run.prompt, given | own, **panel_of(session))
+        given |= {"prompt": prompt}
+        if run is not None:
+            run = run.root
+            given |= own_settings(run.params) | {"max_new_tokens": run.limit, "past_end": run.ignore_eos}
+            given |= {"prompt": run.prompt, "parse_special": run.parse_special}
+        return link_to("generate", **given, **panel_of(session))
 
     async def receipt(self, session: Session) -> str:
         """Of the run that is shown."""
@@ -138,12 +139,12 @@ class GenerateHandlers:
     async def replay(self, file: bytes | None, session: Session) -> tuple:
         """Runs an uploaded receipt, or those of a comparison, again; says in words how it went, and shows what one
         wrote as a run of its own, to look into and to branch from."""
-        told_: list[Retold] = []
         try:
             async with run_of(session):
                 receipts = read_receipts((file or b"").decode(errors="replace"))
+                told_ = [Retold(one, self.handlers.playground.tokenizer) for one in receipts]
                 try:
-                    found = [await self.replayed(one, session, told_) for one in receipts]
+                    found = [await self.replayed(o, session, t.take) for o, t in zip(receipts, told_, strict=True)]
                 finally:
                     stop(session)
         except gr.Error as error:
@@ -152,21 +153,19 @@ class GenerateHandlers:
             lines = [f"Column {n}: {in_words(one)}" for n, one in enumerate(found, 1)]
             return "\n".join(lines), *[gr.skip()] * 3
         session.tree, playground = [self.book.keep(run) for run in told_[0].runs], self.handlers.playground
-        run = session.current = session.tree[-1]
+        run = session.current = session.newest = session.tree[-1]
         stats = run.stats and run.stats | {"run": run.id, "seed": run.params.seed, "context": playground.context}
         view = TextView.show(run) | {"title": "Replayed from a receipt."}
         return in_words(found[0]), view, stats, BranchTree.show(session.tree, run)
 
-    async def replayed(self, receipt: Receipt, session: Session, told_: list[Retold] | None = None) -> dict:
-        """One receipt, segment by segment; a stop in between counts as well. `told_` gets what it writes."""
+    async def replayed(self, receipt: Receipt, session: Session, take: Callable = lambda stream, event: None) -> dict:
+        """One receipt, segment by segment; a stop in between counts as well. `take` gets what it writes."""
         playground = self.handlers.playground
         if receipt.weights not in playground.loaded_forms:
             await self.handlers.wait_for(session, playground.ask(Load(receipt.weights)))
         await asyncio.to_thread(fingerprint, playground.folder)  # which the end of a replay asks for
         replay = self.book.replay(playground, receipt, session.streams.append)
-        event, retold = None, Retold(receipt, playground.tokenizer)
-        if told_ is not None:
-            told_.append(retold)
+        event = None
         while True:
             try:
                 stream = replay.send(event)
@@ -174,7 +173,7 @@ class GenerateHandlers:
                 return end.value
             event = await next_of(stream)
             if event is not None:
-                retold.take(stream, event)
+                take(stream, event)
             if session.stopping:
                 replay.close()
                 raise RequestError(STOPPED)

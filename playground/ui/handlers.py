@@ -121,7 +121,7 @@ class Handlers:
             session.layer, session.projection, session.names = found.layer, found.projection, found.names
             for stream in session.streams:
                 stream.watch(session.watched)
-            if session.current and not session.running:
+            if session.newest and not session.running:
                 await self.recall(session, playground)
         return (
             gr.update(choices=list(found.names), value=found.projection or None),
@@ -131,7 +131,7 @@ class Handlers:
 
     async def recall(self, session: Session, playground: Playground) -> None:
         """The scales of the newest token of a run that has ended, for the projection that is shown now."""
-        run = session.current
+        run = session.newest
         if not run.tokens or not session.projection:
             return
         ids = (*run.prompt_ids, *run.ids[:-1])
@@ -147,7 +147,7 @@ class Handlers:
             if session.recomputed:
                 note += ". Recomputed by feeding the text again: the run's own are no longer kept"
             return Heatmap.show(ScaleGrid.of(session.scales), STRIP, note, "row", "block")
-        if not (session.current and session.current.tokens):
+        if not (session.newest and session.newest.tokens):
             return Heatmap.empty(STRIP, "They appear here while the model writes.")
         if not session.projection:
             return Heatmap.empty(STRIP, PLAIN)

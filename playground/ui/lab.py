@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import gradio as gr
@@ -19,7 +20,7 @@ from playground.ui.controls import Number
 from playground.ui.handlers import Handlers
 from playground.ui.painting import answer_of, answers_of
 from playground.ui.session import Session, run_of, told
-from playground.ui.settings import QUICK, Controls
+from playground.ui.settings import QUICK, Controls, link_to, own_settings
 
 NAMES = (*(name for name in CONTROLS if name in SETTINGS and name != "sampler"), "sampler")
 CURVE_TOKENS, FEWEST = 400, 36  # written for the curve; fewer than this are not worth a picture
@@ -55,18 +56,19 @@ class LabHandlers:
         """Draws by every sampler; yields the table as it fills."""
         async with run_of(session):
             count, params = whole_number("Draws", count), self.params(values)
-            session.seed = params.seed
+            session.seed, session.experiment = params.seed, "draws"
             d = await self.distribution(prompt, session)
-            asked = self.handlers.playground.ask(Draws(d.logits, params, count, d.shown, d.prompt))
+            asked, table = self.handlers.playground.ask(Draws(d.logits, params, count, d.shown, d.prompt)), None
             async for found in self._stoppable(session, asked):
-                session.tables["drawn"] = counted(d, found)
-                yield session.tables["drawn"]
-            if session.stopping and "drawn" in session.tables:
-                yield session.tables["drawn"] | {"done": None}
+                table = counted(d, found)
+                yield table
+            if table:
+                session.tables["drawn"] = (prompt, *values), table | {"done": None}
+                yield self.kept(session, "drawn")
 
     async def _stoppable(self, session: Session, asked: Answers) -> AsyncIterator:
         """What a job brings; Stop ends it, and what has come stays."""
-        session.streams = [asked]
+        session.streams, session.experimenting = [asked], True
         try:
             async for found in answers_of(asked, 0.05):
                 yield found
@@ -74,7 +76,7 @@ class LabHandlers:
             if not session.stopping:
                 raise
         finally:
-            session.streams = []
+            session.streams, session.experimenting = [], False
 
     async def table(self, session: Session, prompt, *values) -> dict:
         """Before and after the settings."""
@@ -82,17 +84,29 @@ class LabHandlers:
             params, d = self.params(values), await self.distribution(prompt, session)
             return temperature_table(d, await self.shaped(d, params))
 
+    async def enter(self, session: Session, prompt, *values) -> tuple:
+        """Somebody opens the lab."""
+        session.in_lab = (prompt, *values)
+        return await self.live(session, prompt, *values)
+
     async def live(self, session: Session, prompt, *values) -> tuple:
-        """The table for a prompt or setting that changes, and that the other experiments are stale: nothing before the
-        lab was opened. A prompt or setting that is wrong on the way is told in the table's place."""
-        if session.lab is None:
+        """The table for the prompt and settings as they are now, and the other experiments, marked where they are of
+        others; nothing while the lab is closed. What is wrong with a prompt or setting is told in the table's place."""
+        if session.in_lab is None:
             return gr.skip(), gr.skip(), gr.skip()
-        shown = [session.tables.get(name) for name in ("drawn", "steps")]
-        stale = [table | {"stale": STALE} if table else gr.skip() for table in shown]
+        session.in_lab = (prompt, *values)
         try:
-            return await self.table(session, prompt, *values), *stale
+            table = await self.table(session, prompt, *values)
         except gr.Error as error:
-            return {"empty": error.message}, *stale
+            table = {"empty": error.message}
+        return table, self.kept(session, "drawn"), self.kept(session, "steps")
+
+    def kept(self, session: Session, name: str):
+        """What an experiment brought last; marked as stale where prompt or settings have changed since."""
+        if name not in session.tables:
+            return gr.skip()
+        of, table = session.tables[name]
+        return table | {"stale": "" if of == session.in_lab else STALE}
 
     async def step(self, session: Session, prompt, *values) -> dict:
         """One draw taken apart: at first the one that a run would make, then those of the positions behind it."""
@@ -102,16 +116,25 @@ class LabHandlers:
                 raise RequestError(GREEDY)
             d = await self.distribution(prompt, session)
             position = len(d.prompt) + session.drawn
-            session.drawn, session.seed = session.drawn + 1, params.seed
+            session.drawn, session.seed, session.experiment = session.drawn + 1, params.seed, "step"
             after = await self.shaped(d, params)
             noise = await answer_of(self.handlers.playground.ask(Noise(params.seed, position, len(d.logits))))
-            session.tables["steps"] = draw_in_steps(d, after, noise, params.seed, position)
-            return session.tables["steps"]
+            session.tables["steps"] = (prompt, *values), draw_in_steps(d, after, noise, params.seed, position)
+            return self.kept(session, "steps")
+
+    async def link(self, session: Session, prompt, count, *values) -> str:
+        """The query of an address that opens the lab as it is, at the experiment that was made last."""
+        with told():
+            own = own_settings(SamplingParams.read(dict(zip(NAMES, values, strict=True))))
+        if session.experiment and session.seed is not None:
+            own["seed"] = session.seed
+        more = {"experiment": session.experiment} if session.experiment else {}
+        return link_to("lab", prompt=prompt, **own, draws=count, **more)
 
     async def curve(self, session: Session, prompt) -> AsyncIterator[pandas.DataFrame]:
         """Points of the curve as they are measured."""
         async with run_of(session):
-            playground = self.handlers.playground
+            playground, session.experiment = self.handlers.playground, "curve"
             ids = playground.encode(prompt)
             playground.check_prompt(ids)
             found, room = [], playground.context - len(ids)
@@ -134,51 +157,80 @@ class LabTab(NamedTuple):
     again: gr.Button
     steps: BarTable
     measure: gr.Button
+    stop_measuring: gr.Button
     plot: gr.LinePlot
+    link: gr.Button
+    address: gr.Textbox
+
+
+@contextmanager
+def card(name: str, title: str, about: str) -> Iterator[None]:
+    """The place of one experiment, which a link can lead to."""
+    with gr.Column(elem_classes="card", elem_id=f"experiment-{name}"):
+        gr.Markdown(f"## {title}\n{about}")
+        yield
 
 
 def lab_tab() -> LabTab:
     with gr.Tab("Lab", id="lab") as tab, gr.Column(elem_id="lab-cards"):
-        with gr.Column(elem_classes="card"):
-            gr.Markdown("### What settings do\nWhat may follow the prompt, before and after the settings above.")
+        with card("settings", "What settings do", "What may follow the prompt, before and after the settings above."):
             table = BarTable("What settings do", "Computing the first distribution…", elem_id="lab-table")
-        with gr.Column(elem_classes="card"):
-            gr.Markdown(
-                "### Do the samplers agree?\nMultinomial and Gumbel-max draw from the same distribution: count it."
-            )
+        with card(
+            "draws", "Do the samplers agree?", "Multinomial and Gumbel-max draw from the same distribution: count it."
+        ):
             with gr.Row(elem_classes="lab-row"):
                 count = Number(20000, label="Draws by each", precision=0, elem_id="lab-count", min_width=120)
                 draw = gr.Button("Draw", variant="primary", elem_id="lab-draw", min_width=80, scale=0)
                 stop = gr.Button("Stop", variant="stop", elem_id="lab-stop", min_width=80, scale=0)
             drawn = BarTable("Draws", "Press Draw to count.", elem_id="lab-draws")
-        with gr.Column(elem_classes="card"):
-            gr.Markdown(
-                "### One draw, taken apart\nDivide each probability by exponential noise: the largest ratio wins. The "
-                "first draw is the one that Run makes with the same seed."
-            )
+        with card(
+            "step",
+            "One draw, taken apart",
+            "Divide each probability by exponential noise: the largest ratio wins. The first draw is the one that Run "
+            "makes with the same seed.",
+        ):
             again = gr.Button("Draw once", size="sm", elem_id="lab-step")
             steps = BarTable("The draw", "Press Draw once.", elem_id="lab-steps")
-        with gr.Column(elem_classes="card"):
-            gr.Markdown(
-                "### What the cache buys\nTime per token as the text grows: with the KV cache it stays flat, without "
-                "it every token pays for all before it. Each point is a median of several measurements."
-            )
-            measure = gr.Button("Measure", size="sm", elem_id="lab-measure")
+        with card(
+            "curve",
+            "What the cache buys",
+            "Time per token as the text grows: with the KV cache it stays flat, without it every token pays for all "
+            "before it. Each point is a median of several measurements.",
+        ):
+            with gr.Row(elem_classes="lab-row"):
+                measure = gr.Button("Measure", size="sm", elem_id="lab-measure")
+                stop_measuring = gr.Button("Stop", size="sm", elem_id="lab-stop-measuring")
             x, y, colour = CURVE_COLUMNS.values()
             plot = gr.LinePlot(x=x, y=y, color=colour, height=260, elem_id="lab-curve", y_lim=[0, None])
-    return LabTab(tab, table, count, draw, stop, drawn, again, steps, measure, plot)
+        with gr.Row(elem_classes="actions"):
+            link = gr.Button("Copy link", size="sm", elem_id="link-lab")
+        address = gr.Textbox(visible="hidden", elem_id="link-lab-text")
+    return LabTab(tab, table, count, draw, stop, drawn, again, steps, measure, stop_measuring, plot, link, address)
+
+
+def linked_draws(query: dict[str, str]) -> int | None:
+    """How many draws an address asks for; None where it names no number, or a wrong one."""
+    text = query.get("draws", "")
+    return int(text) if text.isdecimal() and 1 <= len(text) <= 7 else None
 
 
 def connect_lab(lab: LabTab, handlers: Handlers, prompt, controls: Controls, session: gr.State) -> None:
     experiments = LabHandlers(handlers)
     shaping = [controls.by_name[name] for name in NAMES]
     inputs = [session, prompt, *shaping]
-    lab.tab.select(experiments.table, inputs, [lab.table], **QUICK)
-    # controls speak in every tab: only while the lab is open is there anything to show
+    shown = [lab.table, lab.drawn, lab.steps]
+    lab.tab.select(experiments.enter, inputs, shown, **QUICK)
     for control in (prompt, *shaping):
-        control.change(experiments.live, inputs, [lab.table, lab.drawn, lab.steps], trigger_mode="always_last", **QUICK)
-    lab.draw.click(experiments.draws, [session, prompt, lab.count, *shaping], [lab.drawn], **QUICK)
+        control.change(experiments.live, inputs, shown, trigger_mode="always_last", **QUICK)
+    lab.draw.click(
+        experiments.draws, [session, prompt, lab.count, *shaping], [lab.drawn], trigger_mode="multiple", **QUICK
+    )
     lab.again.click(experiments.step, inputs, [lab.steps], **QUICK)
-    lab.measure.click(
+    copied = lab.link.click(experiments.link, [session, prompt, lab.count, *shaping], [lab.address], **QUICK)
+    copied.success(None, [lab.address], None, js="(query) => window.copyLink(query, 'link-lab')")
+    # Measure turns into Stop: see page.css
+    begun = lab.measure.click(None, js="() => { document.body.dataset.measuring = ''; }")
+    measured = begun.then(
         experiments.curve, [session, prompt], [lab.plot], api_visibility="private", concurrency_limit=None
     )
+    measured.then(None, js="() => { delete document.body.dataset.measuring; }")

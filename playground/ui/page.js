@@ -29,6 +29,9 @@
     setTimeout(() => { button.textContent = before; }, 1500);
   };
 
+  window.views.allow(false, ["continue", "receipt", "save-compare", "retry", "edit", "clear-chat"], "There is no text yet.");
+  window.views.allow(false, ["reuse"], "No seed has been drawn yet.");
+
   // Badges open a box below them; it closes by Escape, by a click outside and when focus leaves by Tab.
   const openBadges = () => [...document.querySelectorAll(".badge > .label-wrap.open")];
   const closeBadges = (except) => openBadges().forEach((head) => head.parentElement.contains(except) || head.click());
@@ -61,14 +64,21 @@
     document.dispatchEvent(new CustomEvent("token-closed", { detail: { elsewhere: true } }));
   });
 
+  // What was said of the last action goes with the next one.
+  document.addEventListener("click", (event) => {
+    if (!event.target.closest("button") || event.target.closest(".toast-wrap")) return;
+    document.querySelectorAll(".toast-wrap .toast-close").forEach((close) => close.click());
+  });
+
   // gradio's menus stay open when focus leaves by Tab
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Tab" && event.target.getAttribute("role") === "listbox") event.target.blur();
+    if (event.key === "Tab" && event.target.getAttribute("role") === "combobox") event.target.blur();
   });
 
   // A link says which tab it means.
-  const tab = new URLSearchParams(location.search).get("tab");
-  document.querySelector(`[role=tab][data-tab-id="${CSS.escape(tab || "")}"]`)?.click();
+  const query = new URLSearchParams(location.search), wanted = CSS.escape(query.get("experiment") || "");
+  document.querySelector(`[role=tab][data-tab-id="${CSS.escape(query.get("tab") || "")}"]`)?.click();
+  if (wanted) setTimeout(() => document.getElementById(`experiment-${wanted}`)?.scrollIntoView({ block: "nearest" }), 500);
 
   // A server that is gone is announced, and so is its return.
   const banner = document.createElement("p");

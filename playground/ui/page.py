@@ -16,13 +16,13 @@ from playground.inspect.columns import MOST
 from playground.inspect.columns import NAMES as COLUMN
 from playground.shelf import Shelf
 from playground.ui import components
-from playground.ui.chat import ChatTab, chat_tab, connect_chat
+from playground.ui.chat import ChatTab, chat_tab, connect_chat, linked_talk
 from playground.ui.compare import CompareHandlers, compare_tab, connect_compare, filled, linked_columns
 from playground.ui.components import Heatmap, Inspector, Masthead, TokenChips
 from playground.ui.endpoints import add_endpoints
 from playground.ui.generate import WRITING, GenerateHandlers, RunButtons, connect_generate, generate_tab
 from playground.ui.handlers import STRIP, Handlers
-from playground.ui.lab import connect_lab, lab_tab
+from playground.ui.lab import LabTab, connect_lab, lab_tab, linked_draws
 from playground.ui.session import Session, stop, told
 from playground.ui.settings import NAMES, QUICK, Controls, linked, named_filters, settings_bar
 from playground.ui.visitors import describe_once
@@ -31,13 +31,19 @@ from playground.ui.words import defaults_note, state_in_words
 # In the head: of what gradio takes as `css` it loses media queries. Our views' rules stand below its class twice, so
 # that they count for more than its own.
 PAGE_CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
-HEAD = f"<style>.gradio-container.gradio-container {{ {components.CSS} }}\n{PAGE_CSS}</style>"
+STYLE = f".gradio-container.gradio-container {{ {components.CSS} }}\n{PAGE_CSS}"
+HEAD = f"<style>{STYLE}</style><script>{components.SHARED}</script>"
 THEME = gr.themes.Default(
     primary_hue="indigo",
     neutral_hue="slate",
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
-).set(body_text_color_subdued="*neutral_500")  # gradio's own is too pale to read on white
+).set(  # gradio's own are too pale to read
+    body_text_color_subdued="*neutral_500",
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_hover="*primary_700",
+    button_primary_background_fill_dark="*primary_600",
+)
 SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
 OPEN_GENERATE = """
 () => [...document.querySelectorAll("[role=tab]")].find((tab) => tab.textContent.trim() === "Generate").click()
@@ -48,7 +54,7 @@ EXAMPLES = [
     "The fox looked at the old clock and said,",
     "Tom and his grandmother went to the sea. There",
 ]
-ABOUT_SCALES = """### FP8 scales
+ABOUT_SCALES = """## FP8 scales
 Every number is stored in 8 bits; a block of 128 shares one scale, which restores them. Bright: the block holds larger
 numbers."""
 STATE_SECONDS = 1.0  # between looks at what the engine is doing
@@ -106,10 +112,12 @@ class Head(NamedTuple):
 class Arrivals:
     """What a page shows of the model when somebody opens it, or chooses another one."""
 
-    def __init__(self, handlers: Handlers, head: Head, controls: Controls, panel: Panel, chat: ChatTab, prompt):
+    def __init__(
+        self, handlers: Handlers, head: Head, controls: Controls, panel: Panel, chat: ChatTab, lab: LabTab, prompt
+    ):
         self.handlers = handlers
         self.parts = [prompt, *controls.inputs, controls.filters, controls.note, head.heading, head.model, head.failure]
-        self.parts += [chat.tab, chat.talk, panel.layer, *panel[1:]]
+        self.parts += [lab.count, chat.tab, chat.talk, chat.message, chat.system, panel.layer, *panel[1:]]
         self.built = setting_updates(handlers.playground, {})
 
     async def arrive(self, request: gr.Request, session: Session) -> AsyncIterator[list]:
@@ -118,11 +126,11 @@ class Arrivals:
         before this comes."""
         query = dict(request.query_params)
         given, wrong = linked(query)
-        if "columns" in query and linked_columns(query) is None:
-            wrong.append("columns")
+        readers = {"columns": linked_columns, "turns": linked_talk, "draws": linked_draws}
+        wrong += [name for name, read in readers.items() if name in query and read(query) is None]
         if wrong:
             gr.Warning(f"The link has values that can't be used, and they are left out: {', '.join(wrong)}.")
-        yield self._described(session, given, known=self.built)
+        yield self._described(session, given, known=self.built, query=query)
         layer = query.get("layer", "")
         yield await self._panel(session, int(layer[:4]) if layer.isdecimal() else 0, query.get("projection"))
 
@@ -142,13 +150,17 @@ class Arrivals:
         shown = await self.handlers.choose(layer, projection, session)
         return [*[gr.skip()] * (len(self.parts) - len(shown)), *shown]
 
-    def _described(self, session: Session, given: dict, failure: str = "", known: dict | None = None) -> list:
+    def _described(
+        self, session: Session, given: dict, failure: str = "", known: dict | None = None, query: dict | None = None
+    ) -> list:
         """In the order of `parts`; the prompt stays unless one is given, and so do settings that are `known`."""
         with told():
             playground, name = self.handlers.playground, self.handlers.shelf.name
         self.handlers.know(session, playground)
         info = playground.info
         settings, known = setting_updates(playground, given), known or {}
+        count, talk = linked_draws(query or {}), linked_talk(query or {})
+        session.chat, *said = talk or ([], gr.skip(), gr.skip())
         same = all(settings[name] == known.get(name) for name in FOLDED)
         return [
             given.get("prompt", gr.skip()),
@@ -158,8 +170,10 @@ class Arrivals:
             Masthead.show(info),
             gr.update(value=name),
             gr.update(value=failure, visible=bool(failure)),
+            gr.skip() if count is None else count,
             gr.update(visible=playground.template is not None),
-            {"turns": []},
+            {"turns": session.chat},
+            *said,
             gr.update(choices=layer_choices(info), value=0),
             *[gr.skip()] * 3,
         ]
@@ -210,12 +224,14 @@ def build_page(shelf: Shelf) -> gr.Blocks:
         connect_lab(lab, handlers, prompt, controls, session)
         connect_compare(compare, comparing, CompareHandlers(handlers), prompt, *limits, generate.paper, session)
         connect_chat(chat, handlers, controls, panel.strip, session)
-        for button in (buttons.stop, comparing.stop, chat.stop, lab.stop):
+        for button in (buttons.stop, comparing.stop, chat.stop, lab.stop, lab.stop_measuring):
             button.click(stop, [session], None, api_visibility="private", show_progress="hidden", queue=False)
         for tab in (generate.tab, compare.tab, lab.tab, chat.tab):  # page.css hides what a tab has no use for
             tab.select(None, js=f"() => window.showTab('{tab.id}')")
+        for tab in (generate.tab, compare.tab, chat.tab):
+            tab.select(leave_lab, [session], None, **QUICK)
         page.load(None, js=SCRIPT)
-        arrivals = Arrivals(handlers, head, controls, panel, chat, prompt)
+        arrivals = Arrivals(handlers, head, controls, panel, chat, lab, prompt)
         _connect_model(handlers, head, arrivals, session)
         columns = [control for column in compare.columns for control in column.settings]
         page.load(arrivals.columns, None, [compare.count, compare.shared, *columns], **QUICK)
@@ -235,6 +251,13 @@ def prompt_part() -> tuple[gr.Textbox, TokenChips, gr.Accordion]:
 
 def last_seed(session: Session):
     return gr.skip() if session.seed is None else session.seed
+
+
+def leave_lab(session: Session) -> None:
+    """To another tab, where an experiment under way would stand in the way of a run."""
+    session.in_lab = None
+    if session.experimenting:
+        stop(session)
 
 
 def _connect_model(handlers: Handlers, head: Head, arrivals: Arrivals, session: gr.State) -> None:

@@ -33,13 +33,18 @@ class Session:
         self.seed: int | None = None  # of the last run that drew with one
         self.tree: list[Run] = []  # the last run, and what branched off from it
         self.current: Run | None = None  # the one of them that is shown
+        self.newest: Run | None = None  # of Generate and Chat: the panel speaks of it
         self.columns: list[Run] = []  # of the last comparison
         self.lab: tuple[tuple[str, str], Distribution] | None = None  # what the lab drew from last, and its key
-        self.tables: dict[str, dict] = {}  # that the lab shows, by experiment
+        self.in_lab: tuple | None = None  # while somebody looks at it: the prompt and settings there
+        self.tables: dict[str, tuple] = {}  # of the lab's experiments: what they are of, what is shown
         self.drawn = 0  # single draws in the lab: each takes the next position's noise
         self.scales: np.ndarray | None = None  # of the newest token, of the projection that the panel shows
         self.recomputed = False  # they were, for want of the run's own
         self.chat: list[Message] = []
+        self.said: dict[str, str] = {}  # for a link: all that the last answer followed from
+        self.experimenting = False  # the run under way is one of the lab's
+        self.experiment = ""  # of the lab, the last one
 
     @property
     def watched(self) -> str:
@@ -49,7 +54,9 @@ class Session:
     def forget_model(self) -> None:
         """What belonged to a model that is no longer the one loaded."""
         self.layer, self.projection, self.names, self.scales, self.chat = 0, "", (), None, []
-        self.tree, self.current, self.columns, self.lab, self.tables = [], None, [], None, {}
+        self.tree, self.columns, self.tables = [], [], {}
+        self.current = self.newest = self.lab = None
+        self.said = {}
 
 
 def as_error(sentence: str) -> gr.Error:

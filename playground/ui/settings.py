@@ -31,6 +31,8 @@ KINDS |= dict.fromkeys(SWITCHES, bool)
 DEFAULTS = SUGGESTED | dict.fromkeys(SWITCHES, False)
 OWN = "single"  # settings that the columns of a comparison have of their own
 GREEDY = "Greedy takes the likeliest token: temperature, filters and seed have nothing to decide."
+DECIDED = tuple(name for name in SETTINGS if name != "sampler" and name not in PENALTIES)
+"""Settings that mean nothing to the greedy sampler."""
 LONGEST_LINK = 20_000  # characters of a prompt
 QUICK = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
 """Of events that the page answers in an instant, whatever else goes on."""
@@ -110,15 +112,21 @@ def settings_bar(playground: Playground, last_seed: Callable[[Any], Any], sessio
     greedy = gr.Markdown(GREEDY, visible=False, elem_id="greedy-note", elem_classes=OWN)
     controls = Controls(made, note, filters)
     reuse.click(last_seed, [session], [made["seed"]], **QUICK)
-    decided = [name for name in SETTINGS if name != "sampler" and name not in PENALTIES]
-
-    def explain(chosen: str) -> list:
-        return [gr.update(visible=chosen == "greedy")] + [gr.update(interactive=chosen != "greedy")] * len(decided)
-
-    made["sampler"].change(explain, [made["sampler"]], [greedy, *(made[name] for name in decided)], **QUICK)
+    made["sampler"].change(lambda chosen: gr.update(visible=chosen == "greedy"), [made["sampler"]], [greedy], **QUICK)
+    rest_with_greedy(made)
     for name in FOLDED:
         made[name].change(named_filters, [made[n] for n in FOLDED], [filters], **QUICK)
     return controls
+
+
+def rest_with_greedy(made: dict[str, Any]) -> None:
+    """Controls that decide nothing under greedy rest while it is chosen."""
+    decided = [made[name] for name in DECIDED]
+
+    def explain(chosen: str) -> list:
+        return [gr.update(interactive=chosen != "greedy")] * len(decided)
+
+    made["sampler"].change(explain, [made["sampler"]], decided, **QUICK)
 
 
 def switches(playground: Playground) -> dict[str, gr.Checkbox]:
@@ -194,8 +202,12 @@ def linked(query: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
     return found, sorted(wrong)
 
 
-def link_to(tab: str, prompt: str, values: dict[str, Any], **more: Any) -> str:
-    """The query of an address that opens the page with these settings; switches that are off need no mention."""
+def link_to(tab: str, **values: Any) -> str:
+    """The query of an address that opens the page with these; switches that are off need no mention."""
     said = {name: value for name, value in values.items() if value is not False}
-    texts = {name: "true" if value is True else str(value) for name, value in (said | more).items()}
-    return urlencode({"tab": tab, "prompt": prompt} | texts)
+    return urlencode({"tab": tab} | {name: "true" if value is True else str(value) for name, value in said.items()})
+
+
+def own_settings(params: SamplingParams) -> dict[str, Any]:
+    """As a link says them."""
+    return {name: getattr(params, name) for name in SETTINGS} | {"sampler": params.sampler.value}

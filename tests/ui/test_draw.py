@@ -113,6 +113,11 @@ def test_the_lab_counts_draws_shows_settings_and_takes_a_draw_apart(page):
     before = page.locator("#lab-table").inner_text()
     set_number(page, "#temperature", 2)
     wait_until(lambda: page.locator("#lab-table").inner_text() != before, 10, "a warmer distribution")
+    set_number(page, "#lab-count", 1_000_000)
+    page.click("#lab-draw")
+    wait_until(lambda: "of 1,000,000 draws" in page.locator("#lab-draws").inner_text(), 10, "the first draws")
+    page.click("#lab-stop")
+    page.locator("#lab-draw").wait_for()
     set_number(page, "#lab-count", 5000)
     page.click("#lab-draw")
     wait_until(lambda: "5,000 of 5,000" in page.locator("#lab-draws").inner_text(), 30, "the draws")
@@ -131,6 +136,16 @@ def test_the_lab_counts_draws_shows_settings_and_takes_a_draw_apart(page):
         wait_until(new_rows, 10, "a draw")
         rows = seen[-1][1:]
         assert [ratio == max(row[3] for row in rows) for _, _, _, ratio, _ in rows] == [bool(row[0]) for row in rows]
+    assert page.locator("#lab-draws .bb-warning").count() == 0
+    set_number(page, "#temperature", 1)
+    page.locator("#lab-draws .bb-warning").wait_for()  # of the settings before
+    set_number(page, "#temperature", 2)
+    page.locator("#lab-draws .bb-warning").wait_for(state="hidden")
+    page.click("#lab-measure")
+    page.click("#lab-stop-measuring")
+    page.locator("#lab-measure").wait_for()
+    page.click("#lab-draw")  # which a measurement under way would refuse
+    wait_until(lambda: "5,000 of 5,000" in page.locator("#lab-draws").inner_text(), 30, "the draws")
 
 
 def test_a_link_carries_prompt_and_settings_and_ignores_what_is_wrong(page, server):

@@ -19,9 +19,12 @@ from playground.ui.components.stats.stats import StatsBar
 from playground.ui.components.text_view.text_view import TextView
 from playground.ui.components.token_chips.token_chips import TokenChips
 
+SHARED = (Path(__file__).parent / "shared.js").read_text(encoding="utf-8")
+"""What their scripts have in common, for the page's head."""
+
 CSS = "\n".join(file.read_text(encoding="utf-8") for file in sorted(Path(__file__).parent.glob("*/*.css")))
 
 __all__ = [
-    "CSS", "BarTable", "BranchTree", "ChatView", "Figures", "ForkView", "Heatmap", "Inspector", "Masthead", "StatsBar",
-    "TextView", "TokenChips",
+    "CSS", "SHARED", "BarTable", "BranchTree", "ChatView", "Figures", "ForkView", "Heatmap", "Inspector", "Masthead",
+    "StatsBar", "TextView", "TokenChips",
 ]  # fmt: skip

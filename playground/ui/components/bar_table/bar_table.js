@@ -1,19 +1,11 @@
-const visible = (piece) => piece.replace(/ /g, "\u2423").replace(/\n/g, "\u21b5");
-const percent = (p) => (p < 0.00005 ? "< 0.01%" : `${(p * 100).toFixed(p >= 0.0995 ? 1 : 2)}%`);
-
-function make(name, className, content) {
-  const node = document.createElement(name);
-  if (className) node.className = className;
-  if (content != null) node.textContent = content;
-  return node;
-}
+const { headings, make, percent, visible } = window.views;
 
 function cell(value, column, figures) {
   if (figures) return make("td", "bb-figure", value == null ? "cut" : value.toPrecision(4));
   const box = make("td", `bb-cell bb-${column}`);
   const fill = make("span", "bb-fill");
   fill.style.width = `${value * 100}%`;
-  box.append(fill, make("span", "bb-share", value ? percent(value) : "0"));
+  box.append(fill, make("span", "bb-share", percent(value)));
   return box;
 }
 
@@ -33,13 +25,8 @@ function paint() {
     bar.setAttribute("aria-label", "Draws made");
     box.append(bar);
   }
-  const table = make("table", "bb-table"), head = make("tr");
-  for (const title of ["Token", ...value.columns]) {
-    const name = make("th", "", title);
-    name.scope = "col";
-    head.append(name);
-  }
-  table.append(head);
+  const table = make("table", "bb-table");
+  table.append(headings(["Token", ...value.columns]));
   for (const row of value.rows) {
     const line = make("tr", row.chosen ? "bb-chosen" : row.aside ? "bb-aside" : "");
     line.append(make("td", "bb-token", visible(row.label)));

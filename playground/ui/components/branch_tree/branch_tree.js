@@ -5,11 +5,9 @@ function paint() {
   nav.hidden = rows.length < 2;
   nav.replaceChildren(
     ...rows.map((row) => {
-      const button = document.createElement("button");
+      const button = window.views.make("button", "bt-run", row.label);
       button.type = "button";
-      button.className = "bt-run";
       button.style.marginLeft = `${row.depth * 1.1}rem`;
-      button.textContent = row.label;
       if (row.current) button.setAttribute("aria-current", "true");
       button.addEventListener("click", () => trigger("select", { run: row.run }));
       return button;

@@ -1,4 +1,5 @@
 // One element per turn; a turn whose text grows is appended to, so that a paint costs what is new.
+const { make } = window.views;
 const OPEN = "<think>", CLOSE = "</think>";
 
 // [what was thought or null, whether that has ended, the rest]
@@ -19,27 +20,20 @@ function write(node, text) {
 }
 
 function build(role) {
-  const turn = document.createElement("div");
-  turn.className = `cv-turn cv-${role}`;
-  const thought = document.createElement("details");
-  const summary = document.createElement("summary");
-  const inner = document.createElement("div");
+  const turn = make("div", `cv-turn cv-${role}`);
+  const thought = make("details"), summary = make("summary"), inner = make("div");
   inner.append(document.createTextNode(""));
   thought.append(summary, inner);
   thought.hidden = true;
-  const text = document.createElement("div");
-  text.className = "cv-text";
+  const text = make("div", "cv-text");
   text.append(document.createTextNode(""));
-  const copy = document.createElement("button");
+  const copy = make("button", "cv-copy", "Copy");
   copy.type = "button";
-  copy.className = "cv-copy";
-  copy.textContent = "Copy";
   copy.setAttribute("aria-label", `Copy the ${role === "user" ? "message" : "answer"}`);
   copy.addEventListener("click", () => {
-    navigator.clipboard?.writeText(turn.content).then(() => {
-      copy.textContent = "Copied";
-      setTimeout(() => { copy.textContent = "Copy"; }, 1200);
-    });
+    window.copyText(turn.content);
+    copy.textContent = "Copied";
+    setTimeout(() => { copy.textContent = "Copy"; }, 1200);
   });
   turn.append(thought, text, copy);
   return turn;

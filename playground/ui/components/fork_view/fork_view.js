@@ -1,13 +1,5 @@
-const visible = (piece) => piece.replace(/ /g, "\u2423").replace(/\n/g, "\u21b5");
-const percent = (p) => (p == null ? "–" : p < 1e-5 ? "< 0.001%" : `${(p * 100).toPrecision(p < 0.0995 ? 2 : 3)}%`);
+const { headings, make, percent, visible } = window.views;
 let seen = "";
-
-function make(name, className, content) {
-  const node = document.createElement(name);
-  if (className) node.className = className;
-  if (content != null) node.textContent = content;
-  return node;
-}
 
 // columns on the same weights share the raw probabilities; on others each cell has its own
 const shared = (value) => value.rows.some((row) => row.raw != null);
@@ -15,16 +7,6 @@ const shared = (value) => value.rows.some((row) => row.raw != null);
 function content(cell, own) {
   const score = cell.score == null ? "" : `, score ${cell.score.toFixed(2)}`;
   return `${own ? `raw ${percent(cell.raw)}, after settings ` : ""}${percent(cell.processed)}${score}`;
-}
-
-function headings(value) {
-  const line = make("tr");
-  for (const title of ["Token", ...(shared(value) ? ["Raw"] : []), ...value.labels]) {
-    const cell = make("th", "", title);
-    cell.scope = "col";
-    line.append(cell);
-  }
-  return line;
 }
 
 function paint() {
@@ -42,7 +24,7 @@ function paint() {
   }
   box.append(make("p", "fv-title", `The texts part at token ${value.at + 1}.`));
   const table = make("table", "fv-table");
-  table.append(headings(value));
+  table.append(headings(["Token", ...(shared(value) ? ["Raw"] : []), ...value.labels]));
   for (const row of value.rows) {
     const line = make("tr");
     line.append(make("td", "fv-token", visible(row.text)));

@@ -3,15 +3,7 @@ const body = element.querySelector(".in-body"), close = element.querySelector(".
 const EMPTY = "Point at a word of the text, or choose it with the arrow keys: here stand the words that could have come " +
   "instead, and why the draw took this one.";
 
-const percent = (p) => (p == null ? "" : p < 1e-5 ? "< 0.001%" : p >= 0.0995 ? `${(p * 100).toFixed(0)}%` : `${(p * 100).toPrecision(2)}%`);
-const visible = (piece) => piece.replace(/ /g, "\u2423").replace(/\n/g, "\u21b5").replace(/\t/g, "\u21e5");
-
-function make(name, className, content) {
-  const node = document.createElement(name);
-  if (className) node.className = className;
-  if (content != null) node.textContent = content;
-  return node;
-}
+const { headings, make, percent, visible } = window.views;
 
 function bar(share, most, kind) {
   const fill = make("span", `in-fill in-${kind}`);
@@ -26,7 +18,7 @@ function alternative(row, most, greedy, choose) {
   bars.append(bar(row.raw, most, "raw"));
   if (!greedy) bars.append(bar(row.processed, most, "after"));
   line.append(make("span", "in-token", row.id == null ? row.text : visible(row.text)), bars, make("span", "in-share", percent(row.raw)));
-  if (!greedy) line.append(make("span", "in-share", row.cut ? "cut" : percent(row.processed) || "–"));
+  if (!greedy) line.append(make("span", "in-share", row.cut ? "cut" : percent(row.processed)));
   if (choose) {
     line.type = "button";
     line.title = row.chosen ? "Draw again from here" : "Write on from here with this token";
@@ -49,13 +41,8 @@ function alternatives(data, greedy, choose) {
 }
 
 function gumbel(why) {
-  const table = make("table", "in-why"), head = make("tr");
-  for (const title of ["Token", "log p", "+ noise", "= score"]) {
-    const cell = make("th", "", title);
-    cell.scope = "col";
-    head.append(cell);
-  }
-  table.append(head);
+  const table = make("table", "in-why");
+  table.append(headings(["Token", "log p", "+ noise", "= score"]));
   for (const row of why.rows) {
     const line = make("tr", row.chosen ? "in-chosen" : "");
     line.append(make("td", "in-token", visible(row.text)));

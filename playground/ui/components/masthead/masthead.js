@@ -1,3 +1,4 @@
+const { make } = window.views;
 const find = (name) => element.querySelector(name);
 
 function paint() {
@@ -28,9 +29,8 @@ function leave() {
 }
 
 function button(text, action) {
-  const made = document.createElement("button");
+  const made = make("button", "", text);
   made.type = "button";
-  made.textContent = text;
   made.addEventListener("click", action);
   return made;
 }
@@ -41,9 +41,7 @@ function visit(number) {
   const [where, title, text] = STEPS[step], target = document.querySelector(where);
   target?.classList.add("mh-lit");
   target?.scrollIntoView({ block: "nearest" });
-  const heading = document.createElement("strong"), words = document.createElement("p"), row = document.createElement("div");
-  heading.textContent = `${title} (${step + 1} of ${STEPS.length})`;
-  words.textContent = text;
+  const heading = make("strong", "", `${title} (${step + 1} of ${STEPS.length})`), words = make("p", "", text), row = make("div");
   row.append(button("Skip", leave));
   if (step) row.append(button("Back", () => visit(step - 1)));
   row.append(step + 1 < STEPS.length ? button("Next", () => visit(step + 1)) : button("Done", leave));
@@ -54,8 +52,7 @@ function visit(number) {
 find(".mh-tour").addEventListener("click", () => {
   if (card) return leave();
   document.querySelector("[data-tab-id=generate]")?.click();
-  card = document.createElement("div");
-  card.className = "mh-card";
+  card = make("div", "mh-card");
   card.setAttribute("role", "dialog");
   card.setAttribute("aria-label", "Tour");
   card.addEventListener("keydown", (event) => {

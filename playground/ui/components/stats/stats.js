@@ -1,26 +1,10 @@
-const REASONS = {
-  eos: "end of text",
-  stop: "stop text",
-  length: "token limit",
-  cancelled: "stopped",
-  failed: "failed",
-};
-
-function number(value, digits = 0) {
-  return value == null ? "–" : value.toLocaleString("en", { maximumFractionDigits: digits });
-}
+const { allow, decode, first, make, number, seed, state, tokens } = window.views;
 
 function prefill(s) {
   if (s.prefill_rate == null) return "–";
   if (!s.prefill_rate) return "in the cache";
   const cached = s.cached_tokens ? `, ${number(s.cached_tokens)} in the cache` : "";
   return `${number(s.prefill_rate)} tokens/s${cached}`;
-}
-
-function state(s) {
-  if (s.finish_reason) return REASONS[s.finish_reason] || s.finish_reason;
-  if (s.position) return s.position === 1 ? "waiting, next in line" : `waiting, number ${number(s.position)} in line`;
-  return s.new_tokens ? "writing" : "prefill";
 }
 
 // Run turns into Stop while a text is being written: see page.css.
@@ -31,29 +15,30 @@ function mark(s) {
   body.dataset.writing = [...writing].join(" ").trim();
 }
 
+const NEEDS = { stats: ["continue", "receipt"], "stats-chat": ["retry", "edit", "clear-chat"] };
+
 function paint() {
   const s = props.value;
   mark(s);
+  const ids = NEEDS[element.closest("#stats, #stats-chat")?.id];
+  allow(Boolean(s?.finish_reason && s.new_tokens), ids, s && !s.finish_reason ? "Wait for the end, or press Stop." : "There is no text yet.");
+  if (s?.seed != null) allow(true, ["reuse"]);
   const items = s
     ? [
         ["State", state(s)],
-        ["Tokens", `${number(s.prompt_tokens)} prompt + ${number(s.new_tokens)} written`],
-        ["First token", s.ttft == null ? "–" : `${number(s.ttft * 1000)} ms`],
+        ["Tokens", tokens(s)],
+        ["First token", first(s)],
         ["Prefill", prefill(s)],
-        ["Decode", s.decode_rate == null ? "–" : `${number(s.decode_rate, 1)} tokens/s`],
+        ["Decode", decode(s)],
         ["KV cache", `${number(s.cache_used)} of ${number(s.context)} tokens`],
-        ["Seed", s.seed == null ? "not used" : String(s.seed)],
+        ["Seed", seed(s)],
       ]
     : [["State", "ready"]];
   const list = element.querySelector(".stats");
   list.replaceChildren(
     ...items.map(([name, text]) => {
-      const pair = document.createElement("div");
-      const term = document.createElement("dt");
-      const detail = document.createElement("dd");
-      term.textContent = name;
-      detail.textContent = text;
-      pair.append(term, detail);
+      const pair = make("div");
+      pair.append(make("dt", "", name), make("dd", "", text));
       return pair;
     }),
   );

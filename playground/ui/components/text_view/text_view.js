@@ -1,5 +1,6 @@
 // Text as spans, one per token. `text` and `marks` only grow while a run writes, so a paint costs what is new; any other
 // value starts anew. What was behind a token is asked from the server when somebody looks at it.
+const { make } = window.views;
 const find = (name) => element.querySelector(name);
 const view = find(".tv-text"), measure = find(".tv-measure");
 const LEGENDS = {
@@ -18,10 +19,7 @@ function restart(value) {
   view.replaceChildren();
   find(".tv-title").textContent = value.title || "";
   if (value.prompt) {
-    const prompt = document.createElement("span");
-    prompt.className = "tv-prompt";
-    prompt.textContent = value.prompt;
-    view.append(prompt);
+    view.append(make("span", "tv-prompt", value.prompt));
   }
 }
 
@@ -29,9 +27,7 @@ const clamp = (x) => Math.min(Math.max(x, 0), 1).toFixed(3);
 
 function span(piece, record, index) {
   const [, logprob, entropy, rank, flag] = record.split(",");
-  const token = document.createElement("span");
-  token.className = "tk";
-  token.textContent = piece;
+  const token = make("span", "tk", piece);
   token.dataset.index = index;
   if (logprob) {
     token.style.setProperty("--p", clamp(1 - Math.exp(logprob)));

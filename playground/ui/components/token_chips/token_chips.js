@@ -1,11 +1,4 @@
-const visible = (piece) => piece.replace(/ /g, "\u2423").replace(/\n/g, "\u21b5").replace(/\t/g, "\u21e5");
-
-function make(name, className, content) {
-  const node = document.createElement(name);
-  node.className = className;
-  node.textContent = content;
-  return node;
-}
+const { make, visible } = window.views;
 
 function paint() {
   const value = props.value || { tokens: [], note: "" };
