@@ -30,7 +30,6 @@
   };
 
   window.views.allow(false, ["continue", "receipt", "save-compare", "retry", "edit", "clear-chat"], "There is no text yet.");
-  window.views.allow(false, ["reuse"], "No seed has been drawn yet.");
 
   // Badges open a box below them; it closes by Escape, by a click outside and when focus leaves by Tab.
   const openBadges = () => [...document.querySelectorAll(".badge > .label-wrap.open")];
@@ -54,7 +53,10 @@
   });
 
   window.showTab = (name) => {
+    const before = document.body.dataset.tab ?? "generate";
     document.body.dataset.tab = name;
+    for (const wait of [0, 300, 1000]) setTimeout(window.views.rest, wait); // its parts come when it is opened first
+    if (name === before) return; // gradio selects the first tab once more when the page has come up
     document.dispatchEvent(new CustomEvent("token-closed", { detail: { elsewhere: true } }));
   };
 
@@ -86,13 +88,13 @@
   banner.setAttribute("role", "alert");
   banner.hidden = true;
   document.body.append(banner);
-  let lost = false;
+  let lost = sessionStorage.lost === "yes"; // gradio loads the page anew once the server answers again
   const tell = (text, for_ms) => {
     banner.textContent = text;
     banner.hidden = false;
     if (for_ms) setTimeout(() => { banner.hidden = true; }, for_ms);
   };
-  setInterval(async () => {
+  const look = async () => {
     if (document.hidden && !lost) return;
     try {
       await fetch("gradio_api/startup-events", { cache: "no-store", signal: AbortSignal.timeout(5000) });
@@ -100,10 +102,12 @@
         document.body.removeAttribute("data-writing"); // what was under way has ended with the server
         tell("Connected again. What was being written has stopped; press Run to write anew.", 6000);
       }
-      lost = false;
+      sessionStorage.lost = lost = "";
     } catch {
       if (!lost) tell("The connection to the server is lost; trying again…");
-      lost = true;
+      sessionStorage.lost = lost = "yes";
     }
-  }, 4000);
+  };
+  if (lost) look();
+  setInterval(look, 4000);
 }

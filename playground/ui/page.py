@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from playground import Playground
+from playground import Playground, RequestError
 from playground.engine.events import ModelInfo
 from playground.engine.settings import FOLDED, SWITCHES
 from playground.inspect.columns import MOST
@@ -249,8 +249,11 @@ def prompt_part() -> tuple[gr.Textbox, TokenChips, gr.Accordion]:
     return prompt, chips, opened
 
 
-def last_seed(session: Session):
-    return gr.skip() if session.seed is None else session.seed
+def last_seed(session: Session) -> int:
+    with told():
+        if session.seed is None:
+            raise RequestError("No run has drawn a seed yet; press Run first.")
+    return session.seed
 
 
 def leave_lab(session: Session) -> None:

@@ -228,34 +228,6 @@ def test_a_receipt_saved_from_the_page_replays_there_and_a_changed_one_says_wher
     wait_until(lambda: "First differs at token 7" in verdict.input_value(), 30, "the difference")
 
 
-OWN_DOM = [".tv", ".fv", ".bb", ".bt", ".stats", ".hm", ".in", ".mh", ".fg"]
-
-
-def violations(page) -> list[str]:
-    """Of axe's rules, in what is ours and visible; gradio's own widgets are not ours to mend."""
-    from axe_playwright_python.sync_playwright import Axe
-
-    found = Axe().run(page, context={"include": [[name] for name in OWN_DOM if page.locator(name).count()]}).response
-    return [f"{v['id']}: {node['html'][:120]}" for v in found["violations"] for node in v["nodes"]]
-
-
-def test_our_own_parts_break_no_rule_of_accessibility(page):
-    write(page, 20)
-    page.locator("#output .tv-measure").select_option("p")
-    page.locator("#output .tk").nth(9).click()
-    page.locator("#inspector .in-close").wait_for()
-    assert violations(page) == []
-    page.keyboard.press("Escape")
-    tab(page, "Compare")
-    run(page, "#run-compare")
-    wait_until(lambda: all(finished(page, f"stats-{n}") for n in range(3)), 40, "three ends")
-    assert violations(page) == []
-    tab(page, "Lab")
-    page.click("#lab-step")
-    wait_until(lambda: page.locator("#lab-steps tr").count() > 1, 10, "a draw")
-    assert violations(page) == []
-
-
 def test_pointing_at_a_token_shows_it_and_leaving_shows_the_chosen_one_again(page):
     write(page, 12)
     page.locator("#output .tk").nth(7).click()

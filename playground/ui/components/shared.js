@@ -31,13 +31,18 @@ window.views = {
     return line;
   },
 
-  // Buttons that can do nothing yet say why.
+  // Buttons that can do nothing yet rest, and say why. Those of a tab that was never open are not there yet.
+  resting: {},
   allow(can, ids, why) {
-    for (const id of ids) {
+    for (const id of ids) window.views.resting[id] = can ? "" : why;
+    window.views.rest();
+  },
+  rest() {
+    for (const [id, why] of Object.entries(window.views.resting)) {
       const button = document.getElementById(id);
       if (!button) continue;
-      button.disabled = !can;
-      button.title = can ? "" : why;
+      button.disabled = Boolean(why);
+      button.title = why;
     }
   },
 

@@ -122,4 +122,5 @@ element.addEventListener("keydown", (event) => {
 });
 document.addEventListener("token-shown", (event) => show(event.detail));
 document.addEventListener("token-left", empty);
-empty();
+if (window.views.shown) show(window.views.shown);
+else empty();

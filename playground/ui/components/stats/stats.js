@@ -22,7 +22,6 @@ function paint() {
   mark(s);
   const ids = NEEDS[element.closest("#stats, #stats-chat")?.id];
   allow(Boolean(s?.finish_reason && s.new_tokens), ids, s && !s.finish_reason ? "Wait for the end, or press Stop." : "There is no text yet.");
-  if (s?.seed != null) allow(true, ["reuse"]);
   const items = s
     ? [
         ["State", state(s)],

@@ -95,7 +95,8 @@ async function look(index, pin) {
   const data = explained.get(number) || failed;
   const choose = props.branches && !data.recorded ? (id) => branch(number, id) : null;
   if (pin) document.body.dataset.token = "pinned";
-  say("token-shown", { data, choose, source: element });
+  window.views.shown = { data, choose, source: element }; // an inspector that comes later finds it there
+  say("token-shown", window.views.shown);
   if (pin) keepInView(token);
 }
 
@@ -115,6 +116,7 @@ function hide() {
   if (at < 0) return;
   forget();
   delete document.body.dataset.token;
+  window.views.shown = null;
   say("token-left");
 }
 
