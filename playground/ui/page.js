@@ -41,7 +41,7 @@
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.closest("#prompt")) {
       (visible("run") || visible("run-compare"))?.click();
     }
-    if (event.key === "Escape") {
+    if (event.key === "Escape" && event.isTrusted) {
       const badge = openBadges()[0];
       if (badge) {
         badge.click();
@@ -72,9 +72,10 @@
     document.querySelectorAll(".toast-wrap .toast-close").forEach((close) => close.click());
   });
 
-  // gradio's menus stay open when focus leaves by Tab
+  // gradio's menus stay open when focus leaves by Tab, but not after Escape
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Tab" && event.target.getAttribute("role") === "combobox") event.target.blur();
+    if (event.key !== "Tab" || event.target.getAttribute("role") !== "combobox") return;
+    event.target.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
   });
 
   // A link says which tab it means.
