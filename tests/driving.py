@@ -60,3 +60,18 @@ def run(page, button="#run"):
 def finished(page, name="stats") -> bool:
     state = figures(page, name).get("State")
     return state not in ("ready", "prefill", "writing", None) and not state.startswith("waiting")
+
+
+def write(page, tokens: int = 30) -> None:
+    set_number(page, "#max-new-tokens", tokens)
+    run(page)
+    wait_until(lambda: figures(page).get("State") == "token limit", 40, "the end")
+
+
+def tab(page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+def choose_preset(page, name: str) -> None:
+    page.locator("#preset input").click()
+    page.get_by_role("option", name=name).click()

@@ -33,6 +33,13 @@ def chatty(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def talking(chatty):
+    """A page whose model can chat."""
+    with serve("--model", str(chatty)) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
 def choice(chatty):
     """A page that offers three models: the storyteller, the same with a chat template, and one that is broken."""
     broken = chatty.parent / "broken"

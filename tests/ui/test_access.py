@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from driving import figures, finished, open_page, run, set_number, wait_until
+from driving import figures, finished, open_page, run, set_number, tab, wait_until
 
 pytestmark = pytest.mark.browser
 GRADIOS_OWN = {
@@ -22,24 +22,17 @@ REACH = """() => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def talking(chatty):
-    from serving import serve
-
-    with serve("--model", str(chatty)) as url:
-        yield url
-
-
 @pytest.fixture(params=["light", "dark"])
 def page(browser, talking, request):
     with open_page(browser, f"{talking}/?__theme={request.param}") as page:
         yield page
 
 
-def tab(page, name: str) -> None:
-    page.get_by_role("tab", name=name).click()
+def settle(page, name: str) -> None:
+    """Opens a tab; colours that change slowly have changed."""
+    tab(page, name)
     page.mouse.move(0, 0)
-    page.wait_for_timeout(400)  # colours that change slowly
+    page.wait_for_timeout(400)
 
 
 def violations(page) -> list[str]:
@@ -60,23 +53,23 @@ def test_no_tab_breaks_a_rule_of_accessibility(page):
     page.locator("#output .tk").nth(9).click()
     page.locator("#inspector .in-close").wait_for()
     page.locator("#filters > button").click()
-    tab(page, "Generate")
+    settle(page, "Generate")
     assert violations(page) == []
     tab(page, "Compare")
     run(page, "#run-compare")
     wait_until(lambda: all(finished(page, f"stats-{n}") for n in range(3)), 40, "three ends")
-    tab(page, "Compare")
+    settle(page, "Compare")
     assert violations(page) == []
     tab(page, "Lab")
     page.click("#lab-step")
     wait_until(lambda: page.locator("#lab-steps tr").count() > 1, 10, "a draw")
-    tab(page, "Lab")
+    settle(page, "Lab")
     assert violations(page) == []
     tab(page, "Chat")
     page.fill("#message textarea", "Once upon a time")
     page.click("#send")
     wait_until(lambda: figures(page, "stats-chat").get("State") in ("end of text", "token limit"), 30, "an answer")
-    tab(page, "Chat")
+    settle(page, "Chat")
     assert violations(page) == []
 
 

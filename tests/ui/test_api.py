@@ -44,6 +44,10 @@ def test_generate_has_the_documented_parameters_and_no_other_endpoint_shows(clie
         "/status",
     ]
     assert [p["parameter_name"] for p in endpoints["/generate"]["parameters"]][: len(GOOD)] == list(GOOD)
+    returned = {name: [r["label"] for r in endpoint["returns"]] for name, endpoint in endpoints.items()}
+    assert returned["/generate"] == ["text", "figures", "scales"]
+    assert returned["/compare"] == ["texts", "figures", "fork"]
+    assert not [label for labels in returned.values() for label in labels if label[0].isdigit()], "a number for a name"
 
 
 def test_generate_streams_and_replays_by_seed_what_the_library_writes(client, storyteller):

@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from driving import figures, finished, open_page, run, set_number, text_of, wait_until
+from driving import choose_preset, finished, open_page, run, set_number, tab, text_of, wait_until, write
 
 pytestmark = pytest.mark.browser
 
@@ -18,22 +18,12 @@ def page(browser, server, request):
         yield page
 
 
-def write(page, tokens: int = 30) -> None:
-    set_number(page, "#max-new-tokens", tokens)
-    run(page)
-    wait_until(lambda: figures(page).get("State") == "token limit", 40, "the end")
-
-
 def inspector(page):
     return page.locator("#inspector .in-body")
 
 
 def closed(page) -> bool:
     return not page.locator("#inspector .in-close").is_visible()
-
-
-def tab(page, name: str) -> None:
-    page.get_by_role("tab", name=name).click()
 
 
 def test_each_token_shows_its_alternatives_and_why_it_was_drawn(page):
@@ -148,58 +138,6 @@ def test_the_lab_counts_draws_shows_settings_and_takes_a_draw_apart(page):
     wait_until(lambda: "5,000 of 5,000" in page.locator("#lab-draws").inner_text(), 30, "the draws")
 
 
-def test_a_link_carries_prompt_and_settings_and_ignores_what_is_wrong(page, server):
-    page.goto(f"{server}/?prompt=The+old+fox&sampler=multinomial&temperature=1.25&seed=42&top_k=lots&max_new_tokens=33")
-    wait_until(lambda: page.locator("#prompt textarea").input_value() == "The old fox", 10, "the prompt")
-    wait_until(lambda: page.locator("#temperature input[type=number]").input_value() == "1.25", 5, "the temperature")
-    assert page.locator("#seed input").input_value() == "42"
-    assert page.locator("#max-new-tokens input[type=number]").input_value() == "33"
-    assert page.locator("#sampler input:checked").input_value() == "multinomial"
-
-
-def test_what_is_wrong_in_a_link_is_named(page, server):
-    page.goto(f"{server}/?prompt=The+old+fox&top_k=lots&temperature=-3")
-    page.get_by_text("they are left out: temperature, top_k").wait_for(timeout=8000)
-
-
-def copied(page, button: str) -> str:
-    """The address that a button puts into the clipboard."""
-    page.evaluate("() => { window.copyText = (text) => { window.copied = text; }; window.copied = ''; }")
-    page.click(button)
-    wait_until(lambda: page.evaluate("window.copied"), 5, "the link")
-    return page.evaluate("window.copied")
-
-
-def test_a_copied_link_opens_the_same_settings_and_writes_the_same_text(page):
-    page.fill("#prompt textarea", "The old fox & his <b>friend</b>")
-    set_number(page, "#temperature", 1.1)
-    write(page, 25)
-    before, seed = text_of(page), figures(page)["Seed"]
-    page.fill("#prompt textarea", "something else")  # a link is of what was written
-    page.goto(copied(page, "#link"))
-    wait_until(lambda: page.locator("#seed input").input_value() == seed, 10, "the seed that was drawn")
-    write(page, 25)
-    assert text_of(page) == before
-
-
-def test_a_copied_link_of_a_comparison_writes_the_same_texts(page):
-    tab(page, "Compare")
-    choose_preset(page, "Temperature ladder on one noise")
-    wait_until(lambda: page.locator("#output-3").is_visible(), 5, "four columns")
-    set_number(page, "#max-new-tokens", 20)
-
-    def texts() -> list[str]:
-        run(page, "#run-compare")
-        wait_until(lambda: all(finished(page, f"stats-{n}") for n in range(4)), 40, "four ends")
-        page.wait_for_timeout(500)
-        return [text_of(page, f"output-{name}") for name in ("common", *range(4))]
-
-    before = texts()
-    page.goto(copied(page, "#link-compare"))
-    wait_until(lambda: page.locator("#output-3").is_visible(), 10, "the tab, and its columns")
-    assert texts() == before
-
-
 def upload(page, file) -> None:
     with page.expect_file_chooser() as chooser:
         page.click("#replay")
@@ -260,11 +198,6 @@ def test_a_column_can_fill_the_row_and_all_receipts_can_be_saved(page, tmp_path)
     wait_until(
         lambda: verdict.is_visible() and verdict.input_value().count("Identical: all 10") == 3, 30, "the verdict"
     )
-
-
-def choose_preset(page, name: str) -> None:
-    page.locator("#preset input").click()
-    page.get_by_role("option", name=name).click()
 
 
 def test_the_same_setting_on_fp8_and_on_bf16_weights_stands_side_by_side(page):
