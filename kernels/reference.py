@@ -417,7 +417,11 @@ def advance(ids, moves, block_table, *, tokens, positions, lengths, slots, turn,
     turn.copy_(1 - turn)
 
 
-def survey(logits, temperature, seeds, positions, ids, scored=True) -> torch.Tensor:
+def survey(logits, temperature, seeds, positions, ids, changed=None, scored=True) -> torch.Tensor:
+    if changed is not None:
+        raw = survey(logits, temperature, seeds, positions, ids, scored=False)
+        return torch.cat([raw, survey(changed, temperature, seeds, positions, ids, scored=scored)], dim=-1)
+
     def best(values: torch.Tensor, count: int, *others: torch.Tensor) -> list[torch.Tensor]:
         ids = values.topk(min(count, values.shape[-1])).indices
         missing = (0, count - ids.shape[-1])

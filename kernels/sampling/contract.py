@@ -67,8 +67,11 @@ def survey(
     seeds: torch.Tensor,
     positions: torch.Tensor,
     ids: torch.Tensor,
+    changed: torch.Tensor | None = None,
     scored: bool = True,
 ) -> torch.Tensor:
     """What stood behind the draw of `ids [R]` by `draw` from the other arguments: `[R, SURVEYED]` float64, of which
-    `Survey.of` takes a row apart. Without `scored` there are no candidates: their ids are 0, their values -inf."""
-    return implementation("survey", logits)(logits, temperature, seeds, positions, ids, scored)
+    `Survey.of` takes a row apart. With `changed [R, V]`, of the dtype of `logits`, that of `logits` without candidates
+    and then that of `changed`, `[R, 2 * SURVEYED]`. Without `scored` there are no candidates at all: their ids are 0,
+    their values -inf."""
+    return implementation("survey", logits)(logits, temperature, seeds, positions, ids, changed, scored)

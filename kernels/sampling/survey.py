@@ -78,11 +78,17 @@ def best_scores(score, token, SCORED: tl.constexpr, ROOM: tl.constexpr):
 
 @triton.jit
 def survey_kernel(
-    logits_ptr, temperature_ptr, seeds_ptr, positions_ptr, ids_ptr, sums_ptr, counts_ptr, keys_ptr, score_ptr, best_ptr,
-    vocab, tiles, TILE: tl.constexpr, SHOWN: tl.constexpr, SCORED: tl.constexpr, ROOM: tl.constexpr, PDL: tl.constexpr,
+    logits_ptr, changed_ptr, temperature_ptr, seeds_ptr, positions_ptr, ids_ptr, sums_ptr, counts_ptr, keys_ptr,
+    score_ptr, best_ptr, vocab, tiles, CHANGED: tl.constexpr, TILE: tl.constexpr, SHOWN: tl.constexpr,
+    SCORED: tl.constexpr, ROOM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One tile of a row: sums and counts, keys of the largest logits, or the best scores with their ids."""
+    """One tile of a row: sums and counts, keys of the largest logits, or the best scores with their ids. With CHANGED,
+    the first two of the logits, then all of the others."""
     row, tile, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    out = row * tiles + tile
+    if CHANGED:  # noqa: SIM102  decided when it is compiled
+        if part >= 2:
+            logits_ptr, part, out = changed_ptr, part - 2, out + tl.num_programs(0) * tiles
     token, place = tile * TILE + tl.arange(0, TILE), tl.arange(0, ROOM)
     real = token < vocab
     temperature = tl.load(temperature_ptr + row)
@@ -93,7 +99,6 @@ def survey_kernel(
     let_next_start(PDL)
     wait_for_previous(PDL)
     x = tl.load(logits_ptr + row * vocab + token, mask=real, other=float("-inf")).to(tl.float64)
-    out = row * tiles + tile
     if part == 0:
         drawn = tl.load(logits_ptr + row * vocab + tl.load(ids_ptr + row)).to(tl.float64)
         store_sums(x, x / temperature, drawn, real, sums_ptr + out * 6, counts_ptr + out * 2)
@@ -172,27 +177,33 @@ def join_best(
 
 @triton.jit
 def join_survey_kernel(
-    logits_ptr, temperature_ptr, seeds_ptr, positions_ptr, ids_ptr, sums_ptr, counts_ptr, keys_ptr, score_ptr, best_ptr,
-    out_ptr, vocab, tiles, SINGLE: tl.constexpr, SHOWN: tl.constexpr, SCORED: tl.constexpr, ROOM: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_B: tl.constexpr, CANDIDATES: tl.constexpr, PDL: tl.constexpr,
+    logits_ptr, changed_ptr, temperature_ptr, seeds_ptr, positions_ptr, ids_ptr, sums_ptr, counts_ptr, keys_ptr,
+    score_ptr, best_ptr, out_ptr, vocab, tiles, CHANGED: tl.constexpr, CANDIDATES: tl.constexpr, SINGLE: tl.constexpr,
+    SHOWN: tl.constexpr, SCORED: tl.constexpr, ROOM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_B: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A row's SINGLE numbers, its largest logits with their ids, or its best scores with theirs: in the order of
-    `Survey`."""
+    `Survey`. With CHANGED, of the logits, then of the others, which alone have scores."""
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    at, out_ptr = row * tiles, out_ptr + row * (1 + CHANGED) * (SINGLE + 2 * SHOWN + 3 * SCORED)
+    scored = CANDIDATES
+    if CHANGED:
+        scored = CANDIDATES and part >= 3
+        if part >= 3:
+            logits_ptr, part, at = changed_ptr, part - 3, at + tl.num_programs(0) * tiles
+            out_ptr += SINGLE + 2 * SHOWN + 3 * SCORED
     seed, position = tl.load(seeds_ptr + row), tl.load(positions_ptr + row).to(tl.int64)
     temperature = tl.load(temperature_ptr + row)
     temperature = tl.where(temperature > 0, temperature, 1.0)
     let_next_start(PDL)
     wait_for_previous(PDL)
     logits_ptr += row * vocab
-    out_ptr += row * (SINGLE + 2 * SHOWN + 3 * SCORED)
-    at = row * tiles
     if part == 0:
         sums_ptr, counts_ptr = sums_ptr + at * 6, counts_ptr + at * 2
         join_single(logits_ptr, ids_ptr + row, sums_ptr, counts_ptr, out_ptr, temperature, tiles, BLOCK)
     elif part == 1:
         join_largest(logits_ptr, keys_ptr + at * SHOWN, out_ptr + SINGLE, tiles * SHOWN, BLOCK_S, SHOWN, ROOM)
-    elif CANDIDATES:
+    elif scored:
         join_best(
             logits_ptr, score_ptr + at * SCORED, best_ptr + at * SCORED, out_ptr + SINGLE + 2 * SHOWN, tiles * SCORED,
             temperature, seed, position, BLOCK_B, SCORED, ROOM,
@@ -205,23 +216,24 @@ def join_survey_kernel(
             tl.store(out_ptr + number * SCORED + place, none, mask=place < SCORED)
 
 
-def survey(logits, temperature, seeds, positions, ids, scored=True) -> torch.Tensor:
+def survey(logits, temperature, seeds, positions, ids, changed=None, scored=True) -> torch.Tensor:
     (rows, vocab), device = logits.shape, logits.device
-    tiles, logits = triton.cdiv(vocab, TILE), logits.contiguous()
-    parts = torch.empty(rows, tiles, 6, dtype=torch.float64, device=device)
-    counts = torch.empty(rows, tiles, 2, dtype=torch.int32, device=device)
-    keys = torch.empty(rows, tiles, SHOWN, dtype=torch.int64, device=device)
-    score = torch.empty(rows, tiles, SCORED, dtype=torch.float64, device=device)
-    best = torch.empty(rows, tiles, SCORED, dtype=torch.int32, device=device)
-    given = (logits, temperature, seeds, positions, ids, parts, counts, keys, score, best)
+    tiles, logits, surveys = triton.cdiv(vocab, TILE), logits.contiguous(), 1 if changed is None else 2
+    sums = torch.empty(surveys, rows, tiles, 6, dtype=torch.float64, device=device)
+    counts = torch.empty(surveys, rows, tiles, 2, dtype=torch.int32, device=device)
+    keys = torch.empty(surveys, rows, tiles, SHOWN, dtype=torch.int64, device=device)
+    score = torch.empty(surveys, rows, tiles, SCORED, dtype=torch.float64, device=device)
+    best = torch.empty(surveys, rows, tiles, SCORED, dtype=torch.int32, device=device)
+    other = logits if changed is None else changed.contiguous()
+    given = (logits, other, temperature, seeds, positions, ids, sums, counts, keys, score, best)
     shown = {"SHOWN": SHOWN, "SCORED": SCORED, "ROOM": triton.next_power_of_2(max(SHOWN, SCORED))}
-    survey_kernel[(rows, tiles, 3 if scored else 2)](
-        *given, vocab, tiles, TILE=TILE, **shown, num_warps=4, **overlap(logits)
+    survey_kernel[(rows, tiles, 2 * surveys + scored)](
+        *given, vocab, tiles, CHANGED=surveys > 1, TILE=TILE, **shown, num_warps=4, **overlap(logits)
     )
-    out = torch.empty(rows, SURVEYED, dtype=torch.float64, device=device)
-    join_survey_kernel[(rows, 3)](
-        *given, out, vocab, tiles, SINGLE=SINGLE, **shown, BLOCK=triton.next_power_of_2(tiles),
-        BLOCK_S=triton.next_power_of_2(tiles * SHOWN), BLOCK_B=triton.next_power_of_2(tiles * SCORED),
-        CANDIDATES=scored, num_warps=8, **overlap(logits),
+    out = torch.empty(rows, surveys * SURVEYED, dtype=torch.float64, device=device)
+    join_survey_kernel[(rows, 3 * surveys)](
+        *given, out, vocab, tiles, CHANGED=surveys > 1, CANDIDATES=scored, SINGLE=SINGLE, **shown,
+        BLOCK=triton.next_power_of_2(tiles), BLOCK_S=triton.next_power_of_2(tiles * SHOWN),
+        BLOCK_B=triton.next_power_of_2(tiles * SCORED), num_warps=8, **overlap(logits),
     )  # fmt: skip
     return out

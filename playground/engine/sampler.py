@@ -117,10 +117,9 @@ def explain_rows(
     s = settings
     one = torch.ones_like(s.temperature) if needs.filtered else None  # long before a survey reads it without waiting
     # candidates are those of what the row drew from: the last survey has them
-    told = [kernels.survey(logits, s.temperature, s.seeds, positions, ids, not (needs.penalised or needs.filtered))]
+    penalised = changed if needs.penalised else None
+    told = [kernels.survey(logits, s.temperature, s.seeds, positions, ids, penalised, not needs.filtered)]
     changed = logits if changed is None else changed
-    if needs.penalised:
-        told.append(kernels.survey(changed, s.temperature, s.seeds, positions, ids, not needs.filtered))
     processed = processed_rows(changed, s, needs) if needs.filtered or needs.summed else None
     if needs.filtered:
         heated = torch.where(s.temperature > 0, s.temperature, 1.0)

@@ -284,11 +284,22 @@ def test_a_survey_without_candidates_says_all_else():
     device = "cuda" if torch.cuda.is_available() else "cpu"
     logits, one = torch.randn(2, 1500, generator=torch.Generator().manual_seed(3)), torch.ones(2, dtype=torch.float64)
     given = [t.to(device) for t in (logits, one, torch.arange(2), torch.arange(2), torch.arange(2))]
-    whole, part = surveying.survey(*given), surveying.survey(*given, False)
+    whole, part = surveying.survey(*given), surveying.survey(*given, scored=False)
     told = SURVEYED - 3 * SCORED
     assert_bits_equal(part[:, :told], whole[:, :told])
-    twin = reference.survey(*(t.cpu() for t in given), False)
+    twin = reference.survey(*(t.cpu() for t in given), scored=False)
     assert part[:, told:].tolist() == twin[:, told:].tolist() == [[0.0] * SCORED + [float("-inf")] * 2 * SCORED] * 2
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_a_survey_of_two_is_those_of_each(scored):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(4)
+    logits, changed, one = torch.randn(2, 1500), torch.randn(2, 1500), torch.ones(2, dtype=torch.float64)
+    logits, changed, *given = (t.to(device) for t in (logits, changed, one, *[torch.arange(2)] * 3))
+    both = surveying.survey(logits, *given, changed, scored)
+    assert_bits_equal(both[:, :SURVEYED], surveying.survey(logits, *given, scored=False))
+    assert_bits_equal(both[:, SURVEYED:], surveying.survey(changed, *given, scored=scored))
 
 
 def test_a_logit_that_is_no_number_takes_no_candidates_place():
