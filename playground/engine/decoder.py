@@ -314,13 +314,14 @@ class GraphDecoder:
             self.steps_lent[self.lent] += 1
         return self.graph.replay(self.count)
 
-    def recorded(self, rows: int, variant: Variant) -> Graph | None:
-        """The recording for so many rows; None where there is no memory for one."""
+    def recorded(self, rows: int, variant: Variant, compiled: bool = False) -> Graph | None:
+        """The recording for so many rows; None where there is no memory for one. `compiled`: a step of the kind has
+        run before."""
         key = _key(rows, variant)
         if key in self.graphs or self.recorder.full:
             return self.graphs.get(key)
         try:
-            self.graphs[key] = self.made(*key, self.recorder)
+            self.graphs[key] = self.made(*key, lambda run: self.recorder(run, compiled))
         except torch.OutOfMemoryError:
             self.recorder.full = True
             self.graphs.clear()

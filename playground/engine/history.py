@@ -31,19 +31,24 @@ class Histories(NamedTuple):
         return made
 
     def load(self, given: Sequence[History | None], params: Sequence[SamplingParams]) -> None:
-        """Of rows without penalties nothing is ever looked at."""
-        device = self.counts.device
-        for counts, bias, history, one in zip(self.counts, self.bias, given, params, strict=False):
-            if history is None:
-                continue
-            counts.zero_()
-            counts[sent(torch.tensor(history.prompt, dtype=torch.int64), device)] = kernels.PROMPTED
-            written = sent(torch.tensor(history.written, dtype=torch.int64), device)
-            counts.index_add_(0, written, torch.ones_like(written, dtype=torch.int32))
-            bias.zero_()
-            if one.biases:
-                ids, values = zip(*one.biases.items(), strict=True)
-                bias[sent(torch.tensor(ids), device)] = sent(torch.tensor(values, dtype=torch.float32), device)
+        """Of rows without penalties nothing is ever looked at. All rows together: each transfer and each operation of
+        torch's makes the rows that write wait."""
+        device, vocab = self.counts.device, self.counts.shape[1]
+        prompted, written, biased, values = [], [], [], []  # places in all rows, one behind the other
+        for row, (history, one) in enumerate(zip(given, params, strict=False)):
+            if history is not None:
+                start = row * vocab
+                prompted += [start + token for token in history.prompt]
+                written += [start + token for token in history.written]
+                biased += [start + token for token in one.biases]
+                values += one.biases.values()
+        places = sent(torch.tensor([*prompted, *written, *biased], dtype=torch.int64), device)
+        prompted, written, biased = places.split([len(prompted), len(written), len(biased)])
+        counts, bias = self.counts[: len(given)].zero_().view(-1), self.bias[: len(given)].zero_().view(-1)
+        counts.index_fill_(0, prompted, kernels.PROMPTED)
+        counts.index_add_(0, written, torch.ones_like(written, dtype=torch.int32))
+        if len(biased):
+            bias.index_copy_(0, biased, sent(torch.tensor(values, dtype=torch.float32), device))
 
     def first(self, rows: int) -> Histories:
         return Histories(self.counts[:rows], self.bias[:rows])

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from kernels import INVARIANT_ROWS
 from kernels.compiling import Compilers, only_asked_for
@@ -20,6 +22,8 @@ from playground.engine.prefill import DOUBLED, Chunk, Kind
 from playground.engine.runner import Runner
 from playground.engine.sampler import Needs, Settings
 from playground.engine.settings import SamplingParams
+from playground.model.layers import Product
+from playground.model.transformer import Transformer
 
 LOOK = 0.002  # seconds to wait for a compiler
 NEEDS = [Needs(filtered, summed) for filtered, summed in product((False, True), repeat=2)]
@@ -31,14 +35,18 @@ class Work(NamedTuple):
 
     prompts: tuple[int, ...]
     rows: tuple[int, ...]
-    traced: bool  # with activation scales
+    needs: list[Needs]
+    traced: bool = True  # with activation scales
 
 
 PENALISED, PENALISED_ROWS = [needs._replace(penalised=True) for needs in NEEDS], (1, INVARIANT_ROWS)
 PROMPTS, GROUPS = (32, 64, 128), (1, 4)  # of a first run, alone or compared: compiled before the page is ready
-LATER = (
-    Work((*PROMPTS, 256, DOUBLED), (1, 2, 4, 8, 16, 32), True),
-    Work((*PROMPTS, 256), (1, 2, 4), False),
+ROWS = (1, 2, 4, 8, 16, INVARIANT_ROWS)
+LATER = (  # first what a crowd needs
+    Work((), ROWS, NEEDS[:1]),
+    Work((*PROMPTS, 256, DOUBLED), ROWS, NEEDS[1:]),
+    Work((), PENALISED_ROWS, PENALISED),  # those alone that can stand in for the others
+    Work((*PROMPTS, 256), (1, 2, 4), NEEDS, traced=False),
 )
 
 
@@ -49,7 +57,7 @@ def prepare_first(runner: Runner, compilers: Compilers) -> Iterator[Progress]:
     runs = [partial(dry_prompt, runner, size, traced) for size in PROMPTS for traced in (True, False)]
     runs += [partial(dry_step, runner, rows, variant) for rows, variant in first]
     runs += [partial(dry_draw, runner, rows, Variant(needs, False, True)) for rows in GROUPS for needs in NEEDS]
-    yield from compiled(runs, compilers)
+    yield from compiled(runner, runs, compilers)
     with torch.inference_mode():
         runner.decoder.recorded(1, PLAINEST)
     yield told(compilers)
@@ -57,24 +65,23 @@ def prepare_first(runner: Runner, compilers: Compilers) -> Iterator[Progress]:
 
 def prepare_later(runner: Runner, compilers: Compilers) -> Iterator[Progress]:
     """First the step that can serve for all others until theirs are recorded; then all batch sizes and variants."""
-    with torch.inference_mode():
-        runner.decoder.recorded(INVARIANT_ROWS, FULLEST)
-    yield told(compilers)
+    for _ in record_step(runner, INVARIANT_ROWS, FULLEST):
+        yield told(compilers)
     runs = []
     for work in LATER:
         runs += [partial(dry_prompt, runner, size, work.traced) for size in work.prompts]
         runs += [partial(dry_step, runner, *one) for one in steps_of(work)]
-    yield from compiled(runs, compilers)
+    yield from compiled(runner, runs, compilers)
     compilers.close()
     for work in LATER:
         for _ in record(runner, work):
             yield told(compilers)
 
 
-def compiled(runs: Sequence[Callable[[], object]], compilers: Compilers) -> Iterator[Progress]:
+def compiled(runner: Runner, runs: Sequence[Callable[[], object]], compilers: Compilers) -> Iterator[Progress]:
     """Makes dry runs, and waits until what they ask for is compiled."""
     for dry_run in runs:
-        with only_asked_for(compilers.ask), torch.inference_mode():
+        with only_asked_for(compilers.ask), shallow(runner.model), torch.inference_mode():
             dry_run()
         yield told(compilers)
     while not compilers.look(LOOK):
@@ -82,6 +89,29 @@ def compiled(runs: Sequence[Callable[[], object]], compilers: Compilers) -> Iter
     for failure in compilers.failed:
         print(f"A kernel could not be compiled ahead: {failure}", file=sys.stderr, flush=True)
     compilers.failed.clear()
+
+
+@contextmanager
+def shallow(model: Transformer) -> Iterator[None]:
+    """Within it, the model has no more layers than show all there is: each kind of layer behind each kind that it
+    follows somewhere, and the last. A dry run asks for the same kernels in a fraction of the time."""
+    body, layers = model.model, model.model.layers
+    kept, seen = {0, len(layers) - 1}, set()
+    for at, pair in enumerate(pairwise(kind_of(model, index) for index in range(len(layers)))):
+        if pair not in seen or at + 2 == len(layers):
+            kept |= {at, at + 1}
+        seen.add(pair)
+    body.layers = nn.ModuleList(layers[index] for index in sorted(kept))
+    try:
+        yield
+    finally:
+        body.layers = layers
+
+
+def kind_of(model: Transformer, index: int) -> tuple:
+    """All by which a layer's kernels differ from another's."""
+    products = tuple(part.fp8 for part in model.model.layers[index].modules() if isinstance(part, Product))
+    return model.config.is_moe(index), model.config.window_of(index), products
 
 
 def told(compilers: Compilers) -> Progress:
@@ -108,21 +138,30 @@ def dry_draw(runner: Runner, rows: int, variant: Variant) -> None:
 
 def record(runner: Runner, work: Work) -> Iterator[None]:
     """Makes the recordings, one at a time."""
-    scratch, decoder = runner.cache.scratch, runner.decoder
+    scratch = runner.cache.scratch
     for size in work.prompts:
         pages = [scratch] * pages_for(size)
         for _ in range(2):  # the second time, a prompt is recorded
             with torch.inference_mode():
                 runner.prefill.feed([0] * size, 0, pages, work.traced, True)
             yield
-    for rows, variant in steps_of(work):
-        if isinstance(decoder, GraphDecoder):
-            with torch.inference_mode():
-                decoder.recorded(rows, variant)
-            yield
+    for step in steps_of(work):
+        yield from record_step(runner, *step)
+
+
+def record_step(runner: Runner, rows: int, variant: Variant) -> Iterator[None]:
+    """In two slices, since a request that comes meanwhile waits for the end of one: a run that loads its kernels, and
+    the recording."""
+    decoder = runner.decoder
+    if not isinstance(decoder, GraphDecoder) or (rows, variant) in decoder.graphs:
+        return
+    with torch.inference_mode():
+        dry_step(runner, rows, variant)
+    yield
+    with torch.inference_mode():
+        decoder.recorded(rows, variant, compiled=True)
+    yield
 
 
 def steps_of(work: Work) -> list[tuple[int, Variant]]:
-    """Rows and variants; with penalties those alone that can stand in for the others."""
-    steps = [*product(work.rows, NEEDS), *(product(PENALISED_ROWS, PENALISED) if work.traced else ())]
-    return [(rows, Variant(needs, work.traced, True)) for rows, needs in steps]
+    return [(rows, Variant(needs, work.traced, True)) for rows, needs in product(work.rows, work.needs)]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from compare import assert_bits_equal, assert_close
 from families import prefill, theirs, tokens
+from serving import ROOT
 
 import kernels
 from kernels import reference
@@ -382,3 +387,35 @@ def test_a_prompt_fits_a_context_that_is_shorter_than_its_recording():
     while engine.busy:
         engine.step()
     assert len(row.new_ids) == 5
+
+
+SHALLOW = """
+import torch
+from contextlib import nullcontext
+from kernels.compiling import only_asked_for
+from playground.checkpoint.hub import EMBEDDED
+from playground.engine.engine import Engine
+from playground.engine.loading import load_model
+from playground.engine.prepare import FULLEST, PLAINEST, dry_prompt, dry_step, shallow
+model = load_model(EMBEDDED, torch.device("cuda"))[0]
+runner, asked = Engine(model, None, 32, context=512).runner, []
+for context in (shallow(model), nullcontext()):
+    asked.append(set())
+    with only_asked_for(lambda key, wanted: asked[-1].add(key)), context, torch.inference_mode():
+        for size in (32, 128):
+            dry_prompt(runner, size, True)
+        for variant in (PLAINEST, FULLEST):
+            dry_step(runner, 4, variant)
+short, whole = asked
+print(len(short), sorted(f"{function.fn.__name__} {key}"[:300] for function, key in whole - short))
+"""
+
+
+def test_a_shallow_dry_run_asks_for_all_kernels_of_a_whole_one(tmp_path):
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", SHALLOW], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    count, missing = done.stdout.splitlines()[-1].split(" ", 1)
+    assert int(count) > 20 and missing == "[]"
