@@ -13,6 +13,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -94,7 +95,8 @@ class Compilers:
     def close(self) -> None:
         for line in self.lines:
             line.close()
-        self.process.wait()
+        # they take a moment to end, for which nobody need wait
+        threading.Thread(target=self.process.wait, name="compilers' end", daemon=True).start()
         self.lines, self.idle, self.busy = [], deque(), set()
 
 
