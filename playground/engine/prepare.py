@@ -94,7 +94,8 @@ def compiled(runner: Runner, runs: Sequence[Callable[[], object]], compilers: Co
 @contextmanager
 def shallow(model: Transformer) -> Iterator[None]:
     """Within it, the model has no more layers than show all there is: each kind of layer behind each kind that it
-    follows somewhere, and the last. A dry run asks for the same kernels in a fraction of the time."""
+    follows somewhere, and the last. A dry run asks for the same kernels in a fraction of the time, but for the one that
+    hands results to the host, which is compiled for the sizes of a whole model's trace."""
     body, layers = model.model, model.model.layers
     kept, seen = {0, len(layers) - 1}, set()
     for at, pair in enumerate(pairwise(kind_of(model, index) for index in range(len(layers)))):
