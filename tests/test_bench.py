@@ -25,6 +25,7 @@ def run(monkeypatch, capsys):
     return call
 
 
+@pytest.mark.long
 def test_the_bench_prints_figures_of_what_all_rows_write_together(run, monkeypatch):
     monkeypatch.setattr(timing, "RUNS", 1)
     monkeypatch.setattr(timing, "FIRST_TOKENS", 2)

@@ -144,6 +144,7 @@ def test_the_rate_is_of_the_time_in_which_all_that_were_admitted_write():
     assert late["gap_ms"]["p50"] == late["gap_ms"]["max"] == pytest.approx(50), "what only repeats the last is no gap"
 
 
+@pytest.mark.long
 def test_the_page_is_measured_from_end_to_end(monkeypatch, capsys):
     options = ["--device", "cpu", "--json", "--streams", "1", "3", "--tokens", "12", "--prompt", "9", "--context", "64"]
     monkeypatch.setattr(sys, "argv", ["bench", "--page", *options])
@@ -163,6 +164,7 @@ def test_the_page_is_measured_from_end_to_end(monkeypatch, capsys):
         assert line["tokens_per_second"] is None or line["tokens_per_second"] > line["whole_tokens_per_second"]
 
 
+@pytest.mark.long
 def test_a_new_page_says_when_it_answered_and_when_the_first_text_was_there(monkeypatch, capsys):
     options = ["--device", "cpu", "--json", "--tokens", "8", "--prompt", "9", "--context", "64"]
     monkeypatch.setattr(sys, "argv", ["bench", "--page", "--start", *options])

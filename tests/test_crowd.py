@@ -106,6 +106,7 @@ def check_idle_again(page, before: list[dict]) -> None:
     assert status["ready"]
 
 
+@pytest.mark.long
 def test_a_crowd_for_a_few_seconds_reads_what_each_would_alone(alone):
     with serve_page() as page:
         crowd(page, alone, 2, 1)
@@ -142,6 +143,7 @@ def test_a_request_whose_stream_nobody_opens_is_given_up_in_seconds():
         assert call(connection, "generate", asked(*PAIRS[0]))[1]["new_tokens"] == TOKENS
 
 
+@pytest.mark.long
 def test_those_who_wait_see_their_place_in_line():
     with serve_page("--context", "128") as page:
         port, seen = int(page.url.rpartition(":")[2]), []

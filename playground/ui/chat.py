@@ -85,6 +85,8 @@ def connect_chat(chat: ChatTab, handlers: Handlers, controls: Controls, strip, s
     private = WRITING | {"api_visibility": "private"}
     send = spelled(talker.send, NAMES, NAMES)  # also the endpoint, which remembers the conversation of its client
     chat.send.click(send, [chat.message, *rest, session], shown, api_name="chat", **WRITING)
+    chat.tokens.focus(handlers.look_at, [session], [strip], **QUICK)
+    chat.tokens.blur(handlers.look_away, [session], [strip], **QUICK)
     chat.message.submit(talker.send, [session, chat.message, *rest], shown, **private)
     chat.retry.click(talker.retry, [session, *rest], shown, **private)
     chat.edit.click(talker.edit, [session], [chat.talk, chat.message], **QUICK)
@@ -147,7 +149,7 @@ class ChatHandlers:
             options |= {"inspect": True, "keep": True, "begun": 0}  # an answer is a text of its own
             (stream,) = playground.resume(ids, [asked.params], asked.limit, **options)
             run = handlers.book.keep(Run.of(stream, playground.tokenizer, ""))
-            session.chat, session.newest = list(turns), run
+            session.chat, session.newest, session.looked = list(turns), run, None
             session.said = talk_in_a_link(turns, system, values, asked.params)
             try:
                 async for (pane,) in handlers.paint(session, [run], request):

@@ -104,7 +104,7 @@ class GenerateHandlers:
 
     async def write(self, session: Session, run: Run, request: gr.Request | None) -> AsyncIterator[tuple]:
         """Shows a run of the page's tree while it writes."""
-        session.tree, session.scales = [*session.tree, run], None
+        session.tree, session.scales, session.looked = [*session.tree, run], None, None
         session.current = session.newest = run
         tree = BranchTree.show(session.tree, run)
         async for (pane,) in self.handlers.paint(session, [run], request):
@@ -242,6 +242,8 @@ def connect_generate(
     shown, writing = [tab.output, tab.stats, strip, tab.tree], WRITING | {"api_visibility": "private"}
     buttons.run.click(writer.generate, [session, prompt, *controls.inputs], shown, **writing)
     tab.output.select(writer.branch, [session, *controls.inputs], shown, **writing)
+    tab.output.focus(writer.handlers.look_at, [session], [strip], **QUICK)
+    tab.output.blur(writer.handlers.look_away, [session], [strip], **QUICK)
     tab.more.click(writer.go_on, [session, *controls.inputs], shown, **writing)
     tab.tree.select(writer.show, [session], [tab.output, tab.stats, tab.tree], **QUICK)
     tab.receipt.click(writer.receipt, [session], [tab.paper], **QUICK).success(None, [tab.paper], None, js=SAVE)

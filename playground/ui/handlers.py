@@ -13,7 +13,7 @@ from playground import CheckpointError, EngineError, Playground, RequestError
 from playground.engine.client import Answers
 from playground.engine.events import Progress, TokenScales, WeightScales
 from playground.engine.requests import Load, Scales, Weights
-from playground.engine.settings import SamplingParams
+from playground.engine.settings import SamplingParams, whole_number
 from playground.inspect.book import RunBook
 from playground.inspect.example import RUN, example_token
 from playground.inspect.run import Run
@@ -121,39 +121,62 @@ class Handlers:
             session.layer, session.projection, session.names = found.layer, found.projection, found.names
             for stream in session.streams:
                 stream.watch(session.watched)
-            if session.newest and not session.running:
-                await self.recall(session, playground)
+            if session.newest and session.newest.tokens and not session.running:
+                newest = await self.scales_of(session, session.newest, len(session.newest.tokens) - 1)
+                session.scales, session.recomputed = newest.values, newest.recomputed
+            if session.looked:
+                session.looked_scales = await self.scales_of(session, *session.looked)
         return (
             gr.update(choices=list(found.names), value=found.projection or None),
             weight_view(found),
             self.activation_view(session),
         )
 
-    async def recall(self, session: Session, playground: Playground) -> None:
-        """The scales of the newest token of a run that has ended, for the projection that is shown now."""
-        run = session.newest
-        if not run.tokens or not session.projection:
-            return
-        ids = (*run.prompt_ids, *run.ids[:-1])
-        index = len(run.tokens) - run.taken - 1
-        asked = Scales(run.stream.id, index, session.watched, ids, run.form)
-        found: TokenScales = await answer_of(playground.writer_of(run.stream).ask(asked))
-        session.scales, session.recomputed = found.values, found.recomputed
+    async def look_at(self, event: gr.EventData, session: Session) -> dict:
+        """The panel's strip, of the token of a run that somebody chose, until they leave it."""
+        asked = asked_for(event)
+        with told():
+            run, index = self.book.get(asked.get("run")), whole_number("Index", asked.get("index"))
+            if not 0 <= index < len(run.tokens):
+                raise RequestError(f"The run has {len(run.tokens)} tokens, and no token {index}.")
+            session.looked = run, index
+            session.looked_scales = await self.scales_of(session, run, index)
+        return self.activation_view(session)
+
+    def look_away(self, session: Session) -> dict:
+        session.looked = None
+        return self.activation_view(session)
+
+    async def scales_of(self, session: Session, run: Run, index: int) -> TokenScales:
+        """Those of the step that drew a token of a run (of a token that was chosen by hand: of the step that drew there
+        before), for the projection that is shown now."""
+        if not session.projection:
+            return TokenScales(None, recomputed=False)
+        drew = run
+        while drew.parent and index < drew.taken:
+            drew = drew.parent
+        ids = (*run.prompt_ids, *run.ids[:index])
+        asked = Scales(drew.stream.id, index - drew.taken, session.watched, ids, run.form)
+        return await answer_of(self.playground.writer_of(drew.stream).ask(asked))
 
     def activation_view(self, session: Session) -> dict:
-        if session.scales is not None:
-            blocks = len(session.scales)
+        values, recomputed, title, which = session.scales, session.recomputed, STRIP, "newest"
+        if session.looked:
+            values, recomputed, which = session.looked_scales.values, session.looked_scales.recomputed, "chosen"
+            title = f"Activation scales of token {session.looked[1] + 1}"
+        if values is not None:
+            blocks = len(values)
             note = f"{128 * blocks} values enter, one scale per 1x128 block: {blocks}"
-            if session.recomputed:
+            if recomputed:
                 note += ". Recomputed by feeding the text again: the run's own are no longer kept"
-            return Heatmap.show(ScaleGrid.of(session.scales), STRIP, note, "row", "block")
+            return Heatmap.show(ScaleGrid.of(values), title, note, "row", "block")
         if not (session.newest and session.newest.tokens):
-            return Heatmap.empty(STRIP, "They appear here while the model writes.")
+            return Heatmap.empty(title, "They appear here while the model writes.")
         if not session.projection:
-            return Heatmap.empty(STRIP, PLAIN)
+            return Heatmap.empty(title, PLAIN)
         if session.projection.endswith("kv_b_proj"):
-            return Heatmap.empty(STRIP, ABSORBED)
-        return Heatmap.empty(STRIP, "The gate did not send the newest token to this expert.")
+            return Heatmap.empty(title, ABSORBED)
+        return Heatmap.empty(title, f"The gate did not send the {which} token to this expert.")
 
     # --- the prompt
 

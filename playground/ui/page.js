@@ -62,7 +62,7 @@
 
   // Clicking beside the text and the inspector closes what is open.
   document.addEventListener("click", (event) => {
-    if (!document.body.dataset.token || event.target.closest(".tv-text, #inspector, #settings, #panel, .mh-card")) return;
+    if (!document.body.dataset.token || !event.target.isConnected || event.target.closest(".tv-text, #inspector, #settings, #panel, .mh-card")) return;
     document.dispatchEvent(new CustomEvent("token-closed", { detail: { elsewhere: true } }));
   });
 

@@ -13,6 +13,7 @@ import numpy as np
 from playground import CheckpointError, EngineError, RequestError
 from playground.checkpoint.chat import Message
 from playground.engine.client import Answers
+from playground.engine.events import TokenScales
 from playground.inspect.lab import Distribution
 from playground.inspect.run import Run
 
@@ -41,6 +42,8 @@ class Session:
         self.drawn = 0  # single draws in the lab: each takes the next position's noise
         self.scales: np.ndarray | None = None  # of the newest token, of the projection that the panel shows
         self.recomputed = False  # they were, for want of the run's own
+        self.looked: tuple[Run, int] | None = None  # the token that somebody chose: the panel stays with it
+        self.looked_scales: TokenScales | None = None
         self.chat: list[Message] = []
         self.said: dict[str, str] = {}  # for a link: all that the last answer followed from
         self.experimenting = False  # the run under way is one of the lab's
@@ -55,7 +58,7 @@ class Session:
         """What belonged to a model that is no longer the one loaded."""
         self.layer, self.projection, self.names, self.scales, self.chat = 0, "", (), None, []
         self.tree, self.columns, self.tables = [], [], {}
-        self.current = self.newest = self.lab = None
+        self.current = self.newest = self.lab = self.looked = None
         self.said = {}
 
 

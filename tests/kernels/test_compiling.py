@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
 
 
+@pytest.mark.long
 def test_what_a_dry_run_asks_for_is_compiled_by_other_processes_and_found_by_this_one(tmp_path):
     paths = os.pathsep.join(map(str, (HERE, HERE.parents[1])))
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

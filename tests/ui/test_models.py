@@ -171,6 +171,7 @@ def test_thoughts_are_folded_and_everything_is_text(browser):
     import gradio as gr
 
     from playground.ui.components import ChatView
+    from playground.ui.page import HEAD
 
     hostile = "<img src=x onerror=window.hit=1><script>window.hit=1</script>&lt;b&gt;"
     turns = [
@@ -181,7 +182,7 @@ def test_thoughts_are_folded_and_everything_is_text(browser):
     with gr.Blocks() as blocks:
         view = ChatView(elem_id="talk")
         view.value = {"turns": [{"role": role, "content": content} for role, content in turns]}
-    _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
+    _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, head=HEAD)
     with open_page(browser, url, ready=".cv-turn") as page:
         assert talk(page) == [hostile, "Yes.", ""]
         folded = page.locator("#talk details:not([hidden])")

@@ -103,6 +103,26 @@ def test_the_panel_follows_layer_and_projection_and_shows_the_newest_token(page)
     assert "row 1, column 0: scale" in page.locator("#weight-scales .hm-readout").inner_text()
 
 
+def test_the_panel_follows_the_token_that_is_chosen_and_returns_to_the_newest(page):
+    set_number(page, "#max-new-tokens", 12)
+    run(page)
+    wait_until(lambda: finished(page), 30, "the end")
+    title, legend = page.locator("#activation-scales .hm-title"), page.locator("#activation-scales .hm-legend")
+    newest = legend.inner_text()
+    seen = set()
+    for number in (3, 7):
+        page.locator("#output .tk").nth(number - 1).click()
+        wait_until(lambda n=number: title.inner_text() == f"Activation scales of token {n}", 5, "its scales")
+        seen.add(legend.inner_text())
+    assert len(seen | {newest}) == 3, "other tokens have other scales"
+    page.locator("#projection input").click()
+    page.get_by_role("option", name="self_attn.o_proj").click()
+    wait_until(lambda: legend.inner_text() not in seen, 5, "its scales in another projection")
+    assert title.inner_text() == "Activation scales of token 7"
+    page.locator(".in-close").click()
+    wait_until(lambda: title.inner_text() == "Activation scales of the newest token", 5, "the newest one's")
+
+
 def test_compare_streams_three_columns_together(page):
     set_number(page, "#max-new-tokens", 40)
     page.get_by_role("tab", name="Compare").click()

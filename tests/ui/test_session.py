@@ -175,7 +175,7 @@ def test_a_choice_in_the_panel_takes_effect_in_a_run_under_way_and_behind_its_en
 
 def test_a_model_that_is_not_quantised_is_said_to_have_no_activation_scales(storyteller):
     session = Session()
-    session.current, session.projection = SimpleNamespace(tokens=[1]), ""
+    session.newest, session.projection = SimpleNamespace(tokens=[1]), ""
     view = Handlers(SimpleNamespace(current=storyteller)).activation_view(session)
     assert "This model is not quantised" in str(view) and "expert" not in str(view)
 

@@ -9,6 +9,7 @@ const LEGENDS = {
 let run = null, marks = "", text = "", tokens = [];
 let at = -1, pinned = -1; // the token that is looked at, and the one that was chosen to stay
 let explained = new Map();
+let followed = false; // the panel shows the scales of the token that was chosen
 
 function restart(value) {
   run = value.run;
@@ -98,6 +99,10 @@ async function look(index, pin) {
   window.views.shown = { data, choose, source: element }; // an inspector that comes later finds it there
   say("token-shown", window.views.shown);
   if (pin) keepInView(token);
+  if (pin && data && !data.error && !data.recorded) {
+    followed = true;
+    trigger("focus", { run, index: number }); // the scales follow
+  }
 }
 
 // On a phone the inspector is a sheet over the lower half: the token stays above it.
@@ -115,6 +120,8 @@ function forget() {
 function hide() {
   if (at < 0) return;
   forget();
+  if (followed) trigger("blur");
+  followed = false;
   delete document.body.dataset.token;
   window.views.shown = null;
   say("token-left");

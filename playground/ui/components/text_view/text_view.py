@@ -12,7 +12,8 @@ class TextView(View):
     """Value: what `show` returns, or None. `explain({"run", "index"})` answers for a token, or with an `error`.
 
     The inspector shows the token that somebody looks at. Where the text `branches`, choosing an alternative there
-    triggers `select` with the run, the index and the token, None to draw again.
+    triggers `select` with the run, the index and the token, None to draw again. A token that is chosen to stay triggers
+    `focus` with run and index, and `blur` when it is left.
     """
 
     about = "run, prompt, text, and marks: figures of every token"
