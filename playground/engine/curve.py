@@ -31,7 +31,7 @@ def uncached_step(engine: Engine, ids: list[int]) -> Generator[None, None, tuple
     layers = model.in_slices(tokens, Step(positions, slots=None))
     while True:
         began = time.perf_counter()
-        engine.runner.use_all_threads()
+        engine.runner.use_threads_for(len(ids))
         hidden = next(layers)
         if hidden is not None:
             token = int(model.logits(hidden[-1:]).argmax())

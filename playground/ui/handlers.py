@@ -99,7 +99,6 @@ class Handlers:
         session.streams = [run.stream for run in runs]
         try:
             panes = [Pane(run, self.playground.info) for run in runs]
-            yield panes
             async for _ in paints(panes, self.pace, Listener(self.page, request)):
                 session.scales, session.recomputed = panes[0].scales, False
                 yield panes

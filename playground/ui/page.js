@@ -60,9 +60,13 @@
     document.dispatchEvent(new CustomEvent("token-closed", { detail: { elsewhere: true } }));
   };
 
-  // Clicking beside the text and the inspector closes what is open.
+  // Clicking beside the text and the inspector closes what is open. Where a click began counts: a menu's choice is gone
+  // before it ends.
+  const KEPT = ".tv-text, #inspector, #settings, #panel, .mh-card, [role=listbox]";
+  let kept = false;
+  document.addEventListener("pointerdown", (event) => { kept = Boolean(event.target.closest(KEPT)); });
   document.addEventListener("click", (event) => {
-    if (!document.body.dataset.token || !event.target.isConnected || event.target.closest(".tv-text, #inspector, #settings, #panel, .mh-card")) return;
+    if (!document.body.dataset.token || kept || event.target.closest(KEPT)) return;
     document.dispatchEvent(new CustomEvent("token-closed", { detail: { elsewhere: true } }));
   });
 

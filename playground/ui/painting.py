@@ -20,8 +20,9 @@ from playground.inspect.run import Run
 PAINT_SECONDS = 0.045
 SLOWEST_SECONDS = 0.5
 BUSY = 0.6  # share of a core that painting may take before it slows down
-FIRST_LOOK = 0.01  # seconds between looks for a first token
+FIRST_LOOK = 0.005  # seconds between looks for a first token
 NEWS_SECONDS = 0.5  # a paint at least this often: gradio notices at a paint that nobody is there any more
+FIRST_SECONDS = 0.08  # a run that has no text by then is shown without: before, the browser has nothing to do but wait
 UNREAD_SECONDS = 5.0
 
 
@@ -124,14 +125,14 @@ class Pane:
 
 async def paints(panes: list[Pane], pace: Pace, listener: Listener) -> AsyncIterator[None]:
     """Yields whenever the panes should be shown again, once when all have ended, and now and then without news."""
-    shown, news, writing = time.monotonic(), False, False
+    shown, news, writing = time.monotonic() - NEWS_SECONDS + FIRST_SECONDS, False, False
     while not all(pane.ended for pane in panes):
         pause = pace.next()
         await asyncio.sleep(pause / 3 if writing else FIRST_LOOK)  # the first text and the end are shown at once
         news |= any([pane.take() for pane in panes])
         ended, past = all(pane.ended for pane in panes), time.monotonic() - shown
         first = not writing and any(pane.stats["new_tokens"] for pane in panes)
-        if first or ended or (news and past > pause * 0.9) or past > NEWS_SECONDS:
+        if first or ended or (writing and news and past > pause * 0.9) or past > NEWS_SECONDS:
             shown, news, writing = time.monotonic(), False, writing or first
             if listener.gone:
                 return
