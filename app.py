@@ -53,6 +53,7 @@ def reach_directly(host: str) -> None:
 def open_page(client: ProcessClient, args: argparse.Namespace, models: tuple[str, ...]):
     """Builds the page and puts it on the air, while the engine loads. Raises OSError where it can't listen."""
     from playground.ui.page import HEAD, THEME, build_page
+    from playground.ui.visitors import MIDDLEWARE
 
     page = build_page(Shelf(client, models))
     page.queue(default_concurrency_limit=None)  # rows limit what runs; whoever has none waits in the engine's line
@@ -64,6 +65,7 @@ def open_page(client: ProcessClient, args: argparse.Namespace, models: tuple[str
         state_session_capacity=1000,  # visitors whose runs are remembered
         theme=THEME,
         head=HEAD,
+        app_kwargs={"middleware": MIDDLEWARE},
         show_error=False,
         ssr_mode=False,
         run_history=False,

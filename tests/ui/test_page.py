@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import time
+import urllib.request
 
 import pytest
 from driving import figures, finished, open_page, run, set_number, text_of, wait_until
@@ -203,3 +205,25 @@ def test_nothing_is_wider_than_the_page(browser, server, theme, width):
     with open_page(browser, f"{server}/?__theme={theme}", width, 844) as page:
         time.sleep(0.5)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_page_that_is_opened_for_the_first_time_loads_at_most_700_kilobytes(browser, server):
+    context = browser.browser.new_context()  # with a cache of its own
+    page, sizes = context.new_page(), []
+    network = context.new_cdp_session(page)
+    network.send("Network.enable")
+    network.on("Network.loadingFinished", lambda event: sizes.append(event["encodedDataLength"]))
+    page.goto(server)
+    page.wait_for_selector("#output .tk")
+    page.wait_for_timeout(2000)
+    context.close()
+    assert 100_000 < sum(sizes) <= 700_000
+
+
+@pytest.mark.parametrize("accepted", ["gzip", "identity"])
+def test_the_page_is_compressed_for_browsers_that_take_it(server, accepted):
+    asked = urllib.request.Request(server, headers={"Accept-Encoding": accepted})
+    with urllib.request.urlopen(asked) as answer:
+        body = answer.read()
+        assert (answer.headers["Content-Encoding"] == "gzip") == (accepted == "gzip")
+    assert b"FP8 Playground" in (gzip.decompress(body) if accepted == "gzip" else body)
