@@ -22,7 +22,7 @@ REACH = """() => {
 }"""
 
 
-@pytest.fixture(params=["light", "dark"])
+@pytest.fixture(params=["light", pytest.param("dark", marks=pytest.mark.long)])
 def page(browser, talking, request):
     with open_page(browser, f"{talking}/?__theme={request.param}") as page:
         yield page

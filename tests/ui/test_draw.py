@@ -11,7 +11,12 @@ from driving import choose_preset, finished, open_page, run, set_number, tab, te
 pytestmark = pytest.mark.browser
 
 
-@pytest.fixture(params=[("light", 1440), ("dark", 390)], ids=["light, wide", "dark, phone"])
+@pytest.fixture(
+    params=[
+        pytest.param(("light", 1440), id="light, wide"),
+        pytest.param(("dark", 390), id="dark, phone", marks=pytest.mark.long),
+    ]
+)
 def page(browser, server, request):
     theme, width = request.param
     with open_page(browser, f"{server}/?__theme={theme}", width) as page:
