@@ -60,11 +60,11 @@ class Needs(NamedTuple):
         return cls(filtered, summed, any(p.is_penalised for p in params))
 
 
-def penalised_rows(logits: torch.Tensor, s: Settings, needs: Needs, histories: Histories | None) -> torch.Tensor:
-    """What temperature and filters begin with: the logits `[R, V]`, after the penalties of rows that have any. Other
-    rows keep their bits."""
+def penalised_rows(logits: torch.Tensor, s: Settings, needs: Needs, histories: Histories | None) -> torch.Tensor | None:
+    """What temperature and filters begin with where rows have penalties: the logits `[R, V]` after them, with the bits
+    that they had in other rows. None where no row has any."""
     if not needs.penalised:
-        return logits
+        return None
     return kernels.penalise(logits, *histories, s.repetition, s.frequency, s.presence, s.penalised)
 
 
@@ -84,18 +84,17 @@ def draw_rows(
     changed: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draws a token per row. `logits [R, V]`; `positions [R]` is where each token will stand: its noise's address;
-    `needs` of all rows together; `changed` what penalties make of the logits, where they need it. Returns ids and raw
+    `needs` of all rows together; `changed` what `penalised_rows` makes of the logits. Returns ids and raw
     log-probabilities (natural logarithm, softmax at T=1).
 
     A row goes the way that its own parameters say, whatever the others need: its draw has the same bits in any company.
     """
-    s, penalised = settings, changed if needs.penalised else None
-    ids, logprobs, normaliser = kernels.draw_and_normaliser(logits, s.temperature, s.seeds, positions, penalised)
+    s = settings
+    ids, logprobs, normaliser = kernels.draw_and_normaliser(logits, s.temperature, s.seeds, positions, changed)
     if not (needs.filtered or needs.summed):
         return ids, logprobs
     one = torch.ones_like(s.temperature)  # made before what follows it: a draw reads it before it waits
-    drawn, changed = s.temperature > 0, logits if changed is None else changed
-    processed = processed_rows(changed, s, needs)
+    drawn, processed = s.temperature > 0, processed_rows(logits if changed is None else changed, s, needs)
     if needs.filtered:
         by_noise, _ = kernels.draw(processed, one, s.seeds, positions)
         ids = torch.where(drawn & ((s.top_k > 0) | (s.top_p < 1) | (s.min_p > 0)), by_noise, ids)
@@ -117,8 +116,7 @@ def explain_rows(
     s = settings
     one = torch.ones_like(s.temperature) if needs.filtered else None  # long before a survey reads it without waiting
     # candidates are those of what the row drew from: the last survey has them
-    penalised = changed if needs.penalised else None
-    told = [kernels.survey(logits, s.temperature, s.seeds, positions, ids, penalised, not needs.filtered)]
+    told = [kernels.survey(logits, s.temperature, s.seeds, positions, ids, changed, not needs.filtered)]
     changed = logits if changed is None else changed
     processed = processed_rows(changed, s, needs) if needs.filtered or needs.summed else None
     if needs.filtered:
