@@ -73,7 +73,8 @@ def linked_talk(query: dict[str, str]) -> tuple[list[Message], str, str] | None:
         roles, texts = zip(*((turn["role"], turn["content"]) for turn in turns), strict=True)
     except (KeyError, ValueError, TypeError, RecursionError):
         return None
-    if not all(isinstance(text, str) for text in texts) or not {*roles} <= {"user", "assistant"} or roles[-1] != "user":
+    known = all(role in ("user", "assistant") for role in roles)  # JSON may bring what can't be hashed
+    if not known or roles[-1] != "user" or not all(isinstance(text, str) for text in texts):
         return None
     turns = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
     return turns[:-1], texts[-1], query.get("system", "")[:LONGEST_LINK]

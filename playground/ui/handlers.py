@@ -138,8 +138,8 @@ class Handlers:
             run, index = self.book.get(asked.get("run")), whole_number("Index", asked.get("index"))
             if not 0 <= index < len(run.tokens):
                 raise RequestError(f"The run has {len(run.tokens)} tokens, and no token {index}.")
-            session.looked = run, index
-            session.looked_scales = await self.scales_of(session, run, index)
+            scales = await self.scales_of(session, run, index)  # a paint may come meanwhile
+            session.looked, session.looked_scales = (run, index), scales
         return self.activation_view(session)
 
     def look_away(self, session: Session) -> dict:

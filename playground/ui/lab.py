@@ -106,7 +106,7 @@ class LabHandlers:
         if name not in session.tables:
             return gr.skip()
         of, table = session.tables[name]
-        return table | {"stale": "" if of == session.in_lab else STALE}
+        return table | {"stale": STALE if session.in_lab not in (None, of) else ""}
 
     async def step(self, session: Session, prompt, *values) -> dict:
         """One draw taken apart: at first the one that a run would make, then those of the positions behind it."""

@@ -169,6 +169,7 @@ def test_a_comparison_that_can_not_be_made_is_answered_with_a_sentence(client, s
 
 def test_draws_agree_with_the_softmax(client):
     table = client.predict("Once upon a time", 20000, 1.0, 3, api_name="/draws")
+    assert table["done"] is None and not table["stale"]
     for row in table["rows"]:
         softmax, _, multinomial, gumbel = row["values"]
         assert abs(multinomial - softmax) < 0.02 and abs(gumbel - softmax) < 0.02

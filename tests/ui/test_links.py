@@ -111,7 +111,19 @@ def test_a_copied_link_of_a_conversation_asks_for_the_same_answer(browser, talki
 
 @pytest.mark.parametrize(
     "turns",
-    ["[", "[]", "{}", "7", '[{"role":"user"}]', '[{"role":"root","content":"x"}]', '[{"role":"user","content":1}]'],
+    [
+        "[",
+        "[" * 19_000,
+        '[{"role":[],"content":"x"}]',
+        '[{"role":{},"content":"x"}]',
+        "[7]",
+        "[]",
+        "{}",
+        "7",
+        '[{"role":"user"}]',
+        '[{"role":"root","content":"x"}]',
+        '[{"role":"user","content":1}]',
+    ],
 )
 def test_a_conversation_that_is_none_is_left_out(turns):
     from playground.ui.chat import linked_talk
