@@ -17,7 +17,17 @@ from playground.ui.components import ChatView, StatsBar, TextView
 from playground.ui.generate import WRITING
 from playground.ui.handlers import Handlers
 from playground.ui.session import Session, check_going, refuse_during_a_run, run_of, told
-from playground.ui.settings import LONGEST_LINK, NAMES, QUICK, Asked, Controls, link_to, own_settings, spelled
+from playground.ui.settings import (
+    LONGEST_LINK,
+    NAMES,
+    QUICK,
+    Asked,
+    Controls,
+    LinkButton,
+    link_to,
+    own_settings,
+    spelled,
+)
 
 
 class ChatTab(NamedTuple):
@@ -30,8 +40,7 @@ class ChatTab(NamedTuple):
     retry: gr.Button
     edit: gr.Button
     clear: gr.Button
-    link: gr.Button
-    address: gr.Textbox
+    link: LinkButton
     stats: StatsBar
     tokens: TextView
 
@@ -57,12 +66,11 @@ def chat_tab(playground: Playground, explain: Callable[[dict], dict]) -> ChatTab
             retry = gr.Button("Another answer", size="sm", elem_id="retry")
             edit = gr.Button("Edit last message", size="sm", elem_id="edit")
             clear = gr.Button("New chat", size="sm", elem_id="clear-chat")
-            link = gr.Button("Copy link", size="sm", elem_id="link-chat")
-        address = gr.Textbox(visible="hidden", elem_id="link-chat-text")
+            link = LinkButton.build("link-chat")
         stats = StatsBar(elem_id="stats-chat")
         with gr.Accordion("The newest answer, token by token", open=False):
             tokens = TextView("Answer", explain, elem_id="output-chat")
-    return ChatTab(tab, system, talk, message, send, stop, retry, edit, clear, link, address, stats, tokens)
+    return ChatTab(tab, system, talk, message, send, stop, retry, edit, clear, link, stats, tokens)
 
 
 def linked_talk(query: dict[str, str]) -> tuple[list[Message], str, str] | None:
@@ -91,8 +99,7 @@ def connect_chat(chat: ChatTab, handlers: Handlers, controls: Controls, strip, s
     chat.message.submit(talker.send, [session, chat.message, *rest], shown, **private)
     chat.retry.click(talker.retry, [session, *rest], shown, **private)
     chat.edit.click(talker.edit, [session], [chat.talk, chat.message], **QUICK)
-    copied = chat.link.click(talker.link, [session, chat.message, *rest], [chat.address], **QUICK)
-    copied.success(None, [chat.address], None, js="(query) => window.copyLink(query, 'link-chat')")
+    chat.link.connect(talker.link, [session, chat.message, *rest])
     chat.clear.click(talker.clear, [session], [chat.talk, chat.stats], **QUICK)
 
 

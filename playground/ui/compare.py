@@ -20,7 +20,7 @@ from playground.ui.generate import SAVE, WRITING, RunButtons
 from playground.ui.handlers import Handlers
 from playground.ui.painting import Pane
 from playground.ui.session import Session, refuse_during_a_run, run_of, told
-from playground.ui.settings import DECIDED, QUICK, Asked, control, link_to, own_settings, rest_with_greedy
+from playground.ui.settings import DECIDED, QUICK, Asked, LinkButton, control, link_to, own_settings, rest_with_greedy
 
 PRESETS = {  # columns, and whether they share their noise
     "Three samplers": ([{"sampler": s} for s in ("greedy", "multinomial", "gumbel")], True),
@@ -136,9 +136,8 @@ class CompareHandlers:
 
 class CompareTab(NamedTuple):
     tab: gr.Tab
-    link: gr.Button
+    link: LinkButton
     save: gr.Button
-    address: gr.Textbox
     count: Radio
     shared: gr.Checkbox
     common: TextView
@@ -165,9 +164,8 @@ def compare_tab(handlers: Handlers) -> CompareTab:
         fork = ForkView(elem_id="fork")
         figures = Figures(elem_id="figures")
         with gr.Row(elem_classes="actions"):
-            link = gr.Button("Copy link", size="sm", elem_id="link-compare")
+            link = LinkButton.build("link-compare")
             save = gr.Button("Save receipts", size="sm", elem_id="save-compare")
-        address = gr.Textbox(visible="hidden", elem_id="link-compare-text")
     everything = [control for column in columns for control in column.settings]
     blocks = [column.block for column in columns]
     count.change(lambda n: [gr.update(visible=i < int(n)) for i in range(MOST)], [count], blocks, **QUICK)
@@ -177,7 +175,7 @@ def compare_tab(handlers: Handlers) -> CompareTab:
         return filled(settings, shares)
 
     preset.input(choose, [preset], [count, shared, *everything], **QUICK)
-    return CompareTab(tab, link, save, address, count, shared, common, fork, figures, columns)
+    return CompareTab(tab, link, save, count, shared, common, fork, figures, columns)
 
 
 def _column(number: int, handlers: Handlers) -> Column:
@@ -221,6 +219,5 @@ def connect_compare(
         api_visibility="private",
         **WRITING,
     )
-    copied = compare.link.click(writer.link, given, [compare.address], **QUICK)
-    copied.success(None, [compare.address], None, js="(query) => window.copyLink(query, 'link-compare')")
+    compare.link.connect(writer.link, given)
     compare.save.click(writer.receipts, [session], [paper], **QUICK).success(None, [paper], None, js=SAVE)

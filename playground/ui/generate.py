@@ -20,7 +20,7 @@ from playground.ui.components import BranchTree, StatsBar, TextView
 from playground.ui.handlers import Handlers, asked_for
 from playground.ui.painting import next_of
 from playground.ui.session import Session, refuse_during_a_run, run_of, stop, told
-from playground.ui.settings import NAMES, QUICK, Asked, Controls, link_to, own_settings
+from playground.ui.settings import NAMES, QUICK, Asked, Controls, LinkButton, link_to, own_settings
 from playground.ui.words import in_words
 
 SAVE = """
@@ -32,7 +32,6 @@ SAVE = """
   URL.revokeObjectURL(link.href);
 }
 """
-COPY_LINK = "(query) => window.copyLink(query, 'link')"
 WRITING = {"show_progress": "hidden", "concurrency_limit": None, "trigger_mode": "multiple"}
 """Of events that write for as long as the model does."""
 
@@ -202,11 +201,10 @@ class GenerateTab(NamedTuple):
     stats: StatsBar
     tree: BranchTree
     more: gr.Button
-    link: gr.Button
+    link: LinkButton
     receipt: gr.Button
     replay: gr.UploadButton
     paper: gr.Textbox
-    address: gr.Textbox
     verdict: gr.Textbox
 
 
@@ -217,16 +215,15 @@ def generate_tab(handlers: Handlers) -> GenerateTab:
             stats = StatsBar(elem_id="stats")
             with gr.Row(elem_classes="actions"):
                 more = gr.Button("Continue", size="sm", elem_id="continue")
-                link = gr.Button("Copy link", size="sm", elem_id="link")
+                link = LinkButton.build("link")
                 receipt = gr.Button("Save receipt", size="sm", elem_id="receipt")
                 replay = gr.UploadButton(
                     "Replay a receipt", size="sm", type="binary", file_types=[".json"], elem_id="replay"
                 )
         tree = BranchTree(elem_id="tree")
         paper = gr.Textbox(visible="hidden", elem_id="receipt-text")
-        address = gr.Textbox(visible="hidden", elem_id="link-text")
         verdict = gr.Textbox(label="Replay", lines=1, max_lines=4, interactive=False, visible=False, elem_id="verdict")
-    return GenerateTab(tab, output, stats, tree, more, link, receipt, replay, paper, address, verdict)
+    return GenerateTab(tab, output, stats, tree, more, link, receipt, replay, paper, verdict)
 
 
 def connect_generate(
@@ -250,6 +247,5 @@ def connect_generate(
     tab.replay.upload(lambda: gr.update(value="Running it again…", visible=True), None, [tab.verdict], **QUICK).then(
         writer.replay, [tab.replay, session], [tab.verdict, tab.output, tab.stats, tab.tree], **QUICK
     )
-    copied = tab.link.click(writer.link, [session, prompt, *controls.inputs], [tab.address], **QUICK)
-    copied.success(None, [tab.address], None, js=COPY_LINK)
+    tab.link.connect(writer.link, [session, prompt, *controls.inputs])
     return shown

@@ -20,7 +20,7 @@ from playground.ui.controls import Number
 from playground.ui.handlers import Handlers
 from playground.ui.painting import answer_of, answers_of
 from playground.ui.session import Session, run_of, told
-from playground.ui.settings import QUICK, Controls, link_to, own_settings
+from playground.ui.settings import QUICK, Controls, LinkButton, link_to, own_settings
 
 NAMES = (*(name for name in CONTROLS if name in SETTINGS and name != "sampler"), "sampler")
 CURVE_TOKENS, FEWEST = 400, 36  # written for the curve; fewer than this are not worth a picture
@@ -86,15 +86,15 @@ class LabHandlers:
 
     async def enter(self, session: Session, prompt, *values) -> tuple:
         """Somebody opens the lab."""
-        session.in_lab = (prompt, *values)
+        session.lab_asked = (prompt, *values)
         return await self.live(session, prompt, *values)
 
     async def live(self, session: Session, prompt, *values) -> tuple:
         """The table for the prompt and settings as they are now, and the other experiments, marked where they are of
         others; nothing while the lab is closed. What is wrong with a prompt or setting is told in the table's place."""
-        if session.in_lab is None:
+        if session.lab_asked is None:
             return gr.skip(), gr.skip(), gr.skip()
-        session.in_lab = (prompt, *values)
+        session.lab_asked = (prompt, *values)
         try:
             table = await self.table(session, prompt, *values)
         except gr.Error as error:
@@ -106,7 +106,7 @@ class LabHandlers:
         if name not in session.tables:
             return gr.skip()
         of, table = session.tables[name]
-        return table | {"stale": STALE if session.in_lab not in (None, of) else ""}
+        return table | {"stale": STALE if session.lab_asked not in (None, of) else ""}
 
     async def step(self, session: Session, prompt, *values) -> dict:
         """One draw taken apart: at first the one that a run would make, then those of the positions behind it."""
@@ -159,8 +159,7 @@ class LabTab(NamedTuple):
     measure: gr.Button
     stop_measuring: gr.Button
     plot: gr.LinePlot
-    link: gr.Button
-    address: gr.Textbox
+    link: LinkButton
 
 
 @contextmanager
@@ -203,9 +202,8 @@ def lab_tab() -> LabTab:
             x, y, colour = CURVE_COLUMNS.values()
             plot = gr.LinePlot(x=x, y=y, color=colour, height=260, elem_id="lab-curve", y_lim=[0, None])
         with gr.Row(elem_classes="actions"):
-            link = gr.Button("Copy link", size="sm", elem_id="link-lab")
-        address = gr.Textbox(visible="hidden", elem_id="link-lab-text")
-    return LabTab(tab, table, count, draw, stop, drawn, again, steps, measure, stop_measuring, plot, link, address)
+            link = LinkButton.build("link-lab")
+    return LabTab(tab, table, count, draw, stop, drawn, again, steps, measure, stop_measuring, plot, link)
 
 
 def linked_draws(query: dict[str, str]) -> int | None:
@@ -226,8 +224,7 @@ def connect_lab(lab: LabTab, handlers: Handlers, prompt, controls: Controls, ses
         experiments.draws, [session, prompt, lab.count, *shaping], [lab.drawn], trigger_mode="multiple", **QUICK
     )
     lab.again.click(experiments.step, inputs, [lab.steps], **QUICK)
-    copied = lab.link.click(experiments.link, [session, prompt, lab.count, *shaping], [lab.address], **QUICK)
-    copied.success(None, [lab.address], None, js="(query) => window.copyLink(query, 'link-lab')")
+    lab.link.connect(experiments.link, [session, prompt, lab.count, *shaping])
     # Measure turns into Stop: see page.css
     begun = lab.measure.click(None, js="() => { document.body.dataset.measuring = ''; }")
     measured = begun.then(

@@ -29,8 +29,6 @@
     setTimeout(() => { button.textContent = before; }, 1500);
   };
 
-  window.views.allow(false, ["continue", "receipt", "save-compare", "retry", "edit", "clear-chat"], "There is no text yet.");
-
   // Badges open a box below them; it closes by Escape, by a click outside and when focus leaves by Tab.
   const openBadges = () => [...document.querySelectorAll(".badge > .label-wrap.open")];
   const closeBadges = (except) => openBadges().forEach((head) => head.parentElement.contains(except) || head.click());

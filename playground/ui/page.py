@@ -258,7 +258,7 @@ def last_seed(session: Session) -> int:
 
 def leave_lab(session: Session) -> None:
     """To another tab, where an experiment under way would stand in the way of a run."""
-    session.in_lab = None
+    session.lab_asked = None
     if session.experimenting:
         stop(session)
 

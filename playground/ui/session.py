@@ -37,7 +37,7 @@ class Session:
         self.newest: Run | None = None  # of Generate and Chat: the panel speaks of it
         self.columns: list[Run] = []  # of the last comparison
         self.lab: tuple[tuple[str, str], Distribution] | None = None  # what the lab drew from last, and its key
-        self.in_lab: tuple | None = None  # while somebody looks at it: the prompt and settings there
+        self.lab_asked: tuple | None = None  # while somebody looks at it: the prompt and settings there
         self.tables: dict[str, tuple] = {}  # of the lab's experiments: what they are of, what is shown
         self.drawn = 0  # single draws in the lab: each takes the next position's noise
         self.scales: np.ndarray | None = None  # of the newest token, of the projection that the panel shows

@@ -208,6 +208,24 @@ def link_to(tab: str, **values: Any) -> str:
     return urlencode({"tab": tab} | {name: "true" if value is True else str(value) for name, value in said.items()})
 
 
+class LinkButton(NamedTuple):
+    """Copies the address that opens the page as a tab is. The query goes through a hidden box: a script takes it there."""
+
+    button: gr.Button
+    query: gr.Textbox
+    place: str
+
+    @classmethod
+    def build(cls, place: str) -> LinkButton:
+        button = gr.Button("Copy link", size="sm", elem_id=place)
+        return cls(button, gr.Textbox(visible="hidden", elem_id=f"{place}-text"), place)
+
+    def connect(self, link: Callable, inputs: list) -> None:
+        """`link` makes the query of these inputs."""
+        copied = self.button.click(link, inputs, [self.query], **QUICK)
+        copied.success(None, [self.query], None, js=f"(query) => window.copyLink(query, '{self.place}')")
+
+
 def own_settings(params: SamplingParams) -> dict[str, Any]:
     """As a link says them."""
     return {name: getattr(params, name) for name in SETTINGS} | {"sampler": params.sampler.value}
