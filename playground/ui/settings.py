@@ -209,7 +209,7 @@ def link_to(tab: str, **values: Any) -> str:
 
 
 class LinkButton(NamedTuple):
-    """Copies the address that opens the page as a tab is. The query goes through a hidden box: a script takes it there."""
+    """Copies the address that opens the page as a tab is. Its query waits in a hidden box, where a script takes it."""
 
     button: gr.Button
     query: gr.Textbox
